@@ -1,0 +1,1 @@
+"""Finding what is wrong: census, passes, findings, problem catalogue."""

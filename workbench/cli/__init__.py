@@ -1,0 +1,1 @@
+"""The `qwb` command line: one file per command."""

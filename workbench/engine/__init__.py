@@ -1,0 +1,1 @@
+"""The qcow2 driver: metadata, mapping, guest reads and writes."""

@@ -1,0 +1,1 @@
+"""Pure views shared by the command line and the workbench."""

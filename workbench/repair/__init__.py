@@ -1,0 +1,1 @@
+"""Finding -> fix -> plan -> simulate -> apply -> undo."""

@@ -1,0 +1,1 @@
+"""Bytes in files: what an image is read from and written to."""

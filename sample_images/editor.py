@@ -65,7 +65,12 @@ BITMAP_FIELDS: dict[str, tuple[int, int]] = {  # name: (offset in the entry, len
     "extra_data_size": (20, 4),
 }
 
-BITMAP_EXTENSION_FIELDS = {"nb_bitmaps": (0, 4), "reserved": (4, 4), "directory_size": (8, 8), "directory_offset": (16, 8)}
+BITMAP_EXTENSION_FIELDS: dict[str, tuple[int, int]] = {
+    "nb_bitmaps": (0, 4),
+    "reserved": (4, 4),
+    "directory_size": (8, 8),
+    "directory_offset": (16, 8),
+}
 
 EXT_END = 0
 EXT_BACKING_FORMAT = 0xE2792ACA

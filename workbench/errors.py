@@ -50,7 +50,9 @@ class StorageError(QwbError):
 class LockedError(StorageError):
     """Another process holds the image; `held` names the QEMU permissions in the way."""
 
-    def __init__(self, what: str, *, held: tuple[str, ...] = (), path: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, held: tuple[str, ...] = (), path: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(what, path=path, hint=hint)
         self.held = held
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NewType
 
@@ -59,7 +60,7 @@ def parse_size(text: str) -> int:
     if number.isdigit():
         return int(number) * _SUFFIXES[suffix]
     value = float(number) * _SUFFIXES[suffix]
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise ValueError(f"not a size: {text!r}")
     return int(value)
 

@@ -1,6 +1,6 @@
 """Compressed clusters: raw deflate (compression_type 0) and Zstandard (1) (spec: compression_type, Compressed Clusters).
 
-Both directions let other threads run. Reading accepts whatever QEMU reads; writing keeps to what every reader can read.
+Both directions let other threads run. Reading accepts whatever QEMU reads; writing keeps to what any reader can read.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import zstandard
 
 _RAW_READ: Final = -15
-"""Any deflate window. QEMU asks for 12 bits, but hands zlib the whole cluster as output buffer, and then zlib lets a match
-reach back as far as that buffer goes: a stream with a longer window reads well in QEMU, so it must here."""
+"""Any deflate window. QEMU asks for 12 bits, but hands zlib the whole cluster as output buffer, and then zlib lets a
+match reach back as far as that buffer goes: a stream with a longer window reads well in QEMU, so it must here."""
 _RAW_WRITE: Final = -12
 """QEMU writes with a 4 KiB window; a strict reader with such a window must be able to follow."""
 _ISAL_LEVEL: Final = 3
@@ -47,7 +47,7 @@ def decompress(
 ) -> bytes:
     """The `cluster_size` bytes that start the stream in `data`; what follows the stream is ignored.
 
-    `data` is what the L2 entry describes, so as a rule it has a few bytes too many. Memory is bounded by the cluster size.
+    `data` is what the L2 entry describes: as a rule a few bytes too many. Memory is bounded by the cluster size.
     Raises CorruptError (with `path` and the host `offset` given) for a stream that is damaged or gives fewer bytes, and
     UnsupportedError for an unknown compression type.
     """
@@ -118,8 +118,8 @@ def _deflate(data: bytes | memoryview, level: int | None) -> bytes:
     isal = _isal()
     if level is None and isal is not None:
         packer = isal.compressobj(_ISAL_LEVEL, zlib.DEFLATED, _RAW_WRITE, 9)
-        head: bytes = packer.compress(data)
-        return head + packer.flush()
+        packed: bytes = packer.compress(data) + packer.flush()
+        return packed
     plain = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION if level is None else level, zlib.DEFLATED, _RAW_WRITE, 9)
     return plain.compress(data) + plain.flush()
 
@@ -142,9 +142,8 @@ def _zstd_compressor(level: int) -> zstandard.ZstdCompressor:
 def _unzstd(data: bytes | memoryview, size: int) -> bytes | _Failure:
     """Frames one after the other until `size` bytes are there, as QEMU reads them.
 
-    A stream reader gives no more than it is asked for and skips nothing; the window is bounded, since a frame may ask for
-    2 GiB. (A frame made for a cluster never needs a window beyond the largest cluster, but zstd's levels up to 19 may
-    declare 8 MiB.)
+    A stream reader gives no more than it is asked for. The window is bounded, since a frame may declare 2 GiB: no frame
+    of one cluster needs more than 2 MiB, but zstd may declare 8 MiB at its high levels.
     """
     import zstandard
 

@@ -1,4 +1,4 @@
-"""Compressed clusters: raw deflate (compression_type 0) and Zstandard (1) (spec: compression_type, Compressed Clusters).
+"""Compressed clusters: raw deflate (compression_type 0) and Zstandard (1) (spec: Compressed Clusters Descriptor).
 
 Both directions let other threads run. Reading accepts whatever QEMU reads; writing keeps to what any reader can read.
 """

@@ -1,7 +1,7 @@
 """Storage for crash and failure tests: one logs every operation, one fails at a chosen one.
 
-A power cut leaves a prefix of what was written, and between two flushes any subset of it, each write possibly torn at a
-sector. `crash_images` builds such states from a log.
+A power cut leaves a prefix of what was written, and between two flushes any subset of it, each write possibly torn at
+a sector. `crash_images` builds such states from a log.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ def crash_images(
 ) -> Iterator[tuple[str, bytes]]:
     """Files that a power cut may leave: (description, bytes). Deterministic for a seed.
 
-    Operations before the last flush are all there. Of those after it, a random subset arrived, and one write may be torn:
-    some of its `sector`-sized pieces old, some new. The last state is the complete one.
+    Operations before the last flush are all there. Of those after it, a random subset arrived, and one write may be
+    torn: some of its `sector`-sized pieces old, some new. The last state is the complete one.
     """
     rng = random.Random(seed)
     barriers = [0, *(i + 1 for i, op in enumerate(ops) if op.kind is OpKind.FLUSH)]

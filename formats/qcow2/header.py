@@ -58,7 +58,7 @@ def _v3(subcon: Any) -> Any:
 
 def _beyond(length: int, subcon: Any) -> Any:
     """Present when the header says that it is longer than `length` bytes."""
-    return If((this.version >= 3) & (this.header_length > length), subcon)
+    return If(lambda context: context.version >= 3 and context.header_length > length, subcon)
 
 
 HEADER_SCHEMA: Final = Struct(

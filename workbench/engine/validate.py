@@ -358,16 +358,17 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         )
     seen: set[str] = set()
     for index, each in enumerate(table.snapshots):
-        place, numbers = (each.offset, len(each.raw)), {"index": index, "name": each.name}
+        place = (each.offset, len(each.raw))
+        numbers: dict[str, int | str] = {"index": index, "name": each.name}
         if each.extra_data_size > limits.MAX_SNAPSHOT_EXTRA_DATA:
             what = f"snapshot {index} has {each.extra_data_size} bytes of extra data, more than 1024"
-            yield Fault("SNAPSHOT-EXTRA-TOO-LARGE", what, *place, Refusal.ALWAYS, dict(numbers))
+            yield Fault("SNAPSHOT-EXTRA-TOO-LARGE", what, *place, Refusal.ALWAYS, numbers)
         elif header.version >= 3 and each.extra_data_size < limits.MIN_SNAPSHOT_EXTRA_DATA_V3:
             what = f"snapshot {index} has {each.extra_data_size} bytes of extra data, fewer than 16"
-            yield Fault("SNAPSHOT-EXTRA-TOO-SMALL", what, *place, Refusal.OPEN, dict(numbers))
+            yield Fault("SNAPSHOT-EXTRA-TOO-SMALL", what, *place, Refusal.OPEN, numbers)
         if each.l1_table_offset % geometry.cluster_size:
             what = f"snapshot {index}: L1 table offset {each.l1_table_offset:#x} is not cluster aligned"
-            yield Fault("SNAPSHOT-L1-UNALIGNED", what, each.offset, 8, Refusal.NONE, dict(numbers))
+            yield Fault("SNAPSHOT-L1-UNALIGNED", what, each.offset, 8, Refusal.NONE, numbers)
         elif each.l1_table_offset + each.l1_size * 8 > INT64_MAX:
             yield Fault(
                 "SNAPSHOT-L1-OFFSET",
@@ -375,7 +376,7 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
                 each.offset,
                 8,
                 Refusal.NONE,
-                dict(numbers),
+                numbers,
             )
         if each.l1_size * 8 > limits.MAX_L1_SIZE:
             yield Fault(
@@ -384,19 +385,19 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
                 each.offset + 8,
                 4,
                 Refusal.NONE,
-                dict(numbers),
+                numbers,
             )
         disk = each.disk_size if each.disk_size is not None else header.size
         if geometry.l1_entries_for(disk) > each.l1_size:
             what = f"snapshot {index}: disk size {disk} needs more than its {each.l1_size} L1 entries"
-            yield Fault("SNAPSHOT-DISK-SIZE", what, *place, Refusal.NONE, dict(numbers))
+            yield Fault("SNAPSHOT-DISK-SIZE", what, *place, Refusal.NONE, numbers)
         if each.id in seen:
             yield Fault(
                 "SNAPSHOT-DUPLICATE-ID",
                 f"snapshot {index} repeats the ID {each.id!r}",
                 *place,
                 Refusal.NONE,
-                dict(numbers),
+                numbers,
             )
         seen.add(each.id)
 

@@ -26,7 +26,7 @@ class Base:
     secret: str | None = None
 
     def build(self, folder: Path, stem: str = "image") -> Path:
-        """Build ``STEM.qcow2`` (and companions ``STEM-…``) in `folder`; returns its path. Raises QemuMissing, QemuFailed."""
+        """Build ``STEM.qcow2`` (and companions ``STEM-…``) in `folder`; raises QemuMissing, QemuFailed."""
         folder.mkdir(parents=True, exist_ok=True)
         kit = Kit(folder, stem, self.secret)
         self.make(kit)

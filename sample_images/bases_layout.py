@@ -6,7 +6,7 @@ import struct
 
 from sample_images.bases import Maker, add
 from sample_images.editor import EXT_FEATURE_NAMES
-from sample_images.kit import Kit, K, M, noise, text
+from sample_images.kit import K, Kit, M, noise, text
 
 UNKNOWN_EXTENSION = 0x51574231  # a type nobody has defined
 

@@ -13,10 +13,39 @@ K, M = 1 << 10, 1 << 20
 PASSPHRASE = "open sesame"
 SNAPSHOT_DATE = 1_700_000_000  # seconds since 1970, so that builds repeat
 
-_WORDS = (
-    "cluster table offset guest host entry refcount block snapshot backing bitmap header sector image disk write read "
-    "leak copy zero data lost found orphan repair undo plan check census owner range"
-).split()
+_WORDS = [
+    "cluster",
+    "table",
+    "offset",
+    "guest",
+    "host",
+    "entry",
+    "refcount",
+    "block",
+    "snapshot",
+    "backing",
+    "bitmap",
+    "header",
+    "sector",
+    "image",
+    "disk",
+    "write",
+    "read",
+    "leak",
+    "copy",
+    "zero",
+    "data",
+    "lost",
+    "found",
+    "orphan",
+    "repair",
+    "undo",
+    "plan",
+    "check",
+    "census",
+    "owner",
+    "range",
+]
 
 
 def text(length: int, seed: int) -> bytes:
@@ -81,10 +110,7 @@ class Kit:
 
     def io(self, *commands: str, name: str | None = None) -> None:
         """Run qemu-io commands on the image (or on companion `name`, qcow2)."""
-        if name:
-            source = ["-f", "qcow2", name]
-        else:
-            source = source_arguments(self.path, self.secret)
+        source = ["-f", "qcow2", name] if name else source_arguments(self.path, self.secret)
         flags = [part for command in commands for part in ("-c", command)]
         run_io(*flags, *source, cwd=self.folder)
 

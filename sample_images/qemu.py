@@ -76,8 +76,11 @@ class Verdict:
         return int((self.report or {}).get("leaks", 0))
 
 
-def check(path: Path, *, secret: str | None = None, repair: str | None = None) -> Verdict:
-    """Let ``qemu-img check`` judge `path` (with ``-r REPAIR`` when given, which writes); raises QemuMissing.
+def check(
+    path: Path, *, secret: str | None = None, repair: str | None = None, timeout: float = TIMEOUT_SECONDS
+) -> Verdict:
+    """Let ``qemu-img check`` judge `path` (with ``-r REPAIR`` when given, which writes); raises QemuMissing,
+    subprocess.TimeoutExpired.
 
     It runs in the image's folder, because QEMU looks for an external data file there and not beside the image.
     """
@@ -86,7 +89,7 @@ def check(path: Path, *, secret: str | None = None, repair: str | None = None) -
         command += ["-r", repair]
     command += source_arguments(path, secret)
     done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", cwd=path.parent, timeout=TIMEOUT_SECONDS, check=False
+        command, capture_output=True, text=True, errors="replace", cwd=path.parent, timeout=timeout, check=False
     )
     try:
         report = json.loads(done.stdout) if done.stdout.strip() else None

@@ -51,7 +51,7 @@ class SlotProblem:
 
 
 def cipher_spec(header: LuksHeader) -> CipherSpec:
-    """What the header asks for. Raises CorruptError when it is no LUKS1 header, UnsupportedError for unknown ciphers."""
+    """What the header asks for. CorruptError when it is no LUKS1 header, UnsupportedError for unknown ciphers."""
     if not header.valid:
         what = "no LUKS1 header" if header.version == 1 else f"no LUKS1 header (version {header.version})"
         raise CorruptError(f"{what} where the image says it is", table="LUKS header")
@@ -88,7 +88,6 @@ def unlock(
     CorruptError when the header or all its slots are unusable.
     """
     spec = cipher_spec(header)
-    hash_name = check_hash(header.hash_spec)
     digest_work = header.mk_digest_iterations
     if digest_work == 0:
         raise CorruptError("the master key digest asks for 0 iterations", path=path, table="LUKS header")
@@ -108,7 +107,7 @@ def unlock(
             if material is None:
                 problem = SlotProblem(index, "has its key material past the end", forceable=False)
             else:
-                key = _open_slot(header, header.key_slots[index], material, spec, hash_name, passphrase)
+                key = _open_slot(header, header.key_slots[index], material, spec, passphrase)
                 if key is not None:
                     return Unlocked(index, spec, key)
         if problem is not None:
@@ -143,9 +142,10 @@ def _material(header: LuksHeader, slot: KeySlot, read: ReadMaterial) -> bytes | 
 
 
 def _open_slot(
-    header: LuksHeader, slot: KeySlot, material: bytes, spec: CipherSpec, hash_name: str, passphrase: bytes
+    header: LuksHeader, slot: KeySlot, material: bytes, spec: CipherSpec, passphrase: bytes
 ) -> bytes | None:
     """The master key when the passphrase fits this slot. Sections 2.2 (slots) and 4.1 (decryption of the material)."""
+    hash_name = check_hash(header.hash_spec)
     slot_key = hashlib.pbkdf2_hmac(hash_name, passphrase, slot.salt, slot.iterations, header.key_bytes)
     split = SectorCipher(spec, slot_key).decrypt(material, 0)
     key = af_merge(split[: header.key_bytes * slot.stripes], header.key_bytes, hash_name)

@@ -12,6 +12,7 @@ from formats.qcow2 import limits
 
 SNAPSHOTS = "qcow2: Snapshots"
 FIXED_SIZE: Final = 40
+EXTRA_TOO_LARGE: Final = "more extra data than the limit of 1024 bytes"
 
 
 def _extra(minimum: int, subcon: object) -> object:
@@ -137,6 +138,8 @@ def parse_snapshot_table(data: bytes, count: int, base: int) -> SnapshotTable:
             int.from_bytes(fixed[12:14], "big"),
             int.from_bytes(fixed[14:16], "big"),
         )
+        if extra > limits.MAX_SNAPSHOT_EXTRA_DATA and position + FIXED_SIZE + extra > len(data):
+            return SnapshotTable(tuple(found), base + position, (index, base + position, EXTRA_TOO_LARGE))
         unpadded = FIXED_SIZE + extra + id_size + name_size
         if position + unpadded > len(data):
             return SnapshotTable(tuple(found), base + position, (index, base + position, "entry beyond the data"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,9 @@ def every_field() -> Iterator[tuple[str, Field]]:
         yield from fields_of(schema, name)
 
 
-@pytest.mark.parametrize(("path", "field"), list(every_field()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("path", "field"), list(every_field()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_field_has_a_doc_line_a_spec_reference_and_a_unit_where_it_counts(path: str, field: Field) -> None:
     assert field.doc.endswith("."), path
     assert field.spec.startswith(("qcow2: ", "LUKS1: ")), path
@@ -112,7 +115,8 @@ def test_an_absurd_header_length_costs_nothing() -> None:
 
 
 RECORDS = st.lists(
-    st.tuples(st.sampled_from([0xE2792ACA, 0x6803F857, 0x23852875, 0x44415441, 77]), st.binary(max_size=100)), max_size=6
+    st.tuples(st.sampled_from([0xE2792ACA, 0x6803F857, 0x23852875, 0x44415441, 77]), st.binary(max_size=100)),
+    max_size=6,
 )
 
 
@@ -218,7 +222,7 @@ def assert_covers(node: Node) -> None:
     solid = [child for child in node.children if child.kind is not NodeKind.BITS]
     if solid:
         assert solid[0].offset == node.offset and solid[-1].end == node.end, node.path
-        for left, right in zip(solid, solid[1:], strict=False):
+        for left, right in itertools.pairwise(solid):
             assert left.end == right.offset, (left.path, right.path)
     for child in node.children:
         assert_covers(child)

@@ -12,6 +12,7 @@ from formats.qcow2 import limits
 from formats.qcow2.bitmaps import Bitmap
 from formats.qcow2.extensions import Extension, ExtensionType
 from formats.qcow2.header import AUTOCLEAR, COMPRESSION_TYPES, INCOMPATIBLE, V2_LENGTH, V3_LENGTH
+from formats.qcow2.snapshots import EXTRA_TOO_LARGE
 from workbench.engine.faults import Fault, Refusal
 from workbench.engine.metadata import Metadata
 from workbench.units import Geometry
@@ -165,7 +166,7 @@ def _tables(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         yield Fault(
             "SNAPSHOTS-TOO-MANY", f"{header.nb_snapshots} snapshots exceed the limit of 65536", 60, 4, Refusal.ALWAYS
         )
-    elif header.nb_snapshots:
+    else:
         yield from _table(
             "snapshot table",
             "SNAPSHOT-TABLE",
@@ -292,10 +293,10 @@ def _data_file(meta: Metadata) -> Iterator[Fault]:
     header = meta.header
     if header.has("data_file") and meta.data_file_name is None:
         yield Fault(
-            "DATA-FILE-UNNAMED", "external data file bit but no name of the file in the header", 72, 8, Refusal.OPEN
+            "DATA-FILE-UNNAMED", "external data file bit but no name of the file in the header", 72, 8, Refusal.ALWAYS
         )
     if header.has("data_file_raw") and not header.has("data_file"):
-        yield Fault("DATA-FILE-RAW-BIT", "raw data file bit without the external data file bit", 88, 8)
+        yield Fault("DATA-FILE-RAW-BIT", "raw data file bit without the external data file bit", 88, 8, Refusal.ALWAYS)
     if header.has("data_file_raw") and header.backing_file_offset:
         yield Fault("DATA-FILE-RAW-BACKING", "raw external data file together with a backing file", 88, 8)
 
@@ -353,9 +354,10 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
     table = meta.snapshot_table
     if table.broken:
         index, offset, reason = table.broken
-        yield Fault(
-            "SNAPSHOT-UNREADABLE", f"snapshot table entry {index}: {reason}", offset, 40, Refusal.OPEN, {"index": index}
-        )
+        code, refusal = ("SNAPSHOT-UNREADABLE", Refusal.OPEN)
+        if reason == EXTRA_TOO_LARGE:
+            code, refusal = ("SNAPSHOT-EXTRA-TOO-LARGE", Refusal.ALWAYS)
+        yield Fault(code, f"snapshot table entry {index}: {reason}", offset, 40, refusal, {"index": index, "name": ""})
     seen: set[str] = set()
     for index, each in enumerate(table.snapshots):
         place = (each.offset, len(each.raw))

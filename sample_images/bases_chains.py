@@ -36,16 +36,16 @@ def _over_qcow2(*options: str, size: int | None = None) -> Maker:
 
 
 def _chain(kit: Kit) -> None:
-    raw = kit.raw("base.raw", text(600 * K + 512, 31))
+    raw = kit.raw("base.raw", text(180 * K + 512, 31))
     final, middle = kit.stem, kit.beside("middle")
     kit.stem = middle
-    kit.create_over(raw, "raw", "cluster_size=4k", size=900 * K)
+    kit.create_over(raw, "raw", "cluster_size=4k", size=300 * K)
     kit.io(
-        f"write -q -P 0xe1 {40 * K} {40 * K}", f"write -q -z {200 * K} {50 * K}", f"write -q -P 0xe2 {700 * K} {8 * K}"
+        f"write -q -P 0xe1 {40 * K} {40 * K}", f"write -q -z {100 * K} {50 * K}", f"write -q -P 0xe2 {270 * K} {8 * K}"
     )
     kit.stem = final
-    kit.create_over(f"{middle}.qcow2", "qcow2", "cluster_size=64k", size=1 * M + 512)
-    kit.io(f"write -q -P 0xf1 {60 * K} {8 * K}", f"write -q -z {192 * K} {64 * K}")
+    kit.create_over(f"{middle}.qcow2", "qcow2", "cluster_size=16k", size=400 * K + 512)
+    kit.io(f"write -q -P 0xf1 {60 * K} {8 * K}", f"write -q -z {256 * K} {32 * K}")
 
 
 def _no_format(kit: Kit) -> None:
@@ -82,7 +82,9 @@ def _backing_compressed(kit: Kit) -> None:
 def _data_file(raw: bool, *options: str) -> Maker:
     def make(kit: Kit) -> None:
         data = kit.beside("data.raw")
-        kit.create(1 * M, "cluster_size=16k", f"data_file={data}", f"data_file_raw={'on' if raw else 'off'}", *options)
+        kit.create(
+            512 * K, "cluster_size=16k", f"data_file={data}", f"data_file_raw={'on' if raw else 'off'}", *options
+        )
         kit.fill(16 * K, compressed=False)
 
     return make

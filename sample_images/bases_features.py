@@ -102,7 +102,7 @@ def _bitmap_uneven(kit: Kit) -> None:
 
 def _converted(*options: str, extra: tuple[str, ...] = ()) -> Maker:
     def make(kit: Kit) -> None:
-        content = text(320 * K, 26) + bytes(128 * K) + noise(64 * K, 27) + text(100 * K, 28)
+        content = text(192 * K, 26) + bytes(128 * K) + noise(32 * K, 27) + text(100 * K, 28)
         source = kit.raw("source.raw", content)
         arguments = ["convert", "-q", "-f", "raw", "-O", "qcow2", "-m", "1", *extra]
         if options:

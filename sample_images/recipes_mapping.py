@@ -537,7 +537,7 @@ def _ext_cross(e: Editor) -> None:
     "data-file",
 )
 def _ext_moved(e: Editor) -> None:
-    e.set_l2(16 * K, COPIED | 48 * 16 * K)
+    e.set_l2(16 * K, COPIED | 30 * 16 * K)
 
 
 @recipe(

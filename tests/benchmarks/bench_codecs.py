@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +45,18 @@ def as_qemu(data: bytes) -> bytes:
     """What QEMU makes of a cluster: zlib level 6, 4 KiB window, memory level 9."""
     packer = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -12, 9)
     return packer.compress(data) + packer.flush()
+
+
+def packed_by(kind: int, data: bytes) -> bytes | None:
+    return codecs.compress(data, kind)
+
+
+def by_zlib(size: int, data: bytes) -> bytes:
+    return zlib.decompressobj(-15).decompress(data, size)
+
+
+def by_us(size: int, data: bytes) -> bytes:
+    return codecs.decompress(data, size, 0)
 
 
 def timed(work: Callable[[T], R], items: Sequence[T], threads: int, rounds: int) -> tuple[float, list[R]]:
@@ -78,7 +91,7 @@ def main() -> None:
         base_size = sum(map(len, base))
         print(f"  {'zlib as QEMU, 2 threads':34} {total / base_time:7.0f} MB/s  {base_size:10} bytes")
         for label, kind, threads in (("deflate", 0, 1), ("deflate", 0, 2), ("zstd", 1, 1), ("zstd", 1, 2)):
-            spent, packed = timed(lambda item, kind=kind: codecs.compress(item, kind), items, threads, given.rounds)
+            spent, packed = timed(partial(packed_by, kind), items, threads, given.rounds)
             length = sum(len(one) if one is not None else given.cluster for one in packed)
             print(
                 f"  {f'compress {label}, {threads} thread(s)':34} {total / spent:7.0f} MB/s  {length:10} bytes"
@@ -86,8 +99,8 @@ def main() -> None:
             )
             if kind == 0:
                 work = [one for one in base if len(one) < given.cluster]
-                plain_time, _ = timed(lambda one: zlib.decompressobj(-15).decompress(one, given.cluster), work, threads, 3)
-                spent, _ = timed(lambda one: codecs.decompress(one, given.cluster, 0), work, threads, given.rounds)
+                plain_time, _ = timed(partial(by_zlib, given.cluster), work, threads, given.rounds)
+                spent, _ = timed(partial(by_us, given.cluster), work, threads, given.rounds)
                 amount = len(work) * given.cluster / 1e6
                 print(
                     f"  {f'decompress deflate, {threads} thread(s)':34} {amount / spent:7.0f} MB/s"
@@ -97,10 +110,10 @@ def main() -> None:
     for mode, key_bytes in (("xts-plain64", 64), ("cbc-essiv:sha256", 32), ("cbc-plain64", 16)):
         cipher = SectorCipher(parse_spec("aes", mode, key_bytes), os.urandom(key_bytes))
         for run in (65536, 2 << 20):
-            data, count = os.urandom(run), (64 << 20) // run
+            count = (64 << 20) // run
             row = []
-            for work in (cipher.encrypt, cipher.decrypt):
-                spent, _ = timed(lambda n, work=work: len(work(data, n)), range(count), 1, given.rounds)
+            for step in (cipher.encrypt, cipher.decrypt):
+                spent, _ = timed(partial(step, os.urandom(run)), range(count), 1, given.rounds)
                 row.append(count * run / spent / 1e6)
             print(f"  aes {mode:18} {run:8}  encrypt {row[0]:6.0f} MB/s  decrypt {row[1]:6.0f} MB/s")
 

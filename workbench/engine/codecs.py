@@ -22,7 +22,11 @@ match reach back as far as that buffer goes: a stream with a longer window reads
 _RAW_WRITE: Final = -12
 """QEMU writes with a 4 KiB window; a strict reader with such a window must be able to follow."""
 _ISAL_LEVEL: Final = 3
+_RETRY_BELOW: Final = 8
+"""Clusters that isal makes this many times smaller are tried with zlib too: quick on them, and often a third smaller."""
 _MAX_CLUSTER: Final = 2 << 20
+_ZSTD_WINDOW: Final = 128 << 20
+"""What zstd, and so QEMU, accepts by default. Only as much of it is touched as a cluster fills."""
 
 
 class CompressionType(IntEnum):
@@ -116,12 +120,18 @@ def _zlib_words(error: zlib.error) -> str:
 
 def _deflate(data: bytes | memoryview, level: int | None) -> bytes:
     isal = _isal()
-    if level is None and isal is not None:
-        packer = isal.compressobj(_ISAL_LEVEL, zlib.DEFLATED, _RAW_WRITE, 9)
-        packed: bytes = packer.compress(data) + packer.flush()
+    if level is not None or isal is None:
+        return _deflate_by_zlib(data, zlib.Z_DEFAULT_COMPRESSION if level is None else level)
+    packer = isal.compressobj(_ISAL_LEVEL, zlib.DEFLATED, _RAW_WRITE, 9)
+    packed: bytes = packer.compress(data) + packer.flush()
+    if len(packed) * _RETRY_BELOW > len(data):
         return packed
-    plain = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION if level is None else level, zlib.DEFLATED, _RAW_WRITE, 9)
-    return plain.compress(data) + plain.flush()
+    return min(packed, _deflate_by_zlib(data, zlib.Z_DEFAULT_COMPRESSION), key=len)
+
+
+def _deflate_by_zlib(data: bytes | memoryview, level: int) -> bytes:
+    packer = zlib.compressobj(level, zlib.DEFLATED, _RAW_WRITE, 9)
+    return packer.compress(data) + packer.flush()
 
 
 # -- Zstandard
@@ -140,22 +150,32 @@ def _zstd_compressor(level: int) -> zstandard.ZstdCompressor:
 
 
 def _unzstd(data: bytes | memoryview, size: int) -> bytes | _Failure:
-    """Frames one after the other until `size` bytes are there, as QEMU reads them.
+    """The first frame, or as many frames as it takes to fill `size` bytes; as in QEMU, one frame may not give more.
 
-    A stream reader gives no more than it is asked for. The window is bounded, since a frame may declare 2 GiB: no frame
-    of one cluster needs more than 2 MiB, but zstd may declare 8 MiB at its high levels.
+    What follows may well be the next cluster's frame, so nothing beyond the bytes needed is looked at.
     """
     import zstandard
 
+    decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
-        decoder = zstandard.ZstdDecompressor(max_window_size=8 << 20)
-        with decoder.stream_reader(data, read_across_frames=True) as reader:
-            found = reader.read(size)
-            while 0 < len(found) < size:
-                more = reader.read(size - len(found))
-                if not more:
-                    break
-                found += more
-            return found
-    except (zstandard.ZstdError, MemoryError) as error:
-        return _Failure(f"stream is damaged ({str(error).removeprefix('zstd decompress error: ')})")
+        declared = zstandard.get_frame_parameters(data).content_size
+        if size < declared < zstandard.CONTENTSIZE_UNKNOWN:
+            return _Failure(f"frame gives more than {size} bytes")
+        found = decoder.decompress(data, max_output_size=size)
+        if len(found) < size:
+            with decoder.stream_reader(data, read_across_frames=True) as frames:
+                found = _read_fully(frames, size)
+    except zstandard.ZstdError as error:
+        return _Failure(f"stream is damaged ({str(error).rpartition('error: ')[2]})")
+    return found
+
+
+def _read_fully(reader: zstandard.ZstdDecompressionReader, size: int) -> bytes:
+    """`size` bytes, fewer only where the stream ends."""
+    found = reader.read(size)
+    while len(found) < size:
+        more = reader.read(size - len(found))
+        if not more:
+            break
+        found += more
+    return found

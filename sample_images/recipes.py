@@ -71,6 +71,7 @@ def _load() -> None:
         recipes_bitmaps,
         recipes_header,
         recipes_mapping,
+        recipes_overlaps,
         recipes_refcounts,
         recipes_snapshots,
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import sample_images
 from sample_images.qemu import find_qemu_img, find_qemu_io
 
 REQUIRE_ORACLE = "QWB_REQUIRE_ORACLE"
+KEEP_BASES = "QWB_BASE_IMAGES"  # a folder that keeps base images between runs: LUKS ones take seconds to build
 
 
 def qemu_is_missing() -> str | None:
@@ -67,9 +71,12 @@ class BaseImages:
         # Whoever finishes first renames its folder into place; a worker that comes second throws its own away.
         final = self.root / key
         if not final.exists():
-            draft = self.root / f".{key}.{os.getpid()}"
-            draft.mkdir()
-            built = build(draft)
+            draft = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self.root))
+            try:
+                built = build(draft)
+            except BaseException:
+                shutil.rmtree(draft)
+                raise
             (draft / ".image").write_text(built.name)
             try:
                 draft.rename(final)
@@ -86,9 +93,21 @@ class BaseImages:
         return folder / source.name
 
 
+def _builders_digest() -> str:
+    """Changes whenever the code that builds the images does."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(sample_images.__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @pytest.fixture(scope="session")
 def base_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseImages]:
     """The cache of base images and damaged images; needs real QEMU (mark the test ``oracle``)."""
+    kept = os.environ.get(KEEP_BASES)
+    if kept:
+        yield BaseImages(Path(kept) / _builders_digest())
+        return
     root = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         root = root.parent

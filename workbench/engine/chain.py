@@ -1,0 +1,252 @@
+"""Opening an image and the files it names: backing chain and external data file, each through the gate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from formats.qcow2.limits import MAX_BACKING_CHAIN
+from workbench.engine.faults import Fault
+from workbench.engine.gate import Gate, OpenRequest, resolve_name
+from workbench.engine.layers import Layer, MissingLayer, Qcow2Layer, RawLayer
+from workbench.engine.metadata import Metadata, load_metadata
+from workbench.engine.opening import require_openable
+from workbench.errors import ArgumentError, ImageError, PassphraseError, QwbError, UnsupportedError
+from workbench.storage.base import Storage
+from workbench.storage.file import FileStorage
+from workbench.storage.locks import LockMode, acquire
+
+if TYPE_CHECKING:
+    from formats.qcow2.snapshots import Snapshot
+    from workbench.engine.crypto.ciphers import SectorCipher
+
+_RAW_NAMES = ("raw", "file", "host_device")
+_FOREIGN_MAGIC = (
+    (b"KDMV", "vmdk"),
+    (b"# Disk DescriptorFile", "vmdk"),
+    (b"conectix", "vpc"),
+    (b"vhdxfile", "vhdx"),
+    (b"QED\0", "qed"),
+    (b"WithoutFreeSpace", "parallels"),
+    (b"WithouFreSpacExt", "parallels"),
+)
+
+
+@dataclass(slots=True)
+class Opening:
+    """How a chain is to be opened, and what is found on the way.
+
+    tolerant: what cannot be opened becomes a Fault in `problems` and the rest can be browsed; else it raises.
+    """
+
+    gate: Gate
+    writable: bool = False
+    force_share: bool = False
+    lock: bool = True
+    tolerant: bool = False
+    secret: bytes | None = None
+    problems: list[Fault] = field(default_factory=list)
+
+    def problem(self, code: str, error: QwbError, offset: int = 8, length: int = 12) -> None:
+        """Record an error as a fault, or raise it."""
+        if not self.tolerant:
+            raise error
+        self.problems.append(Fault(code, error.what, offset, length))
+
+
+def open_file(path: str, opening: Opening, *, writable: bool = False) -> Storage:
+    """A file with QEMU's locks on it."""
+    storage = FileStorage.open(path, writable=writable)
+    if opening.lock:
+        mode = LockMode.WRITE if writable else LockMode.FORCE_READ if opening.force_share else LockMode.READ
+        try:
+            acquire(storage, mode)
+        except BaseException:
+            storage.close()
+            raise
+    return storage
+
+
+def probe_format(storage: Storage) -> str:
+    """qcow2, raw, or the name of another known format, from a file's first bytes."""
+    head = storage.read(0, 64)
+    if head[:4] == b"QFI\xfb":
+        return "qcow2" if int.from_bytes(head[4:8], "big") >= 2 else "qcow"
+    return next((name for magic, name in _FOREIGN_MAGIC if head.startswith(magic)), "raw")
+
+
+def open_top(storage: Storage, opening: Opening, snapshot: str | None) -> tuple[Metadata, Qcow2Layer]:
+    """The image itself. Raises as `require_openable` does, unless tolerant: then only without a readable geometry."""
+    meta = load_metadata(storage)
+    if opening.tolerant:
+        if meta.geometry is None:
+            require_openable(meta)
+        refused = [fault for fault in meta.faults if fault.refusal]
+        opening.problems.extend(refused)
+    else:
+        require_openable(meta, writable=opening.writable)
+    return meta, _qcow2_layer(meta, opening, 0, snapshot)
+
+
+def open_chain(top: Qcow2Layer, opening: Opening, stack: ExitStack) -> list[Layer]:
+    """`top` and everything under it. What gets opened is closed by `stack`."""
+    layers: list[Layer] = [top]
+    seen = {_identity(top.path): top.path}
+    while isinstance(here := layers[-1], Qcow2Layer):
+        if not here.meta.backing_name:
+            break
+        try:
+            below = _open_backing(here.meta, opening, len(layers) - 1, seen)
+        except (QwbError, RecursionError) as error:
+            if not isinstance(error, QwbError):
+                raise
+            opening.problem(_code_of(error), error)
+            layers.append(MissingLayer(here.meta.backing_name, here.size, error))
+            break
+        if below is None:
+            break
+        stack.callback(below.close)
+        layers.append(below)
+    return layers
+
+
+class _Cycle(ImageError):
+    """A backing chain that comes back to a file it has."""
+
+
+def _code_of(error: QwbError) -> str:
+    return "BACKING-CYCLE" if isinstance(error, _Cycle) else "BACKING-UNAVAILABLE"
+
+
+def _identity(path: str) -> object:
+    """What tells one file from another, whatever its name."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return path
+    return (status.st_dev, status.st_ino)
+
+
+def _open_backing(meta: Metadata, opening: Opening, depth: int, seen: dict[object, str]) -> Layer | None:
+    """The next layer, None when the gate says to go on without it."""
+    base, name = meta.storage.path, meta.backing_name
+    assert name is not None
+    hint = "name it with --backing PATH, or look without it: --no-backing"
+    request = OpenRequest("backing", name, resolve_name(name, base, "backing"), base, meta.backing_format, depth)
+    path = opening.gate(request)
+    if path is None:
+        return None
+    identity = _identity(os.fspath(path))
+    if identity in seen:
+        raise _Cycle(f"backing file {os.fspath(path)!r} is part of this chain already", path=base, hint=hint)
+    if depth + 1 >= MAX_BACKING_CHAIN:
+        raise ImageError(f"the backing chain has more than {MAX_BACKING_CHAIN} files", path=base, hint=hint)
+    seen[identity] = os.fspath(path)
+    try:
+        storage = open_file(os.fspath(path), opening)
+    except QwbError as error:
+        error.hint = error.hint or f"it is the backing file of {base}: {hint}"
+        raise
+    try:
+        return _backing_layer(storage, meta.backing_format, opening, depth + 1)
+    except BaseException:
+        storage.close()
+        raise
+
+
+def _backing_layer(storage: Storage, stored: str | None, opening: Opening, depth: int) -> Layer:
+    form = stored or probe_format(storage)
+    if form in _RAW_NAMES:
+        return RawLayer(storage)
+    if form != "qcow2":
+        raise UnsupportedError(f"backing format {form[:32]!r} is not supported", path=storage.path)
+    meta = load_metadata(storage)
+    require_openable(meta)
+    return _qcow2_layer(meta, opening, depth, None)
+
+
+def _qcow2_layer(meta: Metadata, opening: Opening, depth: int, snapshot: str | None) -> Qcow2Layer:
+    data, data_error = _data_storage(meta, opening, depth)
+    entry = find_snapshot(meta, snapshot) if snapshot is not None else None
+    l1 = meta.l1 if entry is None else snapshot_l1(meta, entry)
+    size = meta.header.size if entry is None or entry.disk_size is None else entry.disk_size
+    return Qcow2Layer(meta, data, l1=l1, size=size, data_error=data_error, unlock=_unlocker(meta, opening.secret))
+
+
+def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage | None, QwbError | None]:
+    """Where plain clusters are: the image itself, or the external data file (None, with the reason, when missing)."""
+    if not meta.header.has("data_file"):
+        return meta.storage, None
+    base, name = meta.storage.path, meta.data_file_name or ""
+    writable = opening.writable and depth == 0
+    resolved = resolve_name(name, base, "data") if name else None
+    try:
+        path = opening.gate(OpenRequest("data", name, resolved, base, "raw", depth))
+        if path is None:
+            return None, ImageError("the external data file was not opened, its data cannot be read", path=base)
+        try:
+            return open_file(os.fspath(path), opening, writable=writable), None
+        except QwbError as error:
+            error.hint = error.hint or f"it is the external data file of {base}, looked for in the working directory"
+            raise
+    except QwbError as error:
+        opening.problem("DATA-FILE-UNAVAILABLE", error, 72, 8)
+        return None, error
+
+
+def find_snapshot(meta: Metadata, name: str) -> Snapshot:
+    """A snapshot by ID, else by name, as QEMU looks it up. ArgumentError when there is none."""
+    for each in meta.snapshots:
+        if each.id == name:
+            return each
+    for each in meta.snapshots:
+        if each.name == name:
+            return each
+    known = ", ".join(each.name for each in meta.snapshots[:8]) or "none"
+    raise ArgumentError(f"no snapshot {name!r}", path=meta.storage.path, hint=f"snapshots here: {known}")
+
+
+def snapshot_l1(meta: Metadata, entry: Snapshot):  # type: ignore[no-untyped-def]
+    """A snapshot's L1 table, native uint64. CorruptError when its place or size makes no sense."""
+    from formats.qcow2.limits import MAX_L1_SIZE
+    from workbench.engine.metadata import Region
+    from workbench.errors import CorruptError
+
+    assert meta.geometry is not None
+    size = entry.l1_size * 8
+    if entry.l1_table_offset % meta.geometry.cluster_size or size > MAX_L1_SIZE:
+        what = f"snapshot {entry.name!r}: L1 table at {entry.l1_table_offset:#x} of {size} bytes makes no sense"
+        raise CorruptError(what, path=meta.storage.path, offset=entry.offset, table="snapshot table")
+    return meta.read_words(Region(entry.l1_table_offset, size), MAX_L1_SIZE)
+
+
+def _unlocker(meta: Metadata, secret: bytes | None) -> Callable[[], SectorCipher] | None:
+    """How to get the cipher of an encrypted image when it is first needed; None when it is not encrypted."""
+    method = meta.header.crypt_method
+    if method == 0:
+        return None
+
+    def unlock() -> SectorCipher:
+        path = meta.storage.path
+        if secret is None:
+            raise PassphraseError("the image is encrypted", path=path, hint="give its passphrase: --secret-file FILE")
+        if method == 1:
+            from workbench.engine.crypto.legacy import legacy_cipher
+
+            return legacy_cipher(secret)
+        from workbench.engine.crypto.luks import unlock as unlock_luks
+
+        header, pointer = meta.luks, meta.encryption
+        if header is None or pointer is None:
+            raise ImageError("the LUKS header cannot be found", path=path, hint=f"see `qwb check {path}`")
+        start, room = pointer.offset, pointer.length
+
+        def material(offset: int, length: int) -> bytes:
+            return meta.storage.read(start + offset, max(0, min(length, room - offset)))
+
+        return unlock_luks(header, material, secret, path=path).cipher()
+
+    return unlock

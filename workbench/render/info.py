@@ -145,7 +145,7 @@ def _encryption(info: Json) -> list[tuple[str, str]]:
         ("cipher", f"{found['cipher-alg']}, {found['cipher-mode']}, IV from {ivgen}"),
         ("hash", found["hash-alg"]),
         ("uuid", found["uuid"]),
-        ("key slots", f"{', '.join(active) or 'none'} in use, of {len(found['slots'])}"),
+        ("key slots", f"{len(active)} of {len(found['slots'])} in use{': ' if active else ''}{', '.join(active)}"),
     ]
     rows += [
         (f"slot {i}", f"{slot['iters']:,} iterations, {slot['stripes']:,} stripes, key at +{slot['key-offset']:#x}")

@@ -1,0 +1,292 @@
+"""Who references a host cluster: a targeted scan, without the census of a whole check.
+
+Every table of the image is looked through in numpy, in the order of the file. Time and memory are bounded by the file:
+a pointer is followed only when it is cluster aligned and inside the file, each L2 table once, holes are skipped, and no
+more L1 bytes are read than tables that do not overlap could take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from formats.qcow2 import limits
+from formats.qcow2.tables import COMPRESSED, OFFSET_MASK, REFCOUNT_OFFSET_MASK, compressed_range
+from workbench.engine import tables
+from workbench.engine.metadata import Metadata, Region
+from workbench.engine.tables import Table
+from workbench.units import GuestOffset, HostOffset
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Progress = Callable[[int, int], None]
+"""Called with (L2 tables looked at, L2 tables there are)."""
+Cancel = Callable[[], bool]
+
+_BATCH_BYTES: Final = 4 << 20
+_DEFAULT_LIMIT: Final = 10_000
+
+
+class OwnerKind(Enum):
+    """What a cluster is used as."""
+
+    HEADER = "header"
+    L1_TABLE = "active L1 table"
+    SNAPSHOT_L1 = "snapshot L1 table"
+    L2_TABLE = "L2 table"
+    DATA = "guest data"
+    COMPRESSED = "compressed guest data"
+    REFCOUNT_TABLE = "refcount table"
+    REFCOUNT_BLOCK = "refcount block"
+    SNAPSHOT_TABLE = "snapshot table"
+    BITMAP_DIRECTORY = "bitmap directory"
+    BITMAP_TABLE = "bitmap table"
+    BITMAP_DATA = "bitmap data"
+    LUKS = "LUKS header and keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One reference to a cluster.
+
+    at: host offset of the field that holds the pointer.  table, index: its table's name and the entry in it.
+    target: host bytes referenced.  guest: first guest offset that it stands for (L2 tables, data).
+    snapshot: index of the snapshot through which it is referenced; None for the active disk (or no disk at all).
+    """
+
+    kind: OwnerKind
+    at: HostOffset
+    table: str
+    index: int | None
+    target: Region
+    guest: GuestOffset | None = None
+    snapshot: int | None = None
+
+
+def owners_of(
+    meta: Metadata,
+    cluster: int,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+    *,
+    limit: int = _DEFAULT_LIMIT,
+) -> list[Owner]:
+    """Every reference to host cluster number `cluster`, at most `limit`; [] when the image has no geometry.
+
+    `cancel` is asked between batches; what was found until then is returned.
+    """
+    if meta.geometry is None:
+        return []
+    scan = _Scan(meta, cluster, progress, cancel)
+    found: list[Owner] = []
+    for owner in scan.run():
+        found.append(owner)
+        if len(found) >= limit:
+            break
+    return found
+
+
+class _Scan:
+    def __init__(self, meta: Metadata, cluster: int, progress: Progress | None, cancel: Cancel | None) -> None:
+        assert meta.geometry is not None
+        self.meta, self.geometry = meta, meta.geometry
+        self.size = meta.geometry.cluster_size
+        self.low, self.high = cluster * self.size, (cluster + 1) * self.size
+        self.progress, self.cancel = progress, cancel
+        self.l1_budget = meta.file_size + limits.MAX_L1_SIZE
+
+    def run(self) -> Iterator[Owner]:
+        yield from self._fixed()
+        yield from self._pointers(tables.refcount_table(self.meta), REFCOUNT_OFFSET_MASK, OwnerKind.REFCOUNT_BLOCK)
+        yield from self._bitmaps()
+        yield from self._mapping()
+
+    def _hits(self, region: Region) -> bool:
+        return region.length > 0 and region.offset < self.high and region.end > self.low
+
+    def _fixed(self) -> Iterator[Owner]:
+        """What the header, the extensions and the directories point to."""
+        meta, header = self.meta, self.meta.header
+        found = [
+            (OwnerKind.HEADER, 0, "file", None, Region(0, self.size), None),
+            (OwnerKind.L1_TABLE, 40, "header", None, meta.l1_region, None),
+            (OwnerKind.REFCOUNT_TABLE, 48, "header", None, meta.refcount_table_region, None),
+        ]
+        if header.nb_snapshots and meta.snapshot_table.end > header.snapshots_offset:
+            where = Region(header.snapshots_offset, meta.snapshot_table.end - header.snapshots_offset)
+            found.append((OwnerKind.SNAPSHOT_TABLE, 64, "header", None, where, None))
+        for index, snapshot in enumerate(meta.snapshots):
+            where = Region(snapshot.l1_table_offset, snapshot.l1_size * 8)
+            found.append((OwnerKind.SNAPSHOT_L1, snapshot.offset, "snapshot table", index, where, index))
+        if meta.encryption is not None:
+            where = Region(meta.encryption.offset, meta.encryption.length)
+            found.append((OwnerKind.LUKS, self._extension(0x0537BE77), "header extensions", None, where, None))
+        if meta.bitmaps_extension is not None:
+            extension = meta.bitmaps_extension
+            where = Region(extension.directory_offset, extension.directory_size)
+            found.append(
+                (OwnerKind.BITMAP_DIRECTORY, self._extension(0x23852875), "header extensions", None, where, None)
+            )
+        for kind, at, table, index, region, snapshot_index in found:
+            if self._hits(region):
+                yield Owner(kind, HostOffset(at), table, index, region, snapshot=snapshot_index)
+
+    def _extension(self, kind: int) -> int:
+        return next((each.offset for each in self.meta.extensions if each.type == kind), 0)
+
+    def _pointers(self, table: Table, mask: int, kind: OwnerKind) -> Iterator[Owner]:
+        """Entries of a plain pointer table whose cluster overlaps ours."""
+        at = 0
+        while at < table.readable(self.meta):
+            block = table.columns(self.meta, at, 1 << 16)[:, 0]
+            if not block.size:
+                return
+            for index in self._overlaps(block, mask).tolist():
+                offset = int(block[index]) & mask
+                where = table.entry_offset(self.meta, at + index)
+                yield Owner(kind, where, table.name, at + index, Region(offset, self.size))
+            at += block.size
+            if self.cancel is not None and self.cancel():
+                return
+
+    def _overlaps(self, block: NDArray[np.uint64], mask: int) -> NDArray[np.intp]:
+        """Indices of entries whose offset, a cluster long, overlaps our cluster; null pointers do not count."""
+        import numpy as np
+
+        offsets = block & np.uint64(mask)
+        first = np.uint64(max(1, self.low - self.size + 1))
+        return np.flatnonzero((offsets >= first) & (offsets < np.uint64(self.high)))
+
+    def _bitmaps(self) -> Iterator[Owner]:
+        if not self.meta.header.has("bitmaps"):
+            return
+        for index, bitmap in enumerate(self.meta.bitmap_directory.bitmaps):
+            table = tables.bitmap_table(self.meta, index)
+            if self._hits(table.region):
+                where = HostOffset(bitmap.offset)
+                yield Owner(OwnerKind.BITMAP_TABLE, where, "bitmap directory", index, table.region)
+            yield from self._pointers(table, OFFSET_MASK, OwnerKind.BITMAP_DATA)
+
+    # L1 and L2 tables
+
+    def _mapping(self) -> Iterator[Owner]:
+        import numpy as np
+
+        sources: list[tuple[int | None, NDArray[np.uint64]]] = []
+        seen: dict[tuple[int, int], NDArray[np.uint64]] = {}
+        for snapshot in (None, *range(len(self.meta.snapshots))):
+            table = tables.l1_table(self.meta, snapshot)
+            key = (table.region.offset, table.entries)
+            if key not in seen:
+                self.l1_budget -= table.entries * 8
+                if self.l1_budget < 0:
+                    break  # overlapping L1 tables: only damage looks like that
+                seen[key] = self._l1_offsets(table)
+            sources.append((snapshot, seen[key]))
+            for index in self._overlaps(seen[key], OFFSET_MASK).tolist():
+                offset = int(seen[key][index])
+                guest = GuestOffset(index * self.geometry.l2_coverage)
+                where = table.entry_offset(self.meta, index)
+                target = Region(offset, self.size)
+                yield Owner(OwnerKind.L2_TABLE, where, table.name, index, target, guest, snapshot)
+        if not sources:
+            return
+        every = np.unique(np.concatenate([offsets[offsets != 0] for _, offsets in sources]))
+        usable = (every % np.uint64(self.size) == 0) & (every < np.uint64(self.meta.file_size))
+        for offset, row, words in self._search(every[usable]):
+            yield from self._references(offset, row, words, sources)
+
+    def _l1_offsets(self, table: Table) -> NDArray[np.uint64]:
+        import numpy as np
+
+        region = Region(table.region.offset, table.entries * 8)
+        offsets: NDArray[np.uint64] = self.meta.read_words(region, limits.MAX_L1_SIZE) & np.uint64(OFFSET_MASK)
+        return offsets
+
+    def _search(self, offsets: NDArray[np.uint64]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """(L2 table offset, entry, its words) of every entry that references our cluster."""
+        import numpy as np
+
+        if not offsets.size:
+            return
+        gaps = np.flatnonzero(np.diff(offsets) != np.uint64(self.size)) + 1
+        most = max(1, _BATCH_BYTES // self.size)
+        done = 0
+        for group in np.split(offsets, gaps) if gaps.size < 1 << 20 else offsets.reshape(-1, 1):
+            for at in range(0, group.size, most):
+                if self.cancel is not None and self.cancel():
+                    return
+                part = group[at : at + most]
+                yield from self._search_batch(int(part[0]), part.size)
+                done += part.size
+                if self.progress is not None:
+                    self.progress(done, offsets.size)
+
+    def _search_batch(self, start: int, count: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        import numpy as np
+
+        from formats.qcow2.tables import words as decode
+
+        data_at = self.meta.storage.next_data(start)
+        if data_at is None or data_at >= start + count * self.size:
+            return
+        raw = decode(self.meta.storage.read(start, count * self.size))
+        width = self.geometry.l2_entry_size // 8
+        entries = raw[::width]
+        packed = (entries & np.uint64(COMPRESSED)) != 0
+        hits = np.zeros(entries.size, dtype=bool)
+        if not self.meta.header.has("data_file"):
+            hits[self._overlaps(entries, OFFSET_MASK)] = True
+            hits &= ~packed
+        if packed.any():
+            chosen = np.flatnonzero(packed)
+            low, high = compressed_range(entries[chosen], self.geometry.cluster_bits)
+            hits[chosen] = (low < np.uint64(self.high)) & (high > np.uint64(self.low))
+        for at in np.flatnonzero(hits).tolist():
+            table, row = divmod(at, self.geometry.l2_entries)
+            pair = raw[at * width : (at + 1) * width].tolist()
+            yield start + table * self.size, row, tuple(pair)
+
+    def _references(
+        self, offset: int, row: int, words: tuple[int, ...], sources: list[tuple[int | None, NDArray[np.uint64]]]
+    ) -> Iterator[Owner]:
+        """One owner for each L1 entry (active or snapshot) that leads to the L2 entry."""
+        import numpy as np
+
+        where = HostOffset(offset + row * self.geometry.l2_entry_size)
+        if words[0] & COMPRESSED:
+            low, high = compressed_range(words[0], self.geometry.cluster_bits)
+            kind, target = OwnerKind.COMPRESSED, Region(low, high - low)
+        else:
+            kind, target = OwnerKind.DATA, Region(words[0] & OFFSET_MASK, self.size)
+        for snapshot, l1 in sources:
+            for index in np.flatnonzero(l1 == np.uint64(offset)).tolist():
+                name = tables.l2_table(self.meta, index, offset, snapshot).name
+                guest = self.geometry.guest_offset(index, row)
+                yield Owner(kind, where, name, row, target, guest, snapshot)
+
+
+def refcount_of(meta: Metadata, cluster: int) -> tuple[int | None, list[tuple[Table, int]]]:
+    """(stored refcount, the table entries read to find it). None: the block cannot be read; 0 where there is no block."""
+    geometry = meta.geometry
+    if geometry is None:
+        return None, []
+    number, row = divmod(cluster, geometry.refcount_block_entries)
+    table = tables.refcount_table(meta)
+    trail: list[tuple[Table, int]] = [(table, number)]
+    if number >= table.entries:
+        return 0, trail
+    words = tables.read_entry(meta, table, number)
+    offset = (words[0] & REFCOUNT_OFFSET_MASK) if words else 0
+    if words is None:
+        return None, trail
+    if not offset:
+        return 0, trail
+    block = tables.refcount_block(meta, number, offset)
+    trail.append((block, row))
+    found = tables.read_entry(meta, block, row)
+    return (found[0] if found else None), trail

@@ -1,0 +1,108 @@
+"""What to do with a session that was cut off by a crash, a kill or a power cut: roll back, or complete.
+
+The case file holds both byte images, so either end can be reached from anywhere in between: rolling back gives the file
+as it was before the repair, completing gives what was planned.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from workbench.errors import ImageError
+from workbench.repair import fingerprint
+from workbench.repair.apply import OnProgress, Recheck, _quiet, carry_out, open_locked, write_new, write_old
+from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_path, peek
+from workbench.storage.base import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """How an interrupted session ended. completed: the plan was carried out; else the image is what it was before."""
+
+    session: Session
+    completed: bool
+
+
+def interrupted(path: str | os.PathLike[str], *, case: str | os.PathLike[str] | None = None) -> Session | None:
+    """The interrupted session of an image, looked up without writing; None when all is in order."""
+    return peek(path, case)
+
+
+def recover(
+    path: str | os.PathLike[str],
+    *,
+    complete: bool = False,
+    case: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    recheck: Recheck | None = None,
+    progress: OnProgress | None = None,
+) -> Recovered | None:
+    """End the interrupted session of the image, if there is one: roll it back, or `complete` it.
+
+    Raises LockedError while the session is still at work elsewhere, ImageError when something else has written to the
+    image since (`force` overrides).
+    """
+    where = case_path(path, case)
+    if not where.exists():
+        return None
+    with open_locked(path) as storage, CaseFile(where, create=False) as casefile:
+        return recover_in(storage, casefile, complete=complete, force=force, recheck=recheck, progress=progress)
+
+
+def recover_in(
+    storage: Storage,
+    casefile: CaseFile,
+    *,
+    complete: bool = False,
+    force: bool = False,
+    recheck: Recheck | None = None,
+    progress: OnProgress | None = None,
+) -> Recovered | None:
+    """`recover` on an image that is open and locked already."""
+    session = casefile.interrupted()
+    if session is None:
+        return None
+    report = progress or _quiet
+    if not force:
+        _require_in_between(storage, casefile, session)
+    if complete and session.state is State.UNDOING:
+        write_new(storage, casefile, session, report)
+        casefile.move(session.id, State.DONE, note="undo interrupted; the repair was put back")
+    elif complete:
+        carry_out(storage, casefile, session, recheck=recheck, progress=progress)
+    else:
+        if session.state is not State.PLANNED and session.state is not State.JOURNALED:
+            write_old(storage, casefile, session, report)
+        ended = State.UNDONE if session.state is State.UNDOING else State.ROLLED_BACK
+        casefile.move(session.id, ended, note="interrupted; rolled back")
+    return Recovered(casefile.session(session.id), complete)
+
+
+def _require_in_between(storage: Storage, casefile: CaseFile, session: Session) -> None:
+    """Every byte that the session touches must be its old or its new one; anything else was written by someone else."""
+    if session.state in (State.PLANNED, State.JOURNALED):
+        changed = fingerprint.compare(storage, session.fingerprint_before)
+        if changed:
+            raise _foreign(storage, session, str(changed[0]), changed[0].offset)
+    for edit in casefile.edits(session.id):
+        at = _foreign_byte(storage.read(edit.offset, max(len(edit.old), len(edit.new))), edit)
+        if at is not None:
+            raise _foreign(storage, session, "bytes that are neither the old nor the new ones", edit.offset + at)
+
+
+def _foreign_byte(found: bytes, edit: ByteEdit) -> int | None:
+    """Index of the first byte that is neither old nor new. Past the old end of file, zeros count as not yet written."""
+    if found in (edit.new, edit.old):
+        return None
+    old, new = edit.old.ljust(len(found), b"\0"), edit.new.ljust(len(found), b"\0")
+    return next((i for i, byte in enumerate(found) if byte not in (old[i], new[i])), None)
+
+
+def _foreign(storage: Storage, session: Session, what: str, offset: int) -> ImageError:
+    return ImageError(
+        f"something else wrote to the image after session {session.id} was interrupted: {what}",
+        path=storage.path,
+        offset=offset,
+        hint=f"look at it first; --force {'overwrites' if session.state is not State.JOURNALED else 'goes on'} all the same",
+    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from workbench.errors import ArgumentError, GateRefused, PassphraseError, QwbError, StorageError
+from workbench.render.text import printable
 
 if TYPE_CHECKING:
     from workbench.engine.image import Image
@@ -41,8 +42,6 @@ def debug_wanted() -> bool:
 
 def complain(message: str) -> None:
     """One line on stderr, `qwb: …`; nothing in it can steer the terminal."""
-    from workbench.render.text import printable
-
     with contextlib.suppress(OSError):
         click.echo(f"qwb: {printable(message)}", err=True)
 
@@ -189,31 +188,46 @@ def open_image(
     no_backing: bool = False,
     backing: Path | None = None,
     snapshot: str | None = None,
-    ask: bool = True,
+    tolerant: bool = False,
+    unlock: bool = True,
 ) -> Image:
-    """`Image.open` with what the common options said.
+    """`Image.open` with what the common options said; the caller closes it.
 
-    ask: an encrypted image whose passphrase no option gave asks for it on a terminal. Raises what Image.open raises.
+    unlock: try the passphrase now; where no option gave one it is asked for on a terminal. Without it (commands that
+    read no guest data) none is needed. Raises what Image.open raises, PassphraseError, ArgumentError.
     """
     from workbench.engine import gate
     from workbench.engine.image import Image
 
     if no_backing and backing is not None:
         raise ArgumentError("--backing and --no-backing exclude each other")
-    policy = gate.redirect(backing) if backing is not None else gate.forbid_all if no_backing else gate.allow_local
-    secret = read_secret(secret_file)
+    policy = gate.redirect(backing) if backing is not None else gate.no_backing if no_backing else gate.allow_local
 
     def attempt(key: bytes | None) -> Image:
-        return Image.open(
-            path, writable=writable, gate=policy, secret=key, snapshot=snapshot, force_share=force_share
+        image = Image.open(
+            path,
+            writable=writable,
+            gate=policy,
+            secret=key,
+            snapshot=snapshot,
+            force_share=force_share,
+            tolerant=tolerant,
         )
+        if unlock:
+            try:
+                image.unlock()
+            except BaseException:
+                image.close()
+                raise
+        return image
 
+    secret = read_secret(secret_file)
     try:
         return attempt(secret)
     except PassphraseError:
-        if secret is not None or not ask or not sys.stdin.isatty():
+        if secret is not None or not sys.stdin.isatty():
             raise
-        typed: str = click.prompt(f"Passphrase of {path}", hide_input=True, err=True)
+        typed: str = click.prompt(f"Passphrase of {printable(str(path))}", hide_input=True, err=True)
         return attempt(typed.encode())
 
 

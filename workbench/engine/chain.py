@@ -8,18 +8,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from formats.qcow2.limits import MAX_BACKING_CHAIN
+from formats.qcow2.limits import MAX_BACKING_CHAIN, MAX_L1_SIZE
 from workbench.engine.faults import Fault
 from workbench.engine.gate import Gate, OpenRequest, resolve_name
 from workbench.engine.layers import Layer, MissingLayer, Qcow2Layer, RawLayer
-from workbench.engine.metadata import Metadata, load_metadata
+from workbench.engine.metadata import Metadata, Region, load_metadata
 from workbench.engine.opening import require_openable
-from workbench.errors import ArgumentError, ImageError, PassphraseError, QwbError, UnsupportedError
+from workbench.errors import ArgumentError, CorruptError, ImageError, PassphraseError, QwbError, UnsupportedError
 from workbench.storage.base import Storage
 from workbench.storage.file import FileStorage
 from workbench.storage.locks import LockMode, acquire
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from formats.qcow2.snapshots import Snapshot
     from workbench.engine.crypto.ciphers import SectorCipher
 
@@ -100,9 +103,7 @@ def open_chain(top: Qcow2Layer, opening: Opening, stack: ExitStack) -> list[Laye
             break
         try:
             below = _open_backing(here.meta, opening, len(layers) - 1, seen)
-        except (QwbError, RecursionError) as error:
-            if not isinstance(error, QwbError):
-                raise
+        except QwbError as error:
             opening.problem(_code_of(error), error)
             layers.append(MissingLayer(here.meta.backing_name, here.size, error))
             break
@@ -173,7 +174,7 @@ def _qcow2_layer(meta: Metadata, opening: Opening, depth: int, snapshot: str | N
     entry = find_snapshot(meta, snapshot) if snapshot is not None else None
     l1 = meta.l1 if entry is None else snapshot_l1(meta, entry)
     size = meta.header.size if entry is None or entry.disk_size is None else entry.disk_size
-    return Qcow2Layer(meta, data, l1=l1, size=size, data_error=data_error, unlock=_unlocker(meta, opening.secret))
+    return Qcow2Layer(meta, data, l1=l1, size=size, data_error=data_error, unlock=_unlocker(meta, opening))
 
 
 def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage | None, QwbError | None]:
@@ -209,12 +210,8 @@ def find_snapshot(meta: Metadata, name: str) -> Snapshot:
     raise ArgumentError(f"no snapshot {name!r}", path=meta.storage.path, hint=f"snapshots here: {known}")
 
 
-def snapshot_l1(meta: Metadata, entry: Snapshot):  # type: ignore[no-untyped-def]
+def snapshot_l1(meta: Metadata, entry: Snapshot) -> NDArray[np.uint64]:
     """A snapshot's L1 table, native uint64. CorruptError when its place or size makes no sense."""
-    from formats.qcow2.limits import MAX_L1_SIZE
-    from workbench.engine.metadata import Region
-    from workbench.errors import CorruptError
-
     assert meta.geometry is not None
     size = entry.l1_size * 8
     if entry.l1_table_offset % meta.geometry.cluster_size or size > MAX_L1_SIZE:
@@ -223,14 +220,14 @@ def snapshot_l1(meta: Metadata, entry: Snapshot):  # type: ignore[no-untyped-def
     return meta.read_words(Region(entry.l1_table_offset, size), MAX_L1_SIZE)
 
 
-def _unlocker(meta: Metadata, secret: bytes | None) -> Callable[[], SectorCipher] | None:
+def _unlocker(meta: Metadata, opening: Opening) -> Callable[[], SectorCipher] | None:
     """How to get the cipher of an encrypted image when it is first needed; None when it is not encrypted."""
     method = meta.header.crypt_method
     if method == 0:
         return None
 
     def unlock() -> SectorCipher:
-        path = meta.storage.path
+        path, secret = meta.storage.path, opening.secret
         if secret is None:
             raise PassphraseError("the image is encrypted", path=path, hint="give its passphrase: --secret-file FILE")
         if method == 1:

@@ -107,8 +107,10 @@ class Image:
         """The passphrase given."""
         return self._opening.secret
 
-    def unlock(self) -> None:
-        """Try the passphrase now, for every encrypted layer. Raises PassphraseError."""
+    def unlock(self, secret: bytes | None = None) -> None:
+        """Try the passphrase (or `secret`, from now on) on every encrypted layer. Raises PassphraseError."""
+        if secret is not None:
+            self._opening.secret = secret
         for layer in self.chain:
             if isinstance(layer, Qcow2Layer):
                 layer.cipher()

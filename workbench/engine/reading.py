@@ -128,22 +128,25 @@ def _zeros(start: int, end: int, depth: int) -> Flat:
     )
 
 
-def flatten(layers: Sequence[Layer], start: int, end: int, *, index: int = 0, follow: bool = True) -> Iterator[Flat]:
+def flatten(
+    layers: Sequence[Layer], start: int, end: int, *, index: int = 0, follow: bool = True, places: bool = False
+) -> Iterator[Flat]:
     """The chain's map of guest bytes [start, end) in batches, seen from layer `index`; not merged.
 
-    follow: go down into backing files; without it, what this layer leaves open has flags 0.
+    follow: go down into backing files; without it, what this layer leaves open has flags 0.  places: `host` tells where
+    to read from, as in `Runs` (descriptors of compressed clusters, offsets of encrypted ones), not what a map shows.
     """
     layer = layers[index]
     lower = index + 1 < len(layers) and follow
     for runs in layer.runs(start, end):
-        top = _own(layer, runs, index, bottom=index + 1 == len(layers))
+        top = _own(layer, runs, index, bottom=index + 1 == len(layers), places=places)
         if not lower:
             yield top
             continue
-        yield from _with_backing(layers, index, top)
+        yield from _with_backing(layers, index, top, places)
 
 
-def _own(layer: Layer, runs: Runs, depth: int, *, bottom: bool) -> Flat:
+def _own(layer: Layer, runs: Runs, depth: int, *, bottom: bool, places: bool) -> Flat:
     """One layer's runs with their flags."""
     import numpy as np
 
@@ -153,7 +156,7 @@ def _own(layer: Layer, runs: Runs, depth: int, *, bottom: bool) -> Flat:
     if bottom and not isinstance(layer, MissingLayer):
         lookup[list(_UNALLOCATED)] = ZERO
     host = runs.host
-    if isinstance(layer, Qcow2Layer):
+    if isinstance(layer, Qcow2Layer) and not places:
         hidden = runs.kind == ClusterType.COMPRESSED
         if layer.encrypted:
             host = np.full(len(runs), NO_HOST, dtype=np.int64)
@@ -189,7 +192,7 @@ def split_flat(layer: Qcow2Layer, flat: Flat) -> Flat:
     return Flat(flat.start[index] + moved, lengths, flags, flat.depth[index], host, flat.kind[index])
 
 
-def _with_backing(layers: Sequence[Layer], index: int, top: Flat) -> Iterator[Flat]:
+def _with_backing(layers: Sequence[Layer], index: int, top: Flat, places: bool) -> Iterator[Flat]:
     """`top` with its unallocated runs answered by the layers below; runs of both are cut at each other's borders."""
     import numpy as np
 
@@ -204,7 +207,7 @@ def _with_backing(layers: Sequence[Layer], index: int, top: Flat) -> Iterator[Fl
     if low > whole_start:
         yield _window(top, whole_start, low)
     middle = max(low, min(high, below.size))
-    for lower in flatten(layers, low, middle, index=index + 1):
+    for lower in flatten(layers, low, middle, index=index + 1, places=places):
         yield _overlay(_window(top, int(lower.start[0]), int(lower.start[-1] + lower.length[-1])), lower)
     if middle < high:  # the backing file is shorter: zeros, which QEMU counts to the overlay
         yield _overlay(_window(top, middle, high), _zeros(middle, high, index))
@@ -230,7 +233,7 @@ def _window(flat: Flat, start: int, end: int) -> Flat:
         skip = start - int(cut.start[0])
         cut.start[0] += skip
         cut.length[0] -= skip
-        if cut.host[0] != NO_HOST:
+        if cut.host[0] != NO_HOST and cut.kind[0] != ClusterType.COMPRESSED:
             cut.host[0] += skip
     if len(cut) and cut.start[-1] + cut.length[-1] > end:
         cut.length[-1] = end - cut.start[-1]
@@ -252,7 +255,7 @@ def _overlay(top: Flat, lower: Flat) -> Flat:
         columns.append(np.where(through, under, above))
     origin, flags, depth, host, kind = columns
     lengths = np.diff(np.append(starts, end))
-    host = np.where(host == NO_HOST, NO_HOST, host + (starts - origin))
+    host = np.where((host == NO_HOST) | (kind == ClusterType.COMPRESSED), host, host + (starts - origin))
     return Flat(starts, lengths, flags, depth, host, kind)
 
 

@@ -1,0 +1,72 @@
+"""Where a conversion writes to: a new file that takes its name only when it is complete, or an existing one in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.errors import ArgumentError, StorageError
+from workbench.storage.file import FileStorage
+from workbench.storage.locks import LockMode, acquire
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An open file to write to. fresh: it is new, so it reads as zeros wherever nothing is written."""
+
+    storage: FileStorage
+    path: Path
+    fresh: bool
+
+
+def refuse_source(path: Path, sources: Iterable[str]) -> None:
+    """ArgumentError when `path` is one of the files that are read."""
+    if not path.exists():
+        return
+    for source in sources:
+        if os.path.exists(source) and os.path.samefile(path, source):
+            raise ArgumentError("is read by this very conversion", path=str(path), hint="name another file to write")
+
+
+@contextlib.contextmanager
+def open_target(path: Path, sources: Iterable[str], *, in_place: bool = False) -> Iterator[Target]:
+    """A file to write `path`'s new content to.
+
+    As a rule a hidden file beside `path`, renamed onto it at the end and removed when anything fails or is interrupted: what
+    was there before stays until then. in_place, and block devices: the existing file itself.
+    Raises ArgumentError when `path` is one of `sources`, LockedError when somebody uses it, StorageError.
+    """
+    refuse_source(path, sources)
+    exists = path.exists()
+    if in_place or (exists and not stat.S_ISREG(path.stat().st_mode)):
+        with FileStorage.open(path, writable=True) as storage, acquire(storage, LockMode.WRITE):
+            yield Target(storage, path, fresh=False)
+            storage.flush()
+        return
+    with contextlib.ExitStack() as stack:
+        final = path.resolve()
+        if exists:  # nobody may be using what we are about to replace
+            old = stack.enter_context(FileStorage.open(final, writable=True))
+            stack.enter_context(acquire(old, LockMode.WRITE))
+        draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
+        storage = stack.enter_context(FileStorage.create(draft))
+        try:
+            yield Target(storage, path, fresh=True)
+            if exists:
+                os.chmod(draft, stat.S_IMODE(final.stat().st_mode))
+            os.replace(draft, final)
+        except OSError as error:
+            _remove(draft)
+            raise StorageError(f"cannot be put in place: {error.strerror}", path=str(path)) from error
+        except BaseException:
+            _remove(draft)
+            raise
+
+
+def _remove(draft: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        draft.unlink()

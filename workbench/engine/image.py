@@ -129,6 +129,9 @@ class Image:
             raise ArgumentError(
                 f"{len(buffer)} bytes at {offset:#x} are not within the disk of {self.size} bytes", path=self.path
             )
+        if self._writer is not None:
+            self._writer.readinto(offset, buffer)
+            return
         read_chain(self.chain, offset, buffer)
 
     def extents(self, start: int = 0, length: int | None = None) -> Iterator[Extent]:

@@ -1,0 +1,126 @@
+"""The write engine of one open image: what `Image` hands its writes to."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workbench.engine.write.cache import CacheCounters
+from workbench.engine.write.cache_sizes import CacheSizes
+from workbench.engine.write.compressed import check_range, write_compressed_guest
+from workbench.engine.write.core import Core
+from workbench.engine.write.guest import write_guest
+from workbench.engine.write.reading import read_guest
+from workbench.engine.write.zero import discard_guest, zero_guest
+from workbench.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from workbench.engine.image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCounters:
+    """What the engine has done: the two caches, and how often the file was made durable."""
+
+    l2: CacheCounters
+    refcounts: CacheCounters
+    flushes: int
+
+
+class Writer:
+    """Writes to one image. Every method may be called from any thread; they take turns. Offsets are guest bytes."""
+
+    def __init__(self, image: Image) -> None:
+        """Nothing is written before the first change. Raises ArgumentError for bad options."""
+        self._image = image
+        self._lock = threading.RLock()
+        self.core = Core(image.top, image.chain, image.options)
+        self._closed = False
+
+    # -- what it is
+
+    @property
+    def sizes(self) -> CacheSizes:
+        """What the caches may hold."""
+        return self.core.sizes
+
+    @property
+    def counters(self) -> WriteCounters:
+        return WriteCounters(
+            self.core.tables.cache.counters, self.core.refcounts.cache.counters, self.core.file.flushes
+        )
+
+    # -- reading
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Guest bytes, with everything written so far."""
+        with self._lock:
+            read_guest(self.core, offset, buffer)
+
+    # -- writing
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write guest bytes. Raises ArgumentError outside the disk, StorageError when the device refuses (then the
+        clusters taken for it are free again), ImageError when the image was found corrupt."""
+        view = data if isinstance(data, memoryview) and data.format == "B" else memoryview(data).cast("B")
+        with self._lock:
+            core = self.core
+            if offset < 0 or offset + len(view) > core.layer.size:
+                self._outside(offset, len(view))
+            core.begin()
+            if view:
+                write_guest(core, offset, view)
+                if core.allocator.overdue:
+                    core.flush()
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> None:
+        """Make a range read as zeros, by flags in the tables where possible. unmap: give its clusters back."""
+        with self._lock:
+            self._prepare(offset, length)
+            if length:
+                zero_guest(self.core, offset, length, unmap=unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the whole clusters within the range back; they read as zeros afterwards."""
+        with self._lock:
+            self._prepare(offset, length)
+            if length:
+                discard_guest(self.core, offset, length)
+
+    def write_compressed(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write whole clusters compressed. StorageError where plain data is already."""
+        view = memoryview(data).cast("B")
+        with self._lock:
+            self._prepare(offset, len(view))
+            check_range(self.core, offset, len(view))
+            self._image.top.forget()
+            if view:
+                write_compressed_guest(self.core, offset, view)
+
+    def flush(self) -> None:
+        """Everything written so far is durable when this returns."""
+        with self._lock:
+            self.core.flush()
+
+    def close(self) -> None:
+        """Flush, and leave the image clean."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self.core.finish()
+
+    # -- inside
+
+    def _prepare(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.core.layer.size:
+            self._outside(offset, length)
+        self.core.begin()
+
+    def _outside(self, offset: int, length: int) -> None:
+        raise ArgumentError(
+            f"{length} bytes at {offset:#x} are not within the disk of {self.core.layer.size} bytes",
+            path=self.core.path,
+        )
+
+

@@ -1,0 +1,216 @@
+"""Ranges that read as zeros, and ranges given back (QEMU: qcow2_subcluster_zeroize, qcow2_cluster_discard)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
+from workbench.engine.mapping import ClusterType
+from workbench.engine.write.guest import write_guest
+from workbench.engine.write.reading import cluster_kind, is_zero
+from workbench.units import SUBCLUSTERS, round_up
+
+if TYPE_CHECKING:
+    from workbench.engine.write.core import Core
+
+_ALL_ZERO: Final = ((1 << SUBCLUSTERS) - 1) << SUBCLUSTERS
+_STEP: Final = 1 << 20
+
+
+def zero_guest(core: Core, offset: int, length: int, *, unmap: bool) -> None:
+    """Make guest range [offset, offset + length) read as zeros. unmap: allocated clusters are given back.
+
+    Partial (sub)clusters whose rest is zero already become zero as a whole; others get zeros written.
+    """
+    unit, end = core.geometry.subcluster_size, offset + length
+    disk_end = core.layer.size
+    first = round_up(offset, unit)
+    last = round_up(end, unit) if end == disk_end else end - end % unit
+    if first > last:  # within one unit
+        _zero_partly(core, offset, length, unmap=unmap)
+        return
+    if offset < first:
+        _zero_partly(core, offset, min(first, end) - offset, unmap=unmap)
+    if first < last:
+        _zero_units(core, first, last, unmap=unmap)
+    if last < end:
+        _zero_partly(core, last, end - last, unmap=unmap)
+
+
+def discard_guest(core: Core, offset: int, length: int, *, full: bool = False) -> None:
+    """Give the whole clusters within the guest range back; they read as zeros afterwards (version 2: as unallocated).
+
+    full: they fall through to the backing file instead. Version 2 with a backing file: nothing is done, as in QEMU.
+    """
+    size, end = core.cluster_size, offset + length
+    if core.header.version < 3 and core.backed and not full:
+        return
+    first = round_up(offset, size)
+    last = round_up(end, size) if end >= core.layer.size else end - end % size
+    at = first
+    while at < last:
+        at = _discard_slice(core, at, last, full=full)
+        core.relieve()
+
+
+# -- zeros
+
+
+def _zero_partly(core: Core, offset: int, length: int, *, unmap: bool) -> None:
+    """Zeros in a part of one subcluster."""
+    if length <= 0:
+        return
+    unit = core.geometry.subcluster_size
+    start = offset - offset % unit
+    stop = min(start + unit, core.layer.size)
+    entry, bitmap = core.tables.entry_at(offset)
+    sub = (offset & (core.cluster_size - 1)) // unit if core.geometry.extended_l2 else 0
+    kind = cluster_kind(core, entry, bitmap, sub, offset)
+    holds_data = kind in (ClusterType.NORMAL, ClusterType.COMPRESSED)
+    if (
+        core.header.version >= 3
+        and not holds_data
+        and is_zero(core, start, offset - start)
+        and is_zero(core, offset + length, stop - offset - length)
+    ):
+        _zero_units(core, start, start + unit, unmap=unmap)
+        return
+    _write_zeros(core, offset, length)
+
+
+def _write_zeros(core: Core, offset: int, length: int) -> None:
+    zeros = memoryview(bytes(min(length, _STEP)))
+    for at in range(offset, offset + length, _STEP):
+        write_guest(core, at, zeros[: min(_STEP, offset + length - at)])
+        core.relieve()
+
+
+def _zero_units(core: Core, start: int, end: int, *, unmap: bool) -> None:
+    """Whole subclusters (clusters without extended entries); the last may reach past the end of the disk."""
+    if core.raw_external:
+        stop = min(end, core.layer.size)
+        core.data.write_zeroes(start, stop - start, punch=unmap and core.allocator.punch)
+        core.references_changed()
+    if core.header.version < 3:
+        if not core.backed:
+            discard_guest(core, start, end - start)
+        else:
+            _write_zeros(core, start, min(end, core.layer.size) - start)
+        return
+    size, at = core.cluster_size, start
+    while at < end:
+        base = at & -size
+        if at != base or end - at < size:
+            stop = min(end, base + size)
+            if not _zero_subclusters(core, at, stop):
+                _write_zeros(core, at, min(stop, core.layer.size) - at)
+            at = stop
+        else:
+            at = _zero_slice(core, at, end, unmap=unmap)
+        core.relieve()
+
+
+def _zero_slice(core: Core, at: int, end: int, *, unmap: bool) -> int:
+    """Whole clusters up to the end of one slice; returns where it stopped."""
+    tables, size = core.tables, core.cluster_size
+    piece = tables.own_slice(at)
+    words, width = piece.data, tables.width
+    count = min(tables.left_in_slice(at), (end - at) // size)
+    first = (at >> tables.cluster_bits) & tables.index_mask
+    changed = False
+    for number in range(count):
+        word = (first + number) * width
+        old = words[word]
+        bitmap = words[word + 1] if width == 2 else 0
+        allocated = old & OFFSET_MASK or (core.external and old & COPIED)
+        drop = bool(old & COMPRESSED) or (unmap and bool(allocated))
+        new = 0 if drop else old
+        if width == 2:
+            new_bitmap = _ALL_ZERO
+        else:
+            new |= ZERO
+            new_bitmap = 0
+        if new == old and new_bitmap == bitmap:
+            continue
+        words[word] = new
+        if width == 2:
+            words[word + 1] = new_bitmap
+        changed = True
+        if drop:
+            _free(core, old)
+    if changed:
+        tables.cache.mark_dirty(piece)
+    return at + count * size
+
+
+def _zero_subclusters(core: Core, start: int, end: int) -> bool:
+    """Subclusters [start, end) within one cluster; False for a compressed cluster, which has none."""
+    tables, unit = core.tables, core.geometry.subcluster_size
+    piece = tables.own_slice(start)
+    word = ((start >> tables.cluster_bits) & tables.index_mask) * 2
+    if piece.data[word] & COMPRESSED:
+        return False
+    base = start & -core.cluster_size
+    mask = (1 << ((end - base) // unit)) - (1 << ((start - base) // unit))
+    bitmap = piece.data[word + 1]
+    new = (bitmap | mask << SUBCLUSTERS) & ~mask
+    if new != bitmap:
+        piece.data[word + 1] = new
+        tables.cache.mark_dirty(piece)
+    return True
+
+
+# -- discard
+
+
+def _discard_slice(core: Core, at: int, end: int, *, full: bool) -> int:
+    """Whole clusters up to the end of one slice; returns where it stopped."""
+    tables, size = core.tables, core.cluster_size
+    if not core.backed and tables.slice_at(at) is None:
+        return min(end, ((at >> tables.l1_shift) + 1) << tables.l1_shift)
+    count = min(tables.left_in_slice(at), (end - at) // size)
+    piece = tables.slice_at(at)
+    first = (at >> tables.cluster_bits) & tables.index_mask
+    width = tables.width
+    if piece is not None:
+        span = piece.data[first * width : (first + count) * width]
+        if not any(span) and (full or not core.backed):
+            return at + count * size
+    elif full:
+        return at + count * size
+    piece = tables.own_slice(at)
+    words = piece.data
+    changed = False
+    for number in range(count):
+        word = (first + number) * width
+        old = words[word]
+        bitmap = words[word + 1] if width == 2 else 0
+        new, new_bitmap = old, bitmap
+        allocated = bool(old & (OFFSET_MASK | COMPRESSED)) or bool(core.external and old & COPIED)
+        if full:
+            new, new_bitmap = 0, 0
+        elif core.backed or allocated:
+            if width == 2:
+                new, new_bitmap = 0, _ALL_ZERO
+            else:
+                new = ZERO if core.header.version >= 3 else 0
+        if new == old and new_bitmap == bitmap:
+            continue
+        if core.raw_external and not full:
+            guest = at + number * size
+            core.data.write_zeroes(guest, min(size, core.layer.size - guest), punch=core.allocator.punch)
+            core.references_changed()
+        words[word] = new
+        if width == 2:
+            words[word + 1] = new_bitmap
+        changed = True
+        _free(core, old)
+    if changed:
+        tables.cache.mark_dirty(piece)
+    return at + count * size
+
+
+def _free(core: Core, entry: int) -> None:
+    """Give back what an entry held. In a raw external file the range was zeroed already."""
+    if not core.raw_external:
+        core.allocator.free_entry(entry)

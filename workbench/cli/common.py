@@ -128,7 +128,9 @@ backing_option: Decorator = click.option(
     metavar="PATH",
     help="Open PATH instead of the backing file that the image names.",
 )
-snapshot_option: Decorator = click.option("--snapshot", metavar="NAME", help="Look at the internal snapshot NAME (or ID).")
+snapshot_option: Decorator = click.option(
+    "--snapshot", metavar="NAME", help="Look at the internal snapshot NAME (or ID)."
+)
 debug_option: Decorator = click.option(
     "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug, help="Show tracebacks of errors."
 )

@@ -102,7 +102,9 @@ class _Dump:
 
         place = resolve(self.meta, parse_address(part))
         if place.region is None:
-            raise ArgumentError(f"{part!r} is a guest offset", hint=f"see `qwb explain {self.meta.storage.path} {part}`")
+            raise ArgumentError(
+                f"{part!r} is a guest offset", hint=f"see `qwb explain {self.meta.storage.path} {part}`"
+            )
         return place
 
     def structures(self) -> Iterator[Place]:

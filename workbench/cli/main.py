@@ -83,9 +83,7 @@ class LazyGroup(click.Group):
         if incomplete.startswith("-"):
             return click.Command.shell_complete(self, ctx, incomplete)
         found = [
-            CompletionItem(name, help=COMMANDS[name])
-            for name in self.list_commands(ctx)
-            if name.startswith(incomplete)
+            CompletionItem(name, help=COMMANDS[name]) for name in self.list_commands(ctx) if name.startswith(incomplete)
         ]
         return [*found, CompletionItem(incomplete, type="file")] if incomplete or not found else found
 

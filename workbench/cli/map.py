@@ -66,7 +66,7 @@ def command(
         damage = _Damage()
         flats = damage.watch(opened.extent_columns(min(start_offset, opened.size), max_length))
         if as_json:
-            _write_json(opened, flats)
+            _write_json(opened, flats, start_offset)
         else:
             from workbench.render.extents import table_rows
 
@@ -93,11 +93,11 @@ class _Damage:
             yield flat
 
 
-def _write_json(image: Image, flats: Iterator[Flat]) -> None:
+def _write_json(image: Image, flats: Iterator[Flat], start: int) -> None:
     from workbench.render.extents import json_rows
 
     out = click.get_text_stream("stdout")
-    for piece in json_rows(flats, _raw(image)):
+    for piece in json_rows(flats, _raw(image), start=start):
         out.write(piece)
     out.flush()
 

@@ -1,12 +1,12 @@
 """Addresses as people type them, for `qwb dump`, `qwb explain` and the workbench's go-to.
 
-    0x50000  12M  4096     host offset            g:0x1000  guest:12M      guest offset
-    c:123  cluster:123     host cluster           l1:3                     entry 3 of the active L1 table
-    l2:3                   L2 table 3             l2:3.17                  its entry 17
-    rt:0  refcount-table:0 refcount table entry   rb:0.5  refcount-block:0.5   entry 5 of refcount block 0
-    snapshot:1  bitmap:0  bitmap-table:0.2  extension:1
-    snapshot:1/l1:3  snapshot:1/l2:3.17           the same tables of a snapshot
-    header  extensions  backing-name  l1  refcount-table  snapshots  bitmaps  luks
+0x50000  12M  4096     host offset            g:0x1000  guest:12M      guest offset
+c:123  cluster:123     host cluster           l1:3                     entry 3 of the active L1 table
+l2:3                   L2 table 3             l2:3.17                  its entry 17
+rt:0  refcount-table:0 refcount table entry   rb:0.5  refcount-block:0.5   entry 5 of refcount block 0
+snapshot:1  bitmap:0  bitmap-table:0.2  extension:1
+snapshot:1/l1:3  snapshot:1/l2:3.17           the same tables of a snapshot
+header  extensions  backing-name  l1  refcount-table  snapshots  bitmaps  luks
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def resolve(meta: Metadata, address: Address) -> Place:
     if kind is AddressKind.NAMED and address.name == "header":
         return _named(meta, address)
     if meta.geometry is None:
-        raise ArgumentError("the header makes no sense, so nothing but `header` and offsets can be found", path=_path(meta))
+        raise ArgumentError(
+            "the header makes no sense, so nothing but `header` and offsets can be found", path=_path(meta)
+        )
     if kind is AddressKind.CLUSTER:
         size = meta.geometry.cluster_size
         return Place(address, Region(address.value * size, size))
@@ -194,7 +196,9 @@ def _structure(meta: Metadata, address: Address) -> tuple[Structure, int | None]
     if kind is AddressKind.L2:
         offset = _pointer(meta, tables.l1_table(meta, snapshot), number) & OFFSET_MASK
         if not offset:
-            raise ArgumentError(f"L1[{number}] points to no L2 table (its guest range is unallocated)", path=_path(meta))
+            raise ArgumentError(
+                f"L1[{number}] points to no L2 table (its guest range is unallocated)", path=_path(meta)
+            )
         return l2_structure(meta, number, offset, snapshot), address.entry
     table = tables.refcount_table(meta)
     if kind is AddressKind.REFCOUNT_TABLE:

@@ -177,14 +177,26 @@ def _through_l2(walk: _Walk, table: Table) -> Translation:
     word, at = words[0], table.entry_offset(meta, index)
     size = geometry.l2_entry_size
     walk.add(
-        StepKind.L2_ENTRY, word & OFFSET_MASK, Region(at, size), words, table=table.region.offset, index=index, size=size
+        StepKind.L2_ENTRY,
+        word & OFFSET_MASK,
+        Region(at, size),
+        words,
+        table=table.region.offset,
+        index=index,
+        size=size,
     )
     if word & COMPRESSED:
         if meta.header.has("data_file"):
             return walk.end(Outcome.BROKEN, problem="a compressed cluster in an image with an external data file")
         low, high = compressed_range(word, geometry.cluster_bits)
         walk.add(
-            StepKind.COMPRESSED, low, Region(low, high - low), words, offset=low, length=high - low, sectors=(high - (low & ~511)) >> 9
+            StepKind.COMPRESSED,
+            low,
+            Region(low, high - low),
+            words,
+            offset=low,
+            length=high - low,
+            sectors=(high - (low & ~511)) >> 9,
         )
         return walk.end(Outcome.COMPRESSED, run=Region(low, high - low))
     if geometry.extended_l2:

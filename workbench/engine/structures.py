@@ -165,9 +165,7 @@ def _image_children(root: Structure) -> Iterator[Structure]:
         where = Region(meta.header.backing_file_offset, min(meta.header.backing_file_size, limits.MAX_BACKING_NAME))
         yield Structure(meta, Part.BACKING_NAME, "backing-name", "backing file name", where)
     if meta.encryption is not None:
-        yield Structure(
-            meta, Part.LUKS, "luks", "LUKS header", Region(meta.encryption.offset, LUKS_HEADER_SIZE)
-        )
+        yield Structure(meta, Part.LUKS, "luks", "LUKS header", Region(meta.encryption.offset, LUKS_HEADER_SIZE))
     yield l1_structure(meta)
     table = tables.refcount_table(meta)
     yield Structure(meta, Part.REFCOUNT_TABLE, "refcount-table", "refcount table", table.region, table=table)

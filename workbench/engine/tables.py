@@ -27,7 +27,6 @@ from workbench.engine.metadata import Metadata, Region
 from workbench.units import GuestOffset, HostOffset
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _WINDOW: Final = 1 << 16
@@ -290,5 +289,3 @@ def read_entry(meta: Metadata, table: Table, index: int) -> tuple[int, ...] | No
         return None
     block = table.columns(meta, index & ~7, (index & 7) + 1)
     return tuple(block[index & 7].tolist()) if len(block) > (index & 7) else None
-
-

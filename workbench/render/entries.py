@@ -135,7 +135,9 @@ def covers(meta: Metadata, table: Table, run: Run) -> str:
     return f"{side} {span(start, length)} ({format_size(length)})"
 
 
-def table_lines(meta: Metadata, table: Table, *, first: int = 0, length: int | None = None, fold: bool = True) -> Iterator[str]:
+def table_lines(
+    meta: Metadata, table: Table, *, first: int = 0, length: int | None = None, fold: bool = True
+) -> Iterator[str]:
     """Offset, raw value, index, what it says, what it covers: one line a run."""
     for run in table.runs(meta, first, length, fold=fold):
         raw = run_raw(meta, table, run)

@@ -92,7 +92,11 @@ def outcome_words(found: Translation) -> str:
 
 def translation_lines(meta: Metadata, found: Translation) -> Iterator[str]:
     """The whole way of a guest offset."""
-    view = "" if found.snapshot is None else f" of snapshot {found.snapshot} ({quoted(meta.snapshots[found.snapshot].name)})"
+    view = (
+        ""
+        if found.snapshot is None
+        else f" of snapshot {found.snapshot} ({quoted(meta.snapshots[found.snapshot].name)})"
+    )
     yield f"guest offset {found.guest:#x} ({found.guest}){view}: {outcome_words(found)}"
     for number, step in enumerate(found.steps, 1):
         yield ""

@@ -34,8 +34,11 @@ def type_name(flags: int, kind: int, raw: bool) -> str:
     return "unallocated" if not flags & PRESENT else _NAMES[ClusterType(kind)]
 
 
-def json_rows(flats: Iterable[Flat], raw_depths: Sequence[bool]) -> Iterator[str]:
-    """Text pieces of the JSON array, laid out as qemu-img does it; keys of ours: compressed, type."""
+def json_rows(flats: Iterable[Flat], raw_depths: Sequence[bool], *, start: int = 0) -> Iterator[str]:
+    """Text pieces of the JSON array, laid out as qemu-img does it; keys of ours: compressed, type.
+
+    start: guest offset that was asked for; an empty range comes out as one empty element there, as in qemu-img.
+    """
     tails: dict[tuple[int, int, int], tuple[str, str]] = {}
     lead = "["
     for flat in flats:
@@ -43,19 +46,22 @@ def json_rows(flats: Iterable[Flat], raw_depths: Sequence[bool]) -> Iterator[str
             rows = slice(at, at + _PORTION)
             columns = (flat.start, flat.length, flat.flags, flat.depth, flat.host, flat.kind)
             pieces = []
-            for start, length, flags, depth, host, kind in zip(*(c[rows].tolist() for c in columns), strict=True):
+            for first, length, flags, depth, host, kind in zip(*(c[rows].tolist() for c in columns), strict=True):
                 key = (flags, depth, kind)
                 tail = tails.get(key)
                 if tail is None:
                     tail = tails[key] = _json_tail(flags, depth, kind, raw_depths[depth])
                 if host == NO_HOST:
-                    pieces.append(f'{{ "start": {start}, "length": {length}, {tail[0]}{tail[1]}}}')
+                    pieces.append(f'{{ "start": {first}, "length": {length}, {tail[0]}{tail[1]}}}')
                 else:
-                    pieces.append(f'{{ "start": {start}, "length": {length}, {tail[0]}, "offset": {host}{tail[1]}}}')
+                    pieces.append(f'{{ "start": {first}, "length": {length}, {tail[0]}, "offset": {host}{tail[1]}}}')
             if pieces:
                 yield lead + ",\n".join(pieces)
                 lead = ",\n"
-    yield "[]\n" if lead == "[" else "]\n"
+    if lead == "[":
+        head, tail = _json_tail(0, 0, ClusterType.UNALLOCATED, False)
+        yield f'[{{ "start": {start}, "length": 0, {head}{tail}}}'
+    yield "]\n"
 
 
 def _json_tail(flags: int, depth: int, kind: int, raw: bool) -> tuple[str, str]:

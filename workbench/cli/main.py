@@ -117,6 +117,8 @@ def main(args: list[str] | None = None) -> None:
 
     Wrong usage is 1 and not click's 2: 2 means "corrupt" to whoever reads the exit code of a check.
     """
+    # numpy's linear algebra, which nothing here uses, would start a thread per core: half of numpy's import time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = cli.main(args=args, prog_name="qwb", standalone_mode=False)
     except click.ClickException as error:

@@ -45,6 +45,7 @@ class L2Walker:
         self._cache: OrderedDict[int, Runs] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
+        self._local = threading.local()
 
     def invalidate(self, l1_index: int | None = None) -> None:
         """Forget what was decoded of one L2 table, or of all."""
@@ -132,43 +133,57 @@ class L2Walker:
             yield decode_l2(table[at : at + step], guest + at * per_word, self.rules)
 
     def _walk(self, first: int, last: int) -> Iterator[Runs]:
-        """All tables of L1 entries first..last-1, neighbours on disk and in the guest read in one go."""
+        """All tables of L1 entries first..last-1: neighbours in the guest decoded together, neighbours on disk read together."""
         import numpy as np
 
         geometry = self.rules.geometry
         cluster, coverage = geometry.cluster_size, geometry.l2_coverage
         entries = self.l1[first : min(last, len(self.l1))] & np.uint64(OFFSET_MASK)
+        state = np.where(entries == 0, 0, np.where(entries & np.uint64(cluster - 1) == 0, 1, 2))
+        edges = (np.flatnonzero(np.diff(state)) + 1).tolist()
         per_batch = max(1, BATCH_BYTES // cluster)
-        # Groups: L1 entries that go on from one to the next (tables adjacent on disk, or no table at all).
-        adjacent = (entries[1:] - entries[:-1] == np.uint64(cluster)) & (entries[:-1] != 0)
-        empty = (entries[1:] == 0) & (entries[:-1] == 0)
-        edges = (np.flatnonzero(~(adjacent | empty)) + 1).tolist()
         pending: list[Runs] = []
         count = 0
         for low, high in zip([0, *edges], [*edges, len(entries)], strict=True):
             if low >= high:
                 continue
-            offset = int(entries[low])
-            guest = (first + low) * coverage
-            if not offset or offset % cluster:
-                kind = ClusterType.UNALLOCATED if not offset else ClusterType.INVALID
-                pending.append(one_run(guest, (high - low) * coverage, kind))
+            if state[low] != 1:
+                kind = ClusterType.INVALID if state[low] else ClusterType.UNALLOCATED
+                pending.append(one_run((first + low) * coverage, (high - low) * coverage, kind))
                 continue
             for at in range(low, high, per_batch):
-                upto = min(at + per_batch, high)
-                if self.load_table is None:
-                    data = self._read(offset + (at - low) * cluster, (upto - at) * cluster)
-                    tables = words(data)
-                else:
-                    tables = np.concatenate([self.table_words(first + each) for each in range(at, upto)])
+                tables = self._tables(first + at, entries[at : min(at + per_batch, high)].tolist())
                 for runs in self._decode_words(tables, (first + at) * coverage):
                     pending.append(runs)
                     count += len(runs)
                     if count > BATCH_RUNS:
                         yield join(pending)
                         pending, count = [], 0
-        rest = max(first + len(entries), first)
+        rest = first + len(entries)
         if rest < last:
             pending.append(one_run(rest * coverage, (last - rest) * coverage, ClusterType.UNALLOCATED))
         if pending:
             yield join(pending)
+
+    def _tables(self, index: int, offsets: list[int]) -> NDArray[np.uint64]:
+        """The L2 tables of consecutive L1 entries one after the other, native uint64."""
+        import numpy as np
+
+        if self.load_table is not None:
+            return np.concatenate([self.load_table(index + i, offset) for i, offset in enumerate(offsets)])
+        cluster, count = self.rules.geometry.cluster_size, len(offsets)
+        buffer: bytearray = getattr(self._local, "buffer", bytearray())
+        if len(buffer) < count * cluster:
+            buffer = self._local.buffer = bytearray(count * cluster)
+        view = memoryview(buffer)[: count * cluster]
+        at = 0
+        while at < count:
+            upto = at + 1
+            while upto < count and offsets[upto] == offsets[upto - 1] + cluster:
+                upto += 1
+            part = view[at * cluster : upto * cluster]
+            got = self.storage.readinto(offsets[at], part)
+            if got < len(part):
+                part[got:] = bytes(len(part) - got)
+            at = upto
+        return words(view)

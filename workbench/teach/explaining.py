@@ -1,0 +1,133 @@
+"""From a schema path and facts to an explanation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from workbench.teach.filling import Facts, UnknownFactError, fill
+from workbench.teach.here import HERE
+from workbench.teach.texts import sections
+
+_ENTRY: Final = re.compile(r"(?:^|\.)(l1|l2|refcount-table|bitmap-table)\.(?:entries\.)?(?:row\.)?(entry|subclusters)(\..+)?$")
+_INDEX: Final = re.compile(r"\[\d+\]|@0x[0-9a-f]+")
+_COMPRESSED: Final = 1 << 62
+
+_ALIASES: Final = {
+    "file": "image",
+    "backing": "backing-name",
+    "key-slot": "luks.key_slots.slot",
+    "incompatible_features": "header.incompatible_features",
+    "compatible_features": "header.compatible_features",
+    "autoclear_features": "header.autoclear_features",
+    "bitmap-flags": "bitmap.flags",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One thing explained; every part is Markdown and may be empty but title and what.
+
+    key: the section the text came from.  here: what the value means in this image.  limits: the format's and QEMU's.
+    qemu: what QEMU does with it.  spec: section of the specification.
+    """
+
+    key: str
+    title: str
+    what: str
+    here: str = ""
+    limits: str = ""
+    qemu: str = ""
+    spec: str = ""
+
+    def markdown(self) -> str:
+        """The whole text as one Markdown document."""
+        parts = [f"## {self.title}", self.what]
+        for label, text in (("Here", self.here), ("Limits", self.limits), ("QEMU", self.qemu)):
+            if text:
+                parts.append(f"**{label}.** {text}")
+        if self.spec:
+            parts.append(f"*Specification: {self.spec}*")
+        return "\n\n".join(parts)
+
+
+def explain(schema: str, facts: Mapping[str, object] | None = None) -> Explanation:
+    """The explanation for a schema path or the word of a structure. Never fails: an unknown path gets the nearest text.
+
+    facts: from `facts_of`, `facts_of_table`, `facts_of_node`, merged; sentences whose facts are missing are left out.
+    """
+    known: Facts = facts or {}
+    section = sections()[resolve(schema, known)]
+    return Explanation(
+        section.key, section.title, section.what, _here(section.key, known), section.limits, section.qemu, section.spec
+    )
+
+
+def resolve(schema: str, facts: Mapping[str, object] | None = None) -> str:
+    """Key of the text for that path: exact, by entry layout, by its last components, or of the nearest parent."""
+    known = sections()
+    for candidate in _candidates(_INDEX.sub("", schema), facts or {}):
+        if candidate in known:
+            return candidate
+    return "unknown"
+
+
+def _candidates(schema: str, facts: Facts) -> Iterator[str]:
+    if schema in _ALIASES:
+        yield _ALIASES[schema]
+    if schema.startswith("unreadable") or ".unreadable" in schema:
+        yield "unreadable"
+    if schema == "gap" or schema.endswith(".gap"):
+        yield "gap"
+    entry = _ENTRY.search(schema)
+    if entry is not None:
+        yield from _entry_keys(entry[1], entry[2], entry[3] or "", facts)
+    head, _, rest = schema.partition(".")
+    if head in _ALIASES and rest:
+        yield f"{_ALIASES[head]}.{rest}"
+    parts = schema.split(".")
+    for start in range(len(parts)):
+        yield ".".join(parts[start:])
+    for stop in range(len(parts) - 1, 0, -1):
+        yield ".".join(parts[:stop])
+        if head in _ALIASES:
+            yield _ALIASES[head]
+
+
+def _entry_keys(table: str, part: str, bit: str, facts: Facts) -> Iterator[str]:
+    """Keys of a table entry's layout; which of the three L2 layouts applies is told by the word and the image."""
+    if part == "subclusters":
+        yield f"subcluster-bitmap{bit}"
+        return
+    if table != "l2":
+        yield f"{table}-entry{bit}"
+        return
+    word = facts.get("word", facts.get("value"))
+    compressed = isinstance(word, int) and bool(word & _COMPRESSED)
+    if compressed or bit in (".sectors", ".reserved"):
+        yield f"l2-entry-compressed{bit}"
+    elif facts.get("extended_l2"):
+        yield f"l2-entry-extended{bit}"
+    yield f"l2-entry{bit}"
+
+
+def _here(key: str, facts: Facts) -> str:
+    """What the value means in this image: the templates whose facts are known, then what a function computes."""
+    sentences = []
+    value = facts.get("value")
+    for condition, template in sections()[key].here:
+        if condition and (value is None or bool(value) is not (condition == "set")):
+            continue
+        try:
+            sentences.append(fill(template, facts))
+        except UnknownFactError:
+            continue
+    compute = HERE.get(key)
+    if compute is not None:
+        try:
+            sentences.append(compute(facts))
+        except UnknownFactError:
+            pass
+    return " ".join(each for each in sentences if each)

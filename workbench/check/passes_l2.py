@@ -1,0 +1,381 @@
+"""L2 tables: references of every entry, faults of the entries, COPIED flags, and the fragmentation figures.
+
+Counts as QEMU's check_refcounts_l2 and check_oflag_copied do, but each table once, with the number of its users as weight.
+Tables that map one run of clusters (the common case of large images) take a path without any work per entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, ZERO, compressed_layout, compressed_range
+from workbench.check import kinds
+from workbench.check.census import Census, as_clusters
+from workbench.check.findings import FindingLog, runs_of
+from workbench.check.tables import Batch, L2Set
+from workbench.units import Geometry
+
+Flags = NDArray[np.bool_]
+
+# Bit 0 is not counted: it is the zero flag, and with extended entries QEMU lets it pass.
+RESERVED: Final = L2_STANDARD["reserved_low"].mask | L2_STANDARD["reserved_high"].mask
+_LOW32: Final = np.uint64(0xFFFF_FFFF)
+
+
+@dataclass(slots=True)
+class MappingStats:
+    """What qemu-img prints about the active disk. Clusters."""
+
+    allocated: int = 0
+    fragmented: int = 0
+    compressed: int = 0
+
+
+class L2Pass:
+    """Applies batches of L2 tables to a census. `judge`: log findings and statistics (first window only)."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        version: int,
+        file_size: int,
+        has_data_file: bool,
+        tables: L2Set,
+        copied_weight: NDArray[np.uint32],
+        census: Census,
+        stored_one_far: Callable[[NDArray[np.int64]], tuple[Flags, Flags]],
+        log: FindingLog,
+        *,
+        judge: bool,
+    ) -> None:
+        self.geometry = geometry
+        self.version = version
+        self.file_size = file_size
+        self.has_data_file = has_data_file
+        self.tables = tables
+        self.copied_weight = copied_weight
+        self.census = census
+        self.stored_one_far = stored_one_far
+        self.log = log
+        self.judge = judge
+        self.stats = MappingStats()
+        self.grows = False
+        bits = geometry.cluster_bits
+        self.unaligned_mask = OFFSET_MASK & ((1 << bits) - 1)
+        self.odd_mask = np.uint64(RESERVED | COMPRESSED | self.unaligned_mask)
+        self.compressed_reserved = np.uint64(compressed_layout(bits).reserved_mask & ~COPIED)
+
+    # -- tables that are one run ---------------------------------------------------------------------------------------
+
+    def find_runs(self, batch: Batch) -> Flags:
+        """Which tables of the batch map one run of host clusters in order, all flags alike, inside the file."""
+        words, size = batch.words, np.uint64(self.geometry.cluster_size)
+        first, entries = words[:, 0], words.shape[1]
+        last = first + size * np.uint64(entries - 1)
+        offset = first & np.uint64(OFFSET_MASK)
+        good: Flags = (words[:, -1] == last) & (offset != 0) & ((first & (self.odd_mask | np.uint64(ZERO))) == 0)
+        good &= (last & np.uint64(OFFSET_MASK)) < np.uint64(self.file_size)
+        if self.has_data_file:
+            good[:] = False
+        for row in np.flatnonzero(good):
+            good[row] = (words[row, 1:] - words[row, :-1] == size).all()
+        if batch.bitmaps is not None:
+            for row in np.flatnonzero(good):
+                bitmaps = batch.bitmaps[row]
+                good[row] = not ((bitmaps >> np.uint64(32)) & bitmaps & _LOW32).any()
+        return good
+
+    def apply(self, batch: Batch, runs: Flags) -> None:
+        """Count the batch. Not thread-safe: one at a time."""
+        entries = batch.words.shape[1]
+        rest = ~runs
+        for row in np.flatnonzero(runs):
+            table = int(batch.rows[row])
+            word = int(batch.words[row, 0])
+            start = (word & OFFSET_MASK) >> self.geometry.cluster_bits
+            active, inactive = int(self.tables.active[table]), int(self.tables.inactive[table])
+            if active:
+                self.census.add_run(start, entries, active, kinds.DATA)
+                self.stats.allocated += active * entries
+                if self.copied_weight[table] and not self._run_copied(start, entries, word & COPIED != 0):
+                    rest[row] = True
+            if inactive:
+                self.census.add_run(start, entries, inactive, kinds.INACTIVE)
+        if rest.any():
+            rows = np.flatnonzero(rest)
+            self._general(batch, rows, counted=runs[rows])
+
+    def _run_copied(self, start: int, entries: int, copied: bool) -> bool:
+        """Whether the COPIED flag fits every cluster of a run (readable, inside the window)."""
+        low = start - self.census.first
+        if low < 0 or start + entries > self.census.end:
+            return False
+        flags = self.census.flags[low : low + entries] & np.uint8(kinds.STORED_ONE | kinds.UNREADABLE)
+        if copied:
+            return bool((flags == kinds.STORED_ONE).all())
+        return not flags.any()
+
+    # -- any table -----------------------------------------------------------------------------------------------------
+
+    def _general(self, batch: Batch, rows: NDArray[np.intp], counted: Flags) -> None:
+        """Entries of `rows`. counted: tables whose references are counted already (only their flags are looked at)."""
+        words = batch.words if rows.size == batch.words.shape[0] else batch.words[rows]
+        if batch.bitmaps is None:
+            row, col = np.nonzero(words)
+            bitmaps = None
+        else:
+            chosen = batch.bitmaps if rows.size == batch.words.shape[0] else batch.bitmaps[rows]
+            row, col = np.nonzero(words | chosen)
+            bitmaps = chosen[row, col]
+        if not row.size:
+            return
+        self._entries(batch.rows[rows], row, col, words[row, col], bitmaps, counted)
+
+    def _entries(
+        self,
+        tables: NDArray[np.intp],
+        row: NDArray[np.intp],
+        col: NDArray[np.intp],
+        word: NDArray[np.uint64],
+        bitmap: NDArray[np.uint64] | None,
+        counted: Flags,
+    ) -> None:
+        offset = word & np.uint64(OFFSET_MASK)
+        odd = bool((word & self.odd_mask).any())
+        packed = (word & np.uint64(COMPRESSED)) != 0 if odd else None
+        standard = ~packed if packed is not None else None
+        mapped = offset != 0
+        if self.has_data_file:
+            at_zero = (word & np.uint64(COPIED)) != 0
+            if bitmap is None:
+                at_zero &= (word & np.uint64(ZERO)) == 0
+            mapped |= at_zero
+        if standard is not None:
+            mapped &= standard
+        if self.judge:
+            self._judge(tables, row, col, word, bitmap, offset, mapped, packed, odd)
+        fresh = ~counted[row] if counted.any() else None
+        use = mapped if fresh is None else mapped & fresh
+        if use.all():
+            rows, offsets, words_used, cols = row, offset, word, col
+        else:
+            rows, offsets, words_used, cols = row[use], offset[use], word[use], col[use]
+        if self.judge and rows.size:
+            self._fragmentation(tables, rows, cols, offsets)
+        if not self.has_data_file:
+            self._count(tables, rows, offsets, odd)
+        if packed is not None and packed.any():
+            self._compressed(tables, row, col, word, bitmap, packed if fresh is None else packed & fresh)
+        if fresh is not None:
+            rows, offsets, words_used, cols = row[mapped], offset[mapped], word[mapped], col[mapped]
+        self._copied(tables, rows, cols, words_used, offsets)
+
+    def _count(self, tables: NDArray[np.intp], row: NDArray[np.intp], offset: NDArray[np.uint64], odd: bool) -> None:
+        inside = offset < np.uint64(self.file_size)
+        if not inside.all():
+            row, offset = row[inside], offset[inside]
+        clusters = as_clusters(offset, self.geometry.cluster_bits)
+        if odd and self.unaligned_mask:
+            second = (offset & np.uint64(self.unaligned_mask)) != 0
+            if second.any():
+                clusters = np.concatenate([clusters, clusters[second] + 1])
+                row = np.concatenate([row, row[second]])
+                if int(clusters.max()) >= self.census.total_clusters - 1:
+                    self.grows = True
+        self._add(tables, row, clusters, kinds.DATA, kinds.INACTIVE)
+
+    def _add(
+        self, tables: NDArray[np.intp], row: NDArray[np.intp], clusters: NDArray[np.int64], active: int, inactive: int
+    ) -> None:
+        """References of entries, grouped by how many users their tables have."""
+        for column, flag in ((self.tables.active, active), (self.tables.inactive, inactive)):
+            weights = column[tables]
+            for weight in np.unique(weights).tolist():
+                if not weight:
+                    continue
+                same = weights == weight
+                self.census.add(clusters if same.all() else clusters[same[row]], weight, flag)
+
+    def _fragmentation(
+        self, tables: NDArray[np.intp], row: NDArray[np.intp], col: NDArray[np.intp], offset: NDArray[np.uint64]
+    ) -> None:
+        active = self.tables.active[tables]
+        if not active.any():
+            return
+        weight = active[row].astype(np.int64)
+        self.stats.allocated += int(weight.sum())
+        if row.size > 1:
+            jump = (offset[1:] != offset[:-1] + np.uint64(self.geometry.cluster_size)) & (row[1:] == row[:-1])
+            self.stats.fragmented += int(weight[1:][jump].sum())
+
+    def _compressed(
+        self,
+        tables: NDArray[np.intp],
+        row: NDArray[np.intp],
+        col: NDArray[np.intp],
+        word: NDArray[np.uint64],
+        bitmap: NDArray[np.uint64] | None,
+        packed: Flags,
+    ) -> None:
+        if self.has_data_file:
+            return
+        if bitmap is not None:
+            packed = packed & (bitmap == 0)
+        rows, cols, words = row[packed], col[packed], word[packed]
+        if not rows.size:
+            return
+        bits = self.geometry.cluster_bits
+        start, end = compressed_range(words & np.uint64(~COPIED & ((1 << 64) - 1)), bits)
+        beyond = end >= np.uint64(self.file_size + self.geometry.cluster_size)
+        if self.judge:
+            weight = self.tables.active[tables][rows].astype(np.int64)
+            total = int(weight.sum())
+            self.stats.allocated += total
+            self.stats.compressed += total
+            self.stats.fragmented += total
+            self._log("COMPRESSED-BEYOND-EOF", tables, rows, cols, words, beyond)
+            reserved = (words & self.compressed_reserved) != 0
+            self._log("COMPRESSED-RESERVED", tables, rows, cols, words, reserved & ~beyond, counted=False)
+        rows, start, end = rows[~beyond], start[~beyond], end[~beyond]
+        first = as_clusters(start, bits)
+        last = as_clusters(end - np.uint64(1), bits)
+        if last.size and int(last.max()) >= self.census.total_clusters - 1:
+            self.grows = True
+        for step in range(3):
+            reach = first + step <= last
+            if reach.any():
+                self._add(tables, rows[reach], first[reach] + step, kinds.PACKED, kinds.PACKED)
+
+    def _copied(
+        self,
+        tables: NDArray[np.intp],
+        row: NDArray[np.intp],
+        col: NDArray[np.intp],
+        word: NDArray[np.uint64],
+        offset: NDArray[np.uint64],
+    ) -> None:
+        """COPIED flags of active tables; each entry in the window that holds its cluster (far ones in the first)."""
+        weight = self.copied_weight[tables]
+        if not weight.any() or not row.size:
+            return
+        if not weight.all():
+            chosen = weight[row] != 0
+            row, col, word, offset = row[chosen], col[chosen], word[chosen], offset[chosen]
+            if not row.size:
+                return
+        copied = (word & np.uint64(COPIED)) != 0
+        if self.has_data_file:
+            if self.judge:
+                self._log("L2-COPIED-WRONG", tables, row, col, word, ~copied, weight=weight)
+            return
+        clusters = as_clusters(offset, self.geometry.cluster_bits)
+        census = self.census
+        if not census.first and int(clusters.max()) < census.end:
+            flags = census.flags[clusters]
+            one = (flags & kinds.STORED_ONE) != 0
+            wrong = (one != copied) & ((flags & kinds.UNREADABLE) == 0)
+        else:
+            here = (clusters >= census.first) & (clusters < census.end)
+            wrong = np.zeros(clusters.size, dtype=bool)
+            flags = census.flags[clusters[here] - census.first]
+            wrong[here] = (((flags & kinds.STORED_ONE) != 0) != copied[here]) & ((flags & kinds.UNREADABLE) == 0)
+            far = clusters >= census.total_clusters
+            if self.judge and far.any():
+                one, unreadable = self.stored_one_far(clusters[far])
+                wrong[far] = (one != copied[far]) & ~unreadable
+        if wrong.any():
+            self._log("L2-COPIED-WRONG", tables, row, col, word, wrong, weight=weight)
+
+    # -- findings ------------------------------------------------------------------------------------------------------
+
+    def _judge(
+        self,
+        tables: NDArray[np.intp],
+        row: NDArray[np.intp],
+        col: NDArray[np.intp],
+        word: NDArray[np.uint64],
+        bitmap: NDArray[np.uint64] | None,
+        offset: NDArray[np.uint64],
+        mapped: Flags,
+        packed: Flags | None,
+        odd: bool,
+    ) -> None:
+        """Faults of the entries themselves."""
+
+        def log(code: str, chosen: Flags, counted: bool = True) -> None:
+            self._log(code, tables, row, col, word, chosen, counted=counted)
+
+        if odd and packed is not None:
+            log("L2-ENTRY-RESERVED", ((word & np.uint64(RESERVED)) != 0) & ~packed)
+            unaligned = ((word & np.uint64(self.unaligned_mask)) != 0) & mapped
+            log("L2-ENTRY-UNALIGNED", unaligned)
+            if packed.any():
+                log("COMPRESSED-COPIED", packed & ((word & np.uint64(COPIED)) != 0))
+                if self.has_data_file:
+                    log("COMPRESSED-WITH-DATA-FILE", packed)
+                elif bitmap is not None:
+                    log("COMPRESSED-WITH-SUBCLUSTERS", packed & (bitmap != 0))
+        if not self.has_data_file:
+            log("L2-ENTRY-BEYOND-EOF", mapped & (offset >= np.uint64(self.file_size)))
+        if bitmap is not None:
+            log("SUBCLUSTER-CONFLICT", mapped & (((bitmap >> np.uint64(32)) & bitmap & _LOW32) != 0))
+            idle = ~mapped if packed is None else ~mapped & ~packed
+            log("SUBCLUSTER-UNALLOCATED", idle & ((bitmap & _LOW32) != 0))
+            log("L2-ENTRY-BIT0-EXTENDED", (word & np.uint64(ZERO)) != 0 if packed is None else
+                ((word & np.uint64(ZERO)) != 0) & ~packed, counted=False)
+        else:
+            zero = (word & np.uint64(ZERO)) != 0
+            if packed is not None:
+                zero &= ~packed
+            if self.version < 3:
+                log("L2-ZERO-FLAG-V2", zero, counted=False)
+        if not self.has_data_file:
+            stray = ~mapped & ((word & np.uint64(COPIED)) != 0)
+            if packed is not None:
+                stray &= ~packed
+            log("L2-COPIED-UNALLOCATED", stray, counted=False)
+
+    def _log(
+        self,
+        code: str,
+        tables: NDArray[np.intp],
+        row: NDArray[np.intp],
+        col: NDArray[np.intp],
+        word: NDArray[np.uint64],
+        chosen: Flags,
+        *,
+        counted: bool = True,
+        weight: NDArray[Any] | None = None,
+    ) -> None:
+        if not chosen.any():
+            return
+        rows, cols, words = row[chosen], col[chosen], word[chosen]
+        first, last = runs_of(rows, cols)
+        entry, geometry = self.geometry.l2_entry_size, self.geometry
+        table = tables[rows[first]]
+        start, stop = cols[first].astype(np.uint64), cols[last].astype(np.uint64)
+        count = (last - first + 1).astype(np.uint64)
+        weights = self.tables.active[table] + self.tables.inactive[table] if weight is None else weight[rows[first]]
+        base = self.tables.offset[table]
+        index = self.tables.index[table].astype(np.uint64)
+        span = stop - start + np.uint64(1)
+        guest = (index << np.uint64(geometry.l2_bits + geometry.cluster_bits)) + (start << np.uint64(geometry.cluster_bits))
+        self.log.add_columns(
+            code,
+            first.size,
+            offset=base + start * np.uint64(entry),
+            length=span * np.uint64(entry),
+            count=count,
+            counted=count * weights.astype(np.uint64) if counted else 0,
+            table=base,
+            index=start,
+            guest=guest,
+            guest_length=span << np.uint64(geometry.cluster_bits),
+            value=words[first],
+            snapshot=self.tables.snapshot[table],
+        )

@@ -1,0 +1,289 @@
+"""The check itself: structures, then windows of host clusters (count, compare), then findings, causes and triage."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2.tables import COPIED
+from workbench.check import kinds
+from workbench.check.census import WINDOW, Census, as_clusters
+from workbench.check.findings import FindingLog
+from workbench.check.kinds import Owner
+from workbench.check.passes_l2 import Flags, L2Pass, MappingStats
+from workbench.check.passes_refcounts import (
+    StoredRefcounts,
+    compare,
+    count_blocks,
+    judge_blocks,
+    log_overflow,
+)
+from workbench.check.problems import Severity
+from workbench.check.regions import Regions, RegionWalk, log_l1
+from workbench.check.result import Cancel, CheckCancelled, CheckResult, Progress, ProgressSink, Stats
+from workbench.check.tables import ACTIVE, Batch, L1Table, L2Set, empty_set, plan_batches, read_batch
+from workbench.engine.metadata import Metadata
+from workbench.engine.opening import refusal_of
+from workbench.errors import StorageError
+from workbench.units import Geometry, div_round_up
+
+_COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
+_AHEAD = 3
+
+
+def check(
+    meta: Metadata,
+    *,
+    fast: bool = False,
+    progress: ProgressSink | None = None,
+    cancel: Cancel | None = None,
+    window: int = WINDOW,
+    threads: int = 2,
+) -> CheckResult:
+    """Check an image. Never writes, never raises on content.
+
+    fast: no content probes (leak triage without reading leaked clusters).  progress: called now and then from this
+    thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
+    """
+    return _Check(meta, fast, progress, cancel, window, threads).run()
+
+
+class _Check:
+    def __init__(
+        self,
+        meta: Metadata,
+        fast: bool,
+        progress: ProgressSink | None,
+        cancel: Cancel | None,
+        window: int,
+        threads: int,
+    ) -> None:
+        self.meta = meta
+        self.fast = fast
+        self.progress = progress
+        self.cancel = cancel
+        self.window = window
+        self.threads = threads
+        self.log = FindingLog()
+        self.check_errors = 0
+        self.mapping = MappingStats()
+        self.highest = -1
+        self.grows = False
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> CheckResult:
+        for fault in self.meta.faults:
+            if fault.code not in _COUNTED_IN_REGIONS:
+                self.log.add(fault.code, fault.offset, fault.length, numbers={**fault.numbers, "what": fault.what})
+        refusal = refusal_of(self.meta, for_check=True)
+        aborted = refusal.what if refusal is not None else None
+        geometry = self.meta.geometry
+        if geometry is None:
+            return self._result(aborted or "not a qcow2 image", None, Regions(), empty_set())
+        regions = RegionWalk(self.meta, geometry, self.log).run()
+        aborted = aborted or regions.abort
+        self.check_errors += regions.check_errors
+        tables = regions.collector.result()
+        census = self._count(geometry, regions, tables)
+        return self._result(aborted, census, regions, tables)
+
+    # -- counting ------------------------------------------------------------------------------------------------------
+
+    def _count(self, geometry: Geometry, regions: Regions, tables: L2Set) -> Census | None:
+        """Count in windows; returns the census when one window holds the whole file."""
+        clusters = geometry.clusters(self.meta.file_size)
+        total = clusters + 1  # the last cluster may be reached by a region that ends past the end of the file
+        stored = StoredRefcounts(self.meta, geometry)
+        windows = max(1, div_round_up(total, self.window))
+        batches = list(plan_batches(tables, geometry, self.meta.file_size))
+        size = geometry.cluster_size
+        self.total_bytes = windows * sum(int(rows.size) for rows in batches) * size
+        self.done_bytes = 0
+        self.grows = regions.grows
+        census: Census | None = None
+        for number in range(windows):
+            first = number * self.window
+            census = Census(first, min(total, first + self.window), total, geometry.refcount_max)
+            self._window(census, geometry, regions, tables, stored, batches)
+        return census if windows == 1 else None
+
+    def _window(
+        self,
+        census: Census,
+        geometry: Geometry,
+        regions: Regions,
+        tables: L2Set,
+        stored: StoredRefcounts,
+        batches: list[NDArray[np.intp]],
+    ) -> None:
+        judge = census.first == 0
+        started = time.perf_counter()
+        stored.load_flags(census)
+        self._lap("refcounts", started)
+        bits = geometry.cluster_bits
+        for claim in regions.claims:
+            first = claim.offset >> bits
+            census.add_run(first, ((claim.end - 1) >> bits) - first + 1, 1, kinds.METADATA)
+        for _, clusters in regions.bitmap_data:
+            census.add(clusters, 1, kinds.METADATA)
+        self._count_l2_tables(census, geometry, tables)
+        copied = self._l1_copied(census, geometry, regions, tables, stored, judge=judge)
+        started = time.perf_counter()
+        work = L2Pass(
+            geometry, self.meta.header.version, self.meta.file_size, self.meta.header.has("data_file"), tables, copied,
+            census, stored.one_far, self.log, judge=judge,
+        )  # fmt: skip
+        for batch, runs in self._decoded(work, tables, geometry, batches):
+            work.apply(batch, runs)
+        if judge:
+            self.mapping = work.stats
+            self.grows |= work.grows
+            self.blocks = judge_blocks(stored, census.total_clusters - (not self.grows), self.meta.file_size, self.log)
+        self._lap("tables", started)
+        started = time.perf_counter()
+        count_blocks(stored, self.blocks, census, self.log)
+        log_overflow(census, bits, self.log)
+        end = census.total_clusters - (not self.grows)
+        self.highest = max(self.highest, compare(stored, census, end, self.log))
+        self._lap("compare", started)
+
+    def _count_l2_tables(self, census: Census, geometry: Geometry, tables: L2Set) -> None:
+        """The L2 tables' own clusters (two for an unaligned one)."""
+        inside = tables.offset < np.uint64(self.meta.file_size)
+        offset = tables.offset[inside]
+        times = (tables.active + tables.inactive)[inside]
+        clusters = as_clusters(offset, geometry.cluster_bits)
+        second = (offset & np.uint64(geometry.cluster_size - 1)) != 0
+        for weight in np.unique(times).tolist():
+            same = times == weight
+            census.add(clusters[same], weight, kinds.METADATA)
+            census.add(clusters[same & second] + 1, weight, kinds.METADATA)
+
+    def _l1_copied(
+        self,
+        census: Census,
+        geometry: Geometry,
+        regions: Regions,
+        tables: L2Set,
+        stored: StoredRefcounts,
+        *,
+        judge: bool,
+    ) -> NDArray[np.uint32]:
+        """How often QEMU looks at each table's COPIED flags; logs wrong ones in the active L1 table itself."""
+        weight = np.where(tables.offset != 0, tables.active, 0).astype(np.uint32)
+        chosen = np.flatnonzero(weight)
+        if not chosen.size:
+            return weight
+        one, unreadable = self._ones(census, stored, as_clusters(tables.offset[chosen], geometry.cluster_bits))
+        weight[chosen[unreadable]] = 0
+        if not judge:
+            return weight
+        used = np.flatnonzero(regions.active_l1)
+        words = regions.active_l1[used]
+        offset = words & np.uint64((1 << 56) - (1 << 9))
+        used, words, offset = used[offset != 0], words[offset != 0], offset[offset != 0]
+        one, unreadable = self._ones(census, stored, as_clusters(offset, geometry.cluster_bits))
+        wrong = (one != ((words & np.uint64(COPIED)) != 0)) & ~unreadable
+        if wrong.any():
+            table = L1Table(self.meta.header.l1_table_offset, regions.active_l1, ACTIVE)
+            log_l1(self.log, geometry, "L1-COPIED-WRONG", table, used[wrong], words[wrong], 1)
+        return weight
+
+    @staticmethod
+    def _ones(census: Census, stored: StoredRefcounts, clusters: NDArray[np.int64]) -> tuple[Flags, Flags]:
+        if not census.first and clusters.size and int(clusters.max()) < census.end:
+            flags = census.flags[clusters]
+            return (flags & kinds.STORED_ONE) != 0, (flags & kinds.UNREADABLE) != 0
+        return stored.one_far(clusters)
+
+    def _decoded(
+        self, work: L2Pass, tables: L2Set, geometry: Geometry, batches: list[NDArray[np.intp]]
+    ) -> Iterator[tuple[Batch, Flags]]:
+        """Batches read and looked through by helper threads, in order."""
+
+        def load(rows: NDArray[np.intp]) -> tuple[Batch, Flags]:
+            batch = read_batch(self.meta, tables, rows, geometry)
+            return batch, work.find_runs(batch)
+
+        size = geometry.cluster_size
+        if self.threads < 2 or len(batches) < 4:
+            for rows in batches:
+                self._tick("reading L2 tables", rows.size * size)
+                done = self._guarded(lambda rows=rows: load(rows), tables, rows)  # type: ignore[misc]
+                if done is not None:
+                    yield done
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting: deque[tuple[NDArray[np.intp], Future[tuple[Batch, Flags]]]] = deque()
+            try:
+                for rows in batches:
+                    waiting.append((rows, pool.submit(load, rows)))
+                    if len(waiting) > _AHEAD:
+                        yield from self._finish(waiting, tables, size)
+                while waiting:
+                    yield from self._finish(waiting, tables, size)
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _finish(
+        self, waiting: deque[tuple[NDArray[np.intp], Future[tuple[Batch, Flags]]]], tables: L2Set, size: int
+    ) -> Iterator[tuple[Batch, Flags]]:
+        rows, future = waiting.popleft()
+        self._tick("reading L2 tables", rows.size * size)
+        done = self._guarded(future.result, tables, rows)
+        if done is not None:
+            yield done
+
+    def _guarded(self, call, tables: L2Set, rows: NDArray[np.intp]):  # type: ignore[no-untyped-def]
+        """The call's result; an I/O error becomes a check error."""
+        try:
+            return call()
+        except StorageError as error:
+            self.check_errors += 1
+            self.log.add("READ-ERROR", int(tables.offset[rows[0]]), rows.size, counted=1, numbers={"what": error.what})
+            return None
+
+    def _tick(self, phase: str, amount: int) -> None:
+        if self.cancel is not None and self.cancel():
+            raise CheckCancelled("the check was cancelled", path=self.meta.storage.path)
+        self.done_bytes += int(amount)
+        if self.progress is not None:
+            self.progress(Progress(phase, self.done_bytes, self.total_bytes))
+
+    def _lap(self, name: str, started: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    # -- outcome -------------------------------------------------------------------------------------------------------
+
+    def _result(self, aborted: str | None, census: Census | None, regions: Regions, tables: L2Set) -> CheckResult:
+        findings = self.log.freeze()
+        corruptions = findings.counted(Severity.CORRUPTION)
+        leaks = findings.counted(Severity.LEAK)
+        errors = self.check_errors + findings.counted(Severity.ERROR)
+        if aborted is not None or errors:
+            code = 1
+        else:
+            code = 2 if corruptions else 3 if leaks else 0
+        geometry = self.meta.geometry
+        size = geometry.cluster_size if geometry else 0
+        stats = Stats(
+            total_clusters=div_round_up(self.meta.header.size // 512 * 512, size) if size else 0,
+            allocated_clusters=self.mapping.allocated,
+            fragmented_clusters=self.mapping.fragmented,
+            compressed_clusters=self.mapping.compressed,
+            image_end_offset=(max(self.highest, 0) + 1) * size,
+            file_size=self.meta.file_size,
+        )
+        return CheckResult(
+            self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
+            tables, fast=self.fast, seconds=self.seconds,
+        )  # fmt: skip
+
+
+__all__ = ["Owner", "check"]

@@ -143,7 +143,7 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A byte count: `64k`, `0x200`, `1.5G`."""
 
     name = "size"
@@ -266,7 +266,7 @@ def print_json(value: Any) -> None:
 
 def print_lines(lines: Iterator[str] | list[str]) -> None:
     """Lines on stdout, written in large pieces so that long dumps stay fast and memory stays flat."""
-    out = click.get_text_stream("stdout")
+    out = sys.stdout
     pending: list[str] = []
     size = 0
     for line in lines:

@@ -81,7 +81,7 @@ def _json(dump: _Dump, places: list[Place], *, everything: bool, single: bool) -
     import json
 
     # One structure at a time: "all" of a big image must not be held in memory.
-    out = click.get_text_stream("stdout")
+    out = sys.stdout
     out.write("[")
     for index, value in enumerate(values):
         out.write((",\n" if index else "\n") + json.dumps(value, indent=4))
@@ -95,6 +95,7 @@ class _Dump:
     def __init__(self, meta: Metadata, *, full: bool, docs: bool, width: int) -> None:
         self.meta, self.full, self.docs, self.width = meta, full, docs, width
         self.color = sys.stdout.isatty()
+        self.shown: dict[tuple[str, int], str] = {}
 
     def find(self, part: str) -> Place:
         """The place that PART names; a guest offset is the data cluster's business, so it is refused here."""
@@ -139,7 +140,9 @@ class _Dump:
         beyond = "" if region.end <= self.meta.file_size else "  BEYOND THE END OF THE FILE"
         amount = count(what.table.entries, "entry") if what.table else count(region.length, "byte")
         yield printable(f"== {what.title}  [{what.path}]  {span(region.offset, region.length)}, {amount}{beyond}")
-        if what.table is not None:
+        if other := self._repeated(what):
+            yield f"   the same table as {other}"
+        elif what.table is not None:
             yield from table_lines(self.meta, what.table, fold=not self.full)
         elif (node := what.annotate()) is not None:
             yield from tree_lines(node, width=self.width, docs=self.docs, color=self.color)
@@ -148,9 +151,16 @@ class _Dump:
                 yield ""
                 yield from self._structure(child, everything)
 
+    def _repeated(self, what: Structure) -> str | None:
+        """The structure under which this very table has been shown already (snapshots share L2 tables)."""
+        if what.table is None:
+            return None
+        earlier = self.shown.setdefault((what.part.value, what.region.offset), what.path)
+        return earlier if earlier != what.path else None
+
     def _children(self, what: Structure) -> Iterator[Structure]:
         """Children in portions: an L1 table may have millions."""
-        start, step = 0, 1024
+        start, step = 0, 1 << 14
         while portion := what.children(start, step):
             yield from portion
             start += step
@@ -235,6 +245,8 @@ class _Dump:
         from workbench.render.entries import run_json
 
         assert what.table is not None
+        if length is None and (other := self._repeated(what)):
+            return self._head(what) | {"entries": what.table.entries, "same-as": other}
         runs = what.table.runs(self.meta, first, length, fold=not self.full)
         return self._head(what) | {
             "entries": what.table.entries,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -119,6 +120,9 @@ def main(args: list[str] | None = None) -> None:
     """
     # numpy's linear algebra, which nothing here uses, would start a thread per core: half of numpy's import time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without our characters is no reason to fail
     try:
         code = cli.main(args=args, prog_name="qwb", standalone_mode=False)
     except click.ClickException as error:

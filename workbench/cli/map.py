@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +97,7 @@ class _Damage:
 def _write_json(image: Image, flats: Iterator[Flat], start: int) -> None:
     from workbench.render.extents import json_rows
 
-    out = click.get_text_stream("stdout")
+    out = sys.stdout
     for piece in json_rows(flats, _raw(image), start=start):
         out.write(piece)
     out.flush()

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2 import limits
+from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.tables import COMPRESSED, OFFSET_MASK, REFCOUNT_OFFSET_MASK, compressed_range
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
@@ -111,7 +112,7 @@ class _Scan:
     def _fixed(self) -> Iterator[Owner]:
         """What the header, the extensions and the directories point to."""
         meta, header = self.meta, self.meta.header
-        found = [
+        found: list[tuple[OwnerKind, int, str, int | None, Region, int | None]] = [
             (OwnerKind.HEADER, 0, "file", None, Region(0, self.size), None),
             (OwnerKind.L1_TABLE, 40, "header", None, meta.l1_region, None),
             (OwnerKind.REFCOUNT_TABLE, 48, "header", None, meta.refcount_table_region, None),
@@ -119,23 +120,32 @@ class _Scan:
         if header.nb_snapshots and meta.snapshot_table.end > header.snapshots_offset:
             where = Region(header.snapshots_offset, meta.snapshot_table.end - header.snapshots_offset)
             found.append((OwnerKind.SNAPSHOT_TABLE, 64, "header", None, where, None))
-        for index, snapshot in enumerate(meta.snapshots):
+        for number, snapshot in enumerate(meta.snapshots):
             where = Region(snapshot.l1_table_offset, snapshot.l1_size * 8)
-            found.append((OwnerKind.SNAPSHOT_L1, snapshot.offset, "snapshot table", index, where, index))
+            found.append((OwnerKind.SNAPSHOT_L1, snapshot.offset, "snapshot table", number, where, number))
         if meta.encryption is not None:
             where = Region(meta.encryption.offset, meta.encryption.length)
-            found.append((OwnerKind.LUKS, self._extension(0x0537BE77), "header extensions", None, where, None))
+            found.append(
+                (OwnerKind.LUKS, self._extension(ExtensionType.ENCRYPTION), "header extensions", None, where, None)
+            )
         if meta.bitmaps_extension is not None:
             extension = meta.bitmaps_extension
             where = Region(extension.directory_offset, extension.directory_size)
             found.append(
-                (OwnerKind.BITMAP_DIRECTORY, self._extension(0x23852875), "header extensions", None, where, None)
+                (
+                    OwnerKind.BITMAP_DIRECTORY,
+                    self._extension(ExtensionType.BITMAPS),
+                    "header extensions",
+                    None,
+                    where,
+                    None,
+                )
             )
         for kind, at, table, index, region, snapshot_index in found:
             if self._hits(region):
                 yield Owner(kind, HostOffset(at), table, index, region, snapshot=snapshot_index)
 
-    def _extension(self, kind: int) -> int:
+    def _extension(self, kind: ExtensionType) -> int:
         return next((each.offset for each in self.meta.extensions if each.type == kind), 0)
 
     def _pointers(self, table: Table, mask: int, kind: OwnerKind) -> Iterator[Owner]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from formats.annotate import Node, annotate
@@ -132,11 +133,13 @@ class Table:
         pending: Run | None = None
         at = first & ~7
         while at < readable:
-            block = self.columns(meta, at, min(_WINDOW, readable - at))
-            if not len(block):
+            hole = self._hole(meta, at, readable) if fold else 0
+            block = self.columns(meta, at, 0 if hole else min(_WINDOW, readable - at))
+            if not len(block) and not hole:
                 break
             skip = max(0, first - at)
-            for run in _runs_of(block[skip:], at + skip, step, fold):
+            found = [Run(at + skip, hole - skip, (0,) * block.shape[1])] if hole > skip else None
+            for run in found or _runs_of(block[skip:], at + skip, step, fold):
                 if pending is None:
                     pending = run
                 elif fold and (joined := _join(pending, run)):
@@ -144,12 +147,20 @@ class Table:
                 else:
                     yield pending
                     pending = run
-            at += len(block)
+            at += hole or len(block)
         if pending is not None:
             yield pending
         start = max(first, min(at, readable))
         if start < end:
             yield Run(start, end - start, (0,), 0, missing=True)
+
+    def _hole(self, meta: Metadata, at: int, end: int) -> int:
+        """Entries from `at` on that lie in a hole of the file: zeros that need not be read. 0 for a short one."""
+        bits = self.entry_bits(meta)
+        start = self.region.offset + at * bits // 8
+        data = meta.storage.next_data(start)
+        clear = end - at if data is None else min(end - at, (data - start) * 8 // bits & ~7)
+        return clear if clear >= _WINDOW else 0
 
     def layout(self, meta: Metadata, word: int) -> BitLayout | None:
         """Bit layout of an entry with this value; None for refcounts."""
@@ -207,7 +218,7 @@ def _runs_of(block: NDArray[Any], base: int, step: int, fold: bool) -> Iterator[
         sort[(difference == np.uint64(step)) & same_rest & mapped] = 2
     cuts = np.concatenate(([0], np.flatnonzero(sort[1:] != sort[:-1]) + 1, [total - 1])).tolist()
     at = 0  # first entry that no run has yet
-    for left, right in zip(cuts, cuts[1:], strict=False):
+    for left, right in pairwise(cuts):
         kind = int(sort[left])
         if kind == 0:
             for index in range(at, right):

@@ -59,8 +59,8 @@ def json_rows(flats: Iterable[Flat], raw_depths: Sequence[bool], *, start: int =
                 yield lead + ",\n".join(pieces)
                 lead = ",\n"
     if lead == "[":
-        head, tail = _json_tail(0, 0, ClusterType.UNALLOCATED, False)
-        yield f'[{{ "start": {start}, "length": 0, {head}{tail}}}'
+        none, rest = _json_tail(0, 0, ClusterType.UNALLOCATED, False)
+        yield f'[{{ "start": {start}, "length": 0, {none}{rest}}}'
     yield "]\n"
 
 

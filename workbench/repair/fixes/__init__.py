@@ -1,0 +1,48 @@
+"""The fixes, in the order in which they run: what is needed to read on comes first, refcounts and flags last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from workbench.repair.fixes import (
+    bitmaps,
+    compressed,
+    copied,
+    datafile,
+    entries,
+    extensions,
+    features,
+    header,
+    luks,
+    overlaps,
+    placement,
+    refcounts,
+    relink,
+    snapshots,
+)
+from workbench.repair.fixes.base import Alternative, Rule
+
+RULES: Final[tuple[Rule, ...]] = (
+    *header.RULES,
+    *extensions.RULES,
+    *features.RULES,
+    *luks.RULES,
+    *placement.RULES,
+    *snapshots.RULES,
+    *bitmaps.RULES,
+    *datafile.RULES,
+    *entries.RULES,
+    *relink.RULES,
+    *compressed.RULES,
+    *overlaps.RULES,
+    *refcounts.RULES,
+    *copied.RULES,
+)
+
+
+def rules_for(code: str) -> tuple[Rule, ...]:
+    """The fixes that answer a problem code."""
+    return tuple(rule for rule in RULES if code in rule.codes)
+
+
+__all__ = ["RULES", "Alternative", "Rule", "rules_for"]

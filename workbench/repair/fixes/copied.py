@@ -1,0 +1,60 @@
+"""COPIED flags of the active tables: set exactly where the refcount is one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK
+from workbench.check.problems import Tier
+from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.ledger import batches
+from workbench.repair.workspace import Workspace
+
+
+def run(space: Workspace) -> None:
+    """Correct the flags of the active L1 table and of its L2 tables."""
+    ledger = space.ledger
+    meta, bits = space.meta, np.uint64(space.geometry.cluster_bits)
+    flag, external = np.uint64(COPIED), meta.header.has("data_file")
+    if meta.l1.size and meta.header.l1_table_offset % space.cluster == 0:
+        words = meta.l1.copy()
+        offset = words & np.uint64(OFFSET_MASK)
+        numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
+        once = (offset > 0) & (ledger.counts[numbers] == 1)
+        new = np.where(offset > 0, np.where(once, words | flag, words & ~flag), words)
+        space.put_words(
+            meta.header.l1_table_offset, new, code="L1-COPIED-WRONG", title="correct COPIED flags of L1 entries", kind="l1"
+        )
+    for batch in batches(space, ledger.tables):
+        if not ledger.tables.active[batch.rows].any():
+            continue
+        words = batch.words
+        offset = words & np.uint64(OFFSET_MASK)
+        numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
+        once = np.ones(words.shape, bool) if external else ledger.counts[numbers] == 1
+        judged = (offset > 0) & ((words & np.uint64(COMPRESSED)) == 0)
+        new = np.where(judged, np.where(once, words | flag, words & ~flag), words)
+        for row in np.flatnonzero((new != words).any(axis=1)).tolist():
+            if not ledger.tables.active[batch.rows[row]]:
+                continue
+            table = int(ledger.tables.offset[batch.rows[row]])
+            changed = np.flatnonzero(new[row] != words[row])
+            first = int(ledger.tables.index[batch.rows[row]]) * space.geometry.l2_coverage + int(changed[0]) * space.cluster
+            length = (int(changed[-1]) - int(changed[0]) + 1) * space.cluster
+            full = new[row]
+            if batch.bitmaps is not None:
+                full = np.empty(words.shape[1] * 2, dtype=np.uint64)
+                full[0::2], full[1::2] = new[row], batch.bitmaps[row]
+            space.put_words(
+                table,
+                full,
+                code="L2-COPIED-WRONG",
+                title=f"correct the COPIED flag of {changed.size} L2 entries",
+                kind="l2",
+                guest=[(first, length)],
+            )
+
+
+RULES = (
+    Rule("copied", "Correct COPIED flags", codes("L1-COPIED-WRONG", "L2-COPIED-WRONG"), Tier.SAFE, run, always=True),
+)

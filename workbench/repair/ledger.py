@@ -1,0 +1,271 @@
+"""The ledger: how often each host cluster ought to be counted, by the tables as they stand in a workspace.
+
+Unlike the check's census it is exact and whole (9 bytes per cluster): it is what refcounts are rebuilt from. It follows
+only references that make sense; a fix that finds others removes them and the ledger is made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2 import limits, refcounts
+from formats.qcow2.tables import BITMAP_TABLE_ENTRY, COMPRESSED, L1_ENTRY, OFFSET_MASK, REFCOUNT_TABLE_ENTRY, compressed_range
+from workbench.check.kinds import Owner
+from workbench.check.tables import ACTIVE, Batch, Collector, L1Table, L2Set, empty_set, read_batch
+from workbench.engine.metadata import Metadata
+from workbench.errors import UnsupportedError
+from workbench.units import div_round_up
+
+if TYPE_CHECKING:
+    from workbench.repair.workspace import Workspace
+
+MAX_CLUSTERS: Final = 1 << 28
+META, DATA, PACKED, CROSSED, OLD_DATA = 1, 2, 4, 8, 16
+"""Flags: metadata; standard cluster of the active disk; compressed data; two of the former; snapshot's cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A metadata structure's place. index: L1 or refcount table index; snapshot: number, -1 without one."""
+
+    owner: Owner
+    offset: int
+    length: int
+    index: int = -1
+    snapshot: int = -1
+
+
+@dataclass(slots=True)
+class Ledger:
+    """counts: uint32 references per host cluster of the file.  flags: uint8, see above.  stored: the refcounts as the
+    image has them (uint64; 0 where unknown), known: where they could be read.  tables: every L2 table once.
+
+    wild: cluster offsets of references past the end of the file.
+    """
+
+    cluster_bits: int
+    counts: NDArray[np.uint32]
+    flags: NDArray[np.uint8]
+    stored: NDArray[np.uint64]
+    known: NDArray[np.bool_]
+    tables: L2Set
+    claims: list[Claim] = field(default_factory=list)
+    wild: set[int] = field(default_factory=set)
+
+    @property
+    def clusters(self) -> int:
+        return int(self.counts.size)
+
+    def unreferenced(self, offset: int) -> bool:
+        """True for a cluster of the file that no table refers to."""
+        at = offset >> self.cluster_bits
+        return at < self.clusters and not self.counts[at]
+
+    def leaked(self, offset: int) -> bool:
+        """Unreferenced, though its refcount says that it is in use (or cannot be read)."""
+        at = offset >> self.cluster_bits
+        return self.unreferenced(offset) and (not self.known[at] or bool(self.stored[at]))
+
+    def leaks(self) -> NDArray[np.int64]:
+        """Numbers of the unreferenced clusters whose stored refcount is known and not 0."""
+        return np.flatnonzero((self.counts == 0) & (self.stored > 0)).astype(np.int64)
+
+    def claims_at(self, offset: int) -> list[Claim]:
+        """Metadata structures (L2 tables excepted) in the cluster at `offset`."""
+        size = 1 << self.cluster_bits
+        start = offset & -size
+        return [each for each in self.claims if each.offset < start + size and start < each.offset + each.length]
+
+    # -- making it
+
+    def add_range(self, offset: int, length: int, flag: int) -> None:
+        first = offset >> self.cluster_bits
+        last = min(div_round_up(offset + length, 1 << self.cluster_bits), self.clusters)
+        if length > 0 and first < last:
+            self.counts[first:last] += 1
+            self.flags[first:last] |= np.uint8(flag)
+
+    def add(self, numbers: NDArray[np.int64], weight: int, flag: int) -> None:
+        """`weight` references for each occurrence; numbers past the end are left out."""
+        numbers = numbers[(numbers >= 0) & (numbers < self.clusters)]
+        if not numbers.size or not weight:
+            return
+        unique, times = np.unique(numbers, return_counts=True)
+        if flag == DATA:
+            crossed = ((self.flags[unique] & DATA) != 0) | (times > 1)
+            self.flags[unique[crossed]] |= np.uint8(CROSSED)
+        self.counts[unique] += (times * weight).astype(np.uint32)
+        self.flags[unique] |= np.uint8(flag)
+
+
+def build_ledger(space: Workspace) -> Ledger:
+    """Count everything. Raises UnsupportedError for files of more than 2^28 clusters."""
+    meta, geometry = space.meta, space.geometry
+    clusters = space.end >> geometry.cluster_bits
+    if clusters > MAX_CLUSTERS:
+        raise UnsupportedError(f"{clusters} clusters are too many to repair in one go", path=space.base.path)
+    ledger = Ledger(
+        geometry.cluster_bits,
+        np.zeros(clusters, np.uint32),
+        np.zeros(clusters, np.uint8),
+        np.zeros(clusters, np.uint64),
+        np.zeros(clusters, np.bool_),
+        empty_set(),
+    )
+    for claim in plain_claims(meta):
+        ledger.claims.append(claim)
+        ledger.add_range(claim.offset, claim.length, META)
+    _refcount_structures(space, ledger)
+    _guest_tables(space, ledger)
+    _bitmap_data(space, ledger)
+    return ledger
+
+
+def plain_claims(meta: Metadata) -> Iterator[Claim]:
+    """The structures that header and snapshot table name, as far as they lie in the file."""
+    header, geometry = meta.header, meta.geometry
+    assert geometry is not None
+    cluster = geometry.cluster_size
+    yield Claim(Owner.HEADER, 0, cluster)
+    if header.l1_size and header.l1_table_offset < meta.file_size:
+        yield Claim(Owner.ACTIVE_L1, header.l1_table_offset, min(header.l1_size * 8, limits.MAX_L1_SIZE))
+    if meta.snapshots:
+        start = header.snapshots_offset
+        yield Claim(Owner.SNAPSHOT_TABLE, start, meta.snapshot_table.end - start)
+    for number, each in enumerate(meta.snapshots):
+        if each.l1_size and each.l1_table_offset < meta.file_size:
+            length = min(each.l1_size * 8, limits.MAX_L1_SIZE)
+            yield Claim(Owner.INACTIVE_L1, each.l1_table_offset, length, snapshot=number)
+    extension = meta.bitmaps_extension
+    if extension is not None and header.has("bitmaps") and extension.directory_offset < meta.file_size:
+        length = min(extension.directory_size, limits.MAX_BITMAP_DIRECTORY_SIZE)
+        yield Claim(Owner.BITMAP_DIRECTORY, extension.directory_offset, length)
+        for number, bitmap in enumerate(meta.bitmap_directory.bitmaps):
+            if bitmap.table_offset < meta.file_size:
+                size = min(bitmap.table_size * 8, meta.file_size - bitmap.table_offset)
+                yield Claim(Owner.BITMAP_TABLE, bitmap.table_offset, size, index=number)
+    pointer = meta.encryption
+    if pointer is not None and header.crypt_method == 2 and pointer.offset < meta.file_size:
+        yield Claim(Owner.LUKS_HEADER, pointer.offset, min(pointer.length, limits.MAX_LUKS_HEADER_SIZE))
+
+
+def good_blocks(space: Workspace) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """(refcount table words, offset of each usable block or 0): aligned, in the file, no reserved bits."""
+    meta = space.meta
+    words = meta.refcount_table
+    if meta.header.refcount_table_offset % space.cluster:
+        return words, np.zeros_like(words)
+    offset = REFCOUNT_TABLE_ENTRY["offset"].get(words)
+    good = (words & np.uint64(REFCOUNT_TABLE_ENTRY["reserved"].mask)) == 0
+    good &= (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
+    return words, np.where(good, offset, np.uint64(0))
+
+
+def _refcount_structures(space: Workspace, ledger: Ledger) -> None:
+    meta, geometry = space.meta, space.geometry
+    region = meta.refcount_table_region
+    words, blocks = good_blocks(space)
+    if not words.size or region.offset >= space.size:
+        return
+    length = min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE)
+    ledger.claims.append(Claim(Owner.REFCOUNT_TABLE, region.offset, length))
+    ledger.add_range(region.offset, length, META)
+    used = np.flatnonzero(blocks)
+    ledger.add((blocks[used] >> np.uint64(geometry.cluster_bits)).astype(np.int64), 1, META)
+    per_block = geometry.refcount_block_entries
+    for index in used.tolist():
+        offset = int(blocks[index])
+        ledger.claims.append(Claim(Owner.REFCOUNT_BLOCK, offset, geometry.cluster_size, index=index))
+        first = index * per_block
+        if first < ledger.clusters:
+            values = refcounts.unpack(space.read_cluster(offset), geometry.refcount_order)
+            count = min(per_block, ledger.clusters - first)
+            ledger.stored[first : first + count] = values[:count]
+            ledger.known[first : first + count] = True
+    # A missing block says 0 as clearly as a present one.
+    missing = np.flatnonzero(words == 0)
+    for index in missing[missing * per_block < ledger.clusters].tolist():
+        ledger.known[index * per_block : (index + 1) * per_block] = True
+
+
+def l2_set(space: Workspace) -> L2Set:
+    """Every L2 table once that an L1 table refers to in a way that makes sense: aligned and in the file."""
+    collector = Collector()
+    for table in l1_tables(space):
+        entries = table.entries
+        offset = L1_ENTRY["offset"].get(entries)
+        good = (offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
+        collector.add(L1Table(table.offset, np.where(good, entries, np.uint64(0)), table.snapshot))
+    return collector.result()
+
+
+def l1_tables(space: Workspace) -> Iterator[L1Table]:
+    """The active L1 table and those of the snapshots, as far as they lie in the file."""
+    meta = space.meta
+    if meta.header.l1_table_offset % space.cluster == 0:
+        yield L1Table(meta.header.l1_table_offset, meta.l1, ACTIVE)
+    for number, each in enumerate(meta.snapshots):
+        if each.l1_table_offset % space.cluster == 0 and 0 < each.l1_table_offset < space.size:
+            yield L1Table(each.l1_table_offset, meta.snapshot_l1(each), number)
+
+
+def batches(space: Workspace, tables: L2Set) -> Iterator[Batch]:
+    """The L2 tables in readable pieces."""
+    step = max(1, (1 << 20) // space.cluster)
+    rows = np.flatnonzero(tables.offset < np.uint64(space.size))
+    for at in range(0, rows.size, step):
+        yield read_batch(space.meta, tables, rows[at : at + step], space.geometry)
+
+
+def _guest_tables(space: Workspace, ledger: Ledger) -> None:
+    geometry = space.geometry
+    bits = np.uint64(geometry.cluster_bits)
+    tables = ledger.tables = l2_set(space)
+    times = tables.active.astype(np.int64) + tables.inactive
+    for weight in np.unique(times).tolist():
+        rows = times == weight
+        ledger.add((tables.offset[rows] >> bits).astype(np.int64), weight, META)
+    external = space.meta.header.has("data_file")
+    for batch in batches(space, tables):
+        for at, row in enumerate(batch.rows.tolist()):
+            active, weight = bool(tables.active[row]), int(times[row])
+            words = batch.words[at]
+            words = words[words != 0]
+            packed = (words & np.uint64(COMPRESSED)) != 0
+            if not external:
+                offset = words[~packed] & np.uint64(OFFSET_MASK)
+                offset = offset[(offset > 0) & (offset % np.uint64(geometry.cluster_size) == 0)]
+                _wild(ledger, offset)
+                ledger.add((offset >> bits).astype(np.int64), weight, DATA if active else OLD_DATA)
+            if packed.any() and not external:
+                start, end = compressed_range(words[packed], geometry.cluster_bits)
+                _add_packed(ledger, start, end, weight)
+
+
+def _wild(ledger: Ledger, offsets: NDArray[np.uint64]) -> None:
+    past = offsets[offsets >= np.uint64(ledger.clusters << ledger.cluster_bits)]
+    if past.size and len(ledger.wild) < 1 << 16:
+        ledger.wild.update((past & np.uint64(-(1 << ledger.cluster_bits) & ((1 << 64) - 1))).tolist())
+
+
+def _add_packed(ledger: Ledger, start: Any, end: Any, weight: int) -> None:
+    """Each cluster that a descriptor's sectors touch counts once per descriptor (QEMU: qcow2_inc_refcounts_imrt)."""
+    bits = np.uint64(ledger.cluster_bits)
+    first, last = (start >> bits).astype(np.int64), ((end - np.uint64(1)) >> bits).astype(np.int64)
+    ledger.add(first, weight, PACKED)
+    for extra in (1, 2):
+        more = first + extra
+        ledger.add(more[more <= last], weight, PACKED)
+
+
+def _bitmap_data(space: Workspace, ledger: Ledger) -> None:
+    for claim in [each for each in ledger.claims if each.owner is Owner.BITMAP_TABLE]:
+        words = space.words(claim.offset, claim.length // 8)
+        offset = BITMAP_TABLE_ENTRY["offset"].get(words)
+        offset = offset[(offset > 0) & (offset % np.uint64(space.cluster) == 0)]
+        ledger.add((offset >> np.uint64(ledger.cluster_bits)).astype(np.int64), 1, META)

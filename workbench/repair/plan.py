@@ -1,0 +1,293 @@
+"""The plan: fixes run on an overlay until nothing changes any more, the result checked there, and all of it as data.
+
+Nothing here writes to the image. A plan that would leave more corruption than it found is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from workbench.check.problems import PROBLEMS, Severity, Tier
+from workbench.check.result import CheckResult
+from workbench.check.run import check
+from workbench.engine.metadata import load_metadata
+from workbench.errors import ArgumentError, ImageError, QwbError
+from workbench.repair import fingerprint
+from workbench.repair.apply import Change
+from workbench.repair.casefile import ByteEdit, tool_version
+from workbench.repair.edits import step_json
+from workbench.repair.fixes import RULES, Rule
+from workbench.repair.fixes.finish import clear_marks
+from workbench.repair.policy import Mode, Policy
+from workbench.repair.workspace import Step, Workspace
+from workbench.storage.base import Storage
+from workbench.storage.overlay import Overlay
+
+ROUNDS: Final = 8
+FORMAT: Final = 1
+
+
+class PlanRefused(QwbError):
+    """Carrying out the plan would leave the image worse than it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check says, in numbers. openable: QEMU would open the image. orphans: leaks kept on purpose (clusters)."""
+
+    exit_code: int
+    corruptions: int
+    leaks: int
+    check_errors: int
+    openable: bool
+    orphans: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Nothing left, or nothing but orphans that are kept on purpose."""
+        return self.openable and not self.corruptions and not self.check_errors and self.leaks <= self.orphans
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "exit-code": self.exit_code,
+            "corruptions": self.corruptions,
+            "leaks": self.leaks,
+            "check-errors": self.check_errors,
+            "openable": self.openable,
+            "orphans-kept": self.orphans,
+        }
+
+    def __str__(self) -> str:
+        if not self.openable:
+            return "cannot be opened"
+        if self.clean and not self.leaks:
+            return "clean"
+        parts = [f"{self.corruptions} corruptions"] if self.corruptions else []
+        if self.check_errors:
+            parts.append(f"{self.check_errors} check errors")
+        if self.leaks:
+            kept = f" ({self.orphans} of them kept: possible guest data)" if self.orphans else ""
+            parts.append(f"{self.leaks} leaked clusters{kept}")
+        return ", ".join(parts)
+
+
+def verdict_of(result: CheckResult) -> Verdict:
+    """The numbers of a check result."""
+    orphans = sum(each.clusters for each in result.orphans if each.possible_data)
+    return Verdict(
+        result.exit_code, result.corruptions, result.leaks, result.check_errors, result.aborted is None, min(orphans, result.leaks)
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done, and what the image would be. Valid until the image changes; holds an overlay on `base`.
+
+    steps: every change with its reason, in order.  before, after: the image's check now and on the overlay.
+    overlay: Storage of the repaired image, to look around in.  notes: what was seen and left alone, and why.
+    """
+
+    base: Storage
+    policy: Policy
+    steps: tuple[Step, ...]
+    before: Verdict
+    after: Verdict
+    overlay: Overlay
+    notes: tuple[str, ...]
+    fingerprint: dict[str, Any]
+    result_before: CheckResult
+    result_after: CheckResult
+
+    @property
+    def empty(self) -> bool:
+        return not self.overlay.changed
+
+    @property
+    def tier(self) -> Tier:
+        """The highest risk among the steps."""
+        order = (Tier.SAFE, Tier.JUDGEMENT, Tier.DESTRUCTIVE)
+        return max((step.tier for step in self.steps), key=order.index, default=Tier.SAFE)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Length of the file before and after, in bytes."""
+        return self.overlay.size_change
+
+    def edits(self) -> Iterator[ByteEdit]:
+        """The byte edits, in file order, at most 1 MiB each."""
+        for edit in self.overlay.iter_edits():
+            yield ByteEdit(edit.offset, edit.old, edit.new)
+
+    def groups(self) -> dict[str, list[Step]]:
+        """Steps by problem code, in order of first appearance."""
+        out: dict[str, list[Step]] = {}
+        for step in self.steps:
+            out.setdefault(step.code, []).append(step)
+        return out
+
+    @property
+    def title(self) -> str:
+        """One line for the history."""
+        names = list(self.groups())
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"{len(self.steps)} steps: {shown}" if names else "nothing to do"
+
+    def change(self) -> Change:
+        """What `apply` carries out."""
+        before, after = self.sizes
+        return Change(self.title, self.edits, before, after, self.fingerprint, self.summary())
+
+    def summary(self, limit: int = 1000) -> dict[str, Any]:
+        """JSON values: verdicts and steps (at most `limit`), without the bytes of the edits."""
+        before, after = self.sizes
+        out: dict[str, Any] = {
+            "tool": tool_version(),
+            "mode": self.policy.mode.value,
+            "before": self.before.as_json(),
+            "after": self.after.as_json(),
+            "size-before": before,
+            "size-after": after,
+            "risk": self.tier.value,
+            "steps": [step_json(step, self) for step in self.steps[:limit]],
+            "notes": list(self.notes),
+        }
+        if len(self.steps) > limit:
+            out["steps-omitted"] = len(self.steps) - limit
+        return out
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole plan, bytes included: `read_change` makes it applicable again."""
+        edits = [
+            {"offset": each.offset, "old": _pack(each.old), "new": _pack(each.new)} for each in self.edits()
+        ]
+        return {
+            "format": FORMAT,
+            "filename": self.base.path,
+            **self.summary(),
+            "fingerprint": self.fingerprint,
+            "edits": edits,
+        }
+
+
+def _pack(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 6)).decode("ascii")
+
+
+def _unpack(text: str) -> bytes:
+    stream = zlib.decompressobj()
+    data = stream.decompress(base64.b64decode(text), 1 << 21)
+    if not stream.eof:
+        raise ValueError("an edit of more than 2 MiB")
+    return data
+
+
+def read_change(text: str) -> Change:
+    """A plan printed by `qwb repair --dry-run --json`, ready to be applied. ArgumentError when it is no such plan."""
+    try:
+        found = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ArgumentError(f"a plan of format {found['format']}, this version reads {FORMAT}")
+        edits = [ByteEdit(each["offset"], _unpack(each["old"]), _unpack(each["new"])) for each in found["edits"]]
+        summary = {key: value for key, value in found.items() if key not in ("edits", "fingerprint")}
+        title = f"{len(found['steps'])} steps from a saved plan"
+        before, after = found["size-before"], found["size-after"]
+        return Change(title, lambda: iter(edits), before, after, found["fingerprint"], summary)
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise ArgumentError(f"not a plan ({type(error).__name__}: {error})", hint="make one with --dry-run --json") from error
+
+
+# -- making it ---------------------------------------------------------------------------------------------------------
+
+OnPhase = Callable[[str], None]
+
+
+def make_plan(
+    storage: Storage,
+    policy: Policy | None = None,
+    *,
+    before: CheckResult | None = None,
+    on_phase: OnPhase | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Plan:
+    """Try the fixes that `policy` allows on an overlay, and check the result.
+
+    before: the check of the image when there is one already.  on_phase: told what is being done, in a few words.
+    Raises PlanRefused when the result would be worse, CheckCancelled when `cancel` says so.
+    """
+    chosen = policy or Policy()
+    tell = on_phase or (lambda _: None)
+    tell("checking the image")
+    found = before if before is not None else check(load_metadata(storage), cancel=cancel)
+    print_ = fingerprint.take(storage)
+    space = Workspace(storage, chosen)
+    for number in range(1, ROUNDS + 1):
+        steps = len(space.steps)
+        for rule in _chosen(chosen, found):
+            tell(f"trying fixes, round {number}: {rule.title}")
+            _run(space, rule)
+        if len(space.steps) == steps:
+            break
+    tell("checking the repaired image")
+    after = check(load_metadata(space.overlay), cancel=cancel)
+    if _marks_wanted(chosen) and after.aborted is None and not after.check_errors:
+        clear_marks(space, clean=not after.corruptions)
+        after = check(load_metadata(space.overlay), cancel=cancel)
+    plan = Plan(
+        storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after), space.overlay, tuple(space.notes),
+        print_, found, after,
+    )  # fmt: skip
+    _require_better(plan)
+    return plan
+
+
+def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:
+    for rule in RULES:
+        if rule.id in policy.skip or (rule.tier is Tier.DESTRUCTIVE and not policy.destructive):
+            continue
+        if policy.mode is Mode.LEAKS and rule.id not in ("refcounts", "copied"):
+            continue
+        if policy.mode is Mode.CODES and not (rule.codes & policy.codes or rule.always):
+            continue
+        yield rule
+
+
+def _run(space: Workspace, rule: Rule) -> None:
+    if rule.needs_shape and space.meta.geometry is None:
+        return
+    if rule.id == "copied" and space.policy.mode is Mode.LEAKS and space.notes:
+        return
+    space.fix = rule.id
+    try:
+        rule.run(space)
+    except (ImageError, ArgumentError) as error:
+        space.note(f"{rule.title}: {error.what}")
+
+
+def _marks_wanted(policy: Policy) -> bool:
+    return policy.mode is not Mode.CODES or bool(policy.codes & {"IMAGE-DIRTY", "IMAGE-CORRUPT-BIT", "AUTOCLEAR-UNKNOWN"})
+
+
+def _require_better(plan: Plan) -> None:
+    before, after = plan.before, plan.after
+    if not before.openable or plan.empty:
+        return
+    if not after.openable or after.corruptions + after.check_errors > before.corruptions + before.check_errors:
+        raise PlanRefused(
+            f"the plan would leave the image worse: {after}, now {before}",
+            path=plan.base.path,
+            hint="nothing was changed; choose fewer fixes with --fix",
+        )
+
+
+def problem_severity(code: str) -> Severity:
+    """Severity of a code, corruption for one that the catalogue does not know."""
+    problem = PROBLEMS.get(code)
+    return problem.severity if problem else Severity.CORRUPTION
+
+
+__all__ = ["Plan", "PlanRefused", "Verdict", "make_plan", "read_change", "verdict_of"]

@@ -1,0 +1,39 @@
+"""Which fixes may run, and which alternative each takes: the choices of the person, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Mode(Enum):
+    """What the person asked for."""
+
+    ALL = "all"
+    """Everything that loses nothing, with the default alternative of each fix."""
+    LEAKS = "leaks"
+    """Only leaked clusters that are waste, and COPIED flags when nothing else is wrong (as `qemu-img check -r leaks`)."""
+    CODES = "codes"
+    """The fixes of the named problems, and what they need."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The choices for one plan.
+
+    codes: problem codes for Mode.CODES.  choices: fix id -> alternative id, instead of the default one.  skip: fix ids
+    that must not run.  free_orphans: give leaked clusters back although they may be guest data.  destructive: fixes
+    that drop something may run.  secret: passphrase, only to look into an encrypted image; never stored.
+    """
+
+    mode: Mode = Mode.ALL
+    codes: frozenset[str] = frozenset()
+    choices: Mapping[str, str] = field(default_factory=dict)
+    skip: frozenset[str] = frozenset()
+    free_orphans: bool = False
+    destructive: bool = False
+
+    def choice(self, fix: str, default: str) -> str:
+        """The alternative to take for a fix."""
+        return self.choices.get(fix, default)

@@ -1,0 +1,201 @@
+"""Does this cluster hold what a pointer says? Plausibility of table contents, and scans for tables that were lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.luks.header import MAGIC as LUKS_MAGIC
+from formats.qcow2.tables import COMPRESSED, COPIED, L1_ENTRY, L2_EXTENDED, L2_STANDARD, OFFSET_MASK, ZERO, compressed_range
+
+if TYPE_CHECKING:
+    from workbench.repair.workspace import Workspace
+
+SCAN_LIMIT: Final = 2 << 30
+"""Bytes that one scan reads at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What an L2 table's content looks like. Numbers of entries; targets: host cluster offsets of its entries."""
+
+    valid: int
+    foreign: int
+    """Entries with reserved bits or an unaligned offset: no driver writes them."""
+    beyond: int
+    """Entries that point past the end of the file."""
+    targets: NDArray[np.uint64]
+
+    @property
+    def plausible(self) -> bool:
+        """At least one entry, and nothing that a driver would not write."""
+        return self.valid > 0 and self.foreign == 0 and self.beyond * 4 <= self.valid
+
+    @property
+    def is_foreign(self) -> bool:
+        """So much nonsense that it is no L2 table at all."""
+        return self.foreign >= 4 and self.foreign > self.valid
+
+    @property
+    def empty(self) -> bool:
+        return self.valid + self.foreign + self.beyond == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Boolean columns over the entries of one or more L2 tables (of the words' shape)."""
+
+    packed: NDArray[np.bool_]
+    reserved: NDArray[np.bool_]
+    unaligned: NDArray[np.bool_]
+    beyond: NDArray[np.bool_]
+    null_copied: NDArray[np.bool_]
+    packed_copied: NDArray[np.bool_]
+    offset: NDArray[np.uint64]
+
+
+def l2_masks(space: Workspace, words: NDArray[np.uint64]) -> Masks:
+    """Sort the entries of L2 tables by what is wrong with them. words: uint64 without subcluster bitmaps."""
+    geometry = space.geometry
+    layout = L2_EXTENDED if geometry.extended_l2 else L2_STANDARD
+    external = space.meta.header.has("data_file")
+    packed = (words & np.uint64(COMPRESSED)) != 0
+    offset = words & np.uint64(OFFSET_MASK)
+    plain = ~packed
+    reserved_mask = layout.reserved_mask
+    if space.meta.header.version < 3:
+        reserved_mask |= ZERO
+    reserved = plain & ((words & np.uint64(reserved_mask)) != 0)
+    unaligned = plain & ((offset & np.uint64(geometry.cluster_size - 1)) != 0)
+    beyond = plain & (offset >= np.uint64(space.end)) & (not external)
+    start, end = compressed_range(words, geometry.cluster_bits)
+    beyond |= packed & ((start >= np.uint64(space.size)) | (end > np.uint64(space.end)))
+    null_copied = plain & (offset == 0) & ((words & np.uint64(COPIED)) != 0) & (not external)
+    packed_copied = packed & ((words & np.uint64(COPIED)) != 0)
+    return Masks(packed, reserved, unaligned, beyond, null_copied, packed_copied, offset)
+
+
+def l2_content(space: Workspace, offset: int) -> Content:
+    """Judge the cluster at `offset` as an L2 table."""
+    words = space.words(offset, space.cluster // 8)
+    if space.geometry.extended_l2:
+        words = words[0::2]
+    return content_of(space, words)
+
+
+def content_of(space: Workspace, words: NDArray[np.uint64]) -> Content:
+    """Judge table content (without subcluster bitmaps)."""
+    used = words[words != 0]
+    masks = l2_masks(space, used)
+    foreign = masks.reserved | masks.unaligned | masks.null_copied | masks.packed_copied
+    beyond = masks.beyond & ~foreign
+    good = ~foreign & ~masks.beyond
+    plain = good & ~masks.packed & (masks.offset > 0)
+    packed_start, _ = compressed_range(used[good & masks.packed], space.geometry.cluster_bits)
+    targets = np.concatenate([masks.offset[plain], packed_start & np.uint64(-space.cluster & ((1 << 64) - 1))])
+    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), np.unique(targets))
+
+
+def fresh_targets(space: Workspace, content: Content) -> int:
+    """How many of the table's clusters nobody else refers to, although they are counted as in use."""
+    ledger = space.ledger
+    numbers = (content.targets >> np.uint64(space.geometry.cluster_bits)).astype(np.int64)
+    numbers = numbers[numbers < ledger.clusters]
+    return int(((ledger.counts[numbers] == 0) & (~ledger.known[numbers] | (ledger.stored[numbers] > 0))).sum())
+
+
+def l1_score(space: Workspace, offset: int, entries: int) -> tuple[int, int]:
+    """(entries that lead to a plausible L2 table, entries that make no sense) of an L1 table at `offset`."""
+    words = space.words(offset, entries)
+    used = words[words != 0]
+    if not used.size:
+        return 0, 0
+    bad = l1_bad(space, used)
+    strong, wrong = 0, int(bad.sum())
+    for target in np.unique(used[~bad] & np.uint64(OFFSET_MASK))[:4096].tolist():
+        content = l2_content(space, target)
+        strong += content.plausible
+        wrong += content.is_foreign or (not content.plausible and not content.empty and content.valid == 0)
+    return strong, wrong
+
+
+def l1_bad(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """L1 entries (not 0) with reserved bits, an unaligned offset, offset 0 or one past the end of the file."""
+    offset = words & np.uint64(OFFSET_MASK)
+    bad = (words & np.uint64(L1_ENTRY.reserved_mask)) != 0
+    bad |= (offset & np.uint64(space.cluster - 1)) != 0
+    bad |= (offset == 0) | (offset >= np.uint64(space.end))
+    return bad
+
+
+def find_l1(space: Workspace, entries: int, taken: set[int]) -> list[tuple[int, int]]:
+    """(score, offset) of clusters that look like an L1 table of `entries` entries, best first. taken: offsets to leave out.
+
+    An L1 table points at L2 tables, which point at data: a candidate counts by its entries that lead to plausible L2
+    tables, and must have none that leads elsewhere.
+    """
+    found = []
+    span = max(entries, 1) * 8
+    for offset, head in clusters(space):
+        if offset in taken:
+            continue
+        words = head[: min(span, space.cluster) // 8] if span <= space.cluster else space.words(offset, entries)
+        used = words[words != 0]
+        if not used.size or l1_bad(space, used).any():
+            continue
+        if space.cluster > span and head[span // 8 :].any() and l1_bad(space, head[head != 0]).any():
+            continue  # an L1 table fills the rest of its cluster with zeros, or was larger once
+        strong, wrong = l1_score(space, offset, entries)
+        if strong and not wrong:
+            found.append((strong, offset))
+    return sorted(found, key=lambda each: (-each[0], each[1]))
+
+
+def clusters(space: Workspace, numbers: NDArray[np.int64] | None = None) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """(offset, content as native words) of the clusters `numbers` (all of the file without), all-zero ones left out.
+
+    Reads at most SCAN_LIMIT bytes; holes cost nothing.
+    """
+    size, step = space.cluster, max(1, (4 << 20) // space.cluster)
+    read = 0
+    for first, count in _runs(space, numbers, step):
+        if read >= SCAN_LIMIT:
+            space.note(f"the search for lost tables stopped after {SCAN_LIMIT >> 30} GiB")
+            return
+        read += count * size
+        raw = space.read(first * size, count * size)
+        table: NDArray[Any] = np.frombuffer(raw, dtype=">u8").astype(np.uint64).reshape(count, -1)
+        for row in np.flatnonzero(table.any(axis=1)).tolist():
+            yield (first + row) * size, table[row]
+
+
+def _runs(space: Workspace, numbers: NDArray[np.int64] | None, step: int) -> Iterator[tuple[int, int]]:
+    size = space.cluster
+    if numbers is not None:
+        edges = np.flatnonzero(np.diff(numbers) != 1) + 1
+        for part in np.split(numbers, edges):
+            for at in range(0, part.size, step):
+                yield int(part[at]), min(step, part.size - at)
+        return
+    position: int | None = 0
+    while position is not None and position < space.size:
+        position = space.overlay.next_data(position)
+        if position is None:
+            return
+        first, end = position // size, -(-space.overlay.next_hole(position) // size)
+        for at in range(first, end, step):
+            yield at, min(step, end - at)
+        position = max(end * size, position + 1)
+
+
+def find_luks(space: Workspace) -> int | None:
+    """Offset of a cluster that starts with a LUKS1 header, outside of anything that is referred to as guest data."""
+    magic = int.from_bytes(LUKS_MAGIC + b"\0\1", "big")
+    for offset, words in clusters(space):
+        if int(words[0]) == magic:
+            return offset
+    return None

@@ -1,0 +1,231 @@
+"""Where fixes work: the image as it would be, on an overlay, and the log of every step taken on it.
+
+Fixes see the image through `meta` and `ledger`, which are made anew after each change, and change it only by `put` (and
+`append` for new clusters at the end of the file). The file itself is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from formats.annotate import annotate
+from formats.qcow2.header import HEADER_SCHEMA, MAGIC, V3_LENGTH
+from workbench.check.problems import Tier
+from workbench.engine.metadata import Metadata, load_metadata
+from workbench.errors import ImageError
+from workbench.repair.policy import Policy
+from workbench.storage.base import Storage
+from workbench.storage.overlay import Overlay
+from workbench.units import Geometry, round_up
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from workbench.repair.ledger import Ledger
+
+SHOWN: Final = 512
+"""Bytes of a step's before and after images that a plan keeps for display; the rest is in the byte edits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change, with its reason. All offsets and lengths in bytes of the file.
+
+    code: the finding that it answers.  fix: the fix that does it.  title: one clause for people.  before, after: the
+    first SHOWN bytes of the range.  kind: what the range is (header, l1, l2, refcount-block, … or data).  guest: guest
+    ranges concerned as (start, length).  snapshots: IDs of the snapshots concerned.  choice: the alternative taken.
+    """
+
+    number: int
+    code: str
+    fix: str
+    title: str
+    tier: Tier
+    offset: int
+    length: int
+    before: bytes
+    after: bytes
+    kind: str
+    guest: tuple[tuple[int, int], ...] = ()
+    snapshots: tuple[str, ...] = ()
+    choice: str = ""
+
+
+class Workspace:
+    """An image under repair. fix: the one at work, for the log."""
+
+    def __init__(self, base: Storage, policy: Policy) -> None:
+        self.base = base
+        self.overlay = Overlay(base)
+        self.policy = policy
+        self.steps: list[Step] = []
+        self.notes: list[str] = []
+        """What was seen and left alone, and why."""
+        self.fix = ""
+        self.keep: set[int] = set()
+        """Host clusters that must keep a refcount although nothing refers to them (salvage in progress)."""
+        self._meta: Metadata | None = None
+        self._ledger: Ledger | None = None
+
+    # -- what is there
+
+    @property
+    def meta(self) -> Metadata:
+        if self._meta is None:
+            self._meta = load_metadata(self.overlay)
+        return self._meta
+
+    @property
+    def geometry(self) -> Geometry:
+        """The image's shape; ImageError when the header gives none (then only header fixes may run)."""
+        found = self.meta.geometry
+        if found is None:
+            raise ImageError("the header gives no cluster size", path=self.base.path)
+        return found
+
+    @property
+    def cluster(self) -> int:
+        """Cluster size in bytes."""
+        return self.geometry.cluster_size
+
+    @property
+    def size(self) -> int:
+        """Length of the file as it would be, in bytes."""
+        return self.overlay.size()
+
+    @property
+    def end(self) -> int:
+        """The file's length rounded up to a cluster: references from here on are beyond the end."""
+        return round_up(self.overlay.size(), self.cluster)
+
+    @property
+    def ledger(self) -> Ledger:
+        if self._ledger is None:
+            from workbench.repair.ledger import build_ledger
+
+            self._ledger = build_ledger(self)
+        return self._ledger
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; zeros past the end of the file."""
+        return self.overlay.read(offset, length).ljust(length, b"\0")
+
+    def read_cluster(self, offset: int) -> bytes:
+        return self.read(offset, self.cluster)
+
+    def words(self, offset: int, count: int) -> NDArray[np.uint64]:
+        """`count` table entries from `offset`, native uint64 (a copy)."""
+        from formats.qcow2.tables import words
+
+        return words(self.read(offset, count * 8)).copy()
+
+    @property
+    def snapshot_ids(self) -> tuple[str, ...]:
+        return tuple(each.id for each in self.meta.snapshots)
+
+    # -- changing it
+
+    def put(
+        self,
+        offset: int,
+        data: bytes,
+        *,
+        code: str,
+        title: str,
+        kind: str,
+        tier: Tier = Tier.SAFE,
+        guest: Sequence[tuple[int, int]] = (),
+        snapshots: Sequence[str] = (),
+        choice: str = "",
+    ) -> bool:
+        """Stage `data` at `offset` and log why; False when nothing would change."""
+        before = self.overlay.read(offset, len(data))
+        if before == data:
+            return False
+        self.overlay.write(offset, data)
+        self.steps.append(
+            Step(
+                number=len(self.steps) + 1,
+                code=code,
+                fix=self.fix,
+                title=title,
+                tier=tier,
+                offset=offset,
+                length=len(data),
+                before=before[:SHOWN],
+                after=data[:SHOWN],
+                kind=kind,
+                guest=tuple(guest),
+                snapshots=tuple(snapshots),
+                choice=choice,
+            )
+        )
+        self.changed()
+        return True
+
+    def put_words(self, offset: int, words: NDArray[np.uint64], **why: Any) -> bool:
+        """Stage table entries; only from the first to the last one that differs."""
+        import numpy as np
+
+        from formats.qcow2.tables import table_bytes
+
+        different = np.flatnonzero(self.words(offset, words.size) != words)
+        if not different.size:
+            return False
+        first, last = int(different[0]), int(different[-1])
+        return self.put(offset + first * 8, table_bytes(words[first : last + 1]), **why)
+
+    def set_header(self, name: str, value: int, **why: Any) -> bool:
+        """Stage one header field by its name in the schema."""
+        offset, size = header_field(name)
+        return self.put(offset, (value & ((1 << size * 8) - 1)).to_bytes(size, "big"), kind="header", **why)
+
+    def append(self, clusters: int = 1) -> int:
+        """Host offset of `clusters` new zero clusters at the end of the file."""
+        offset = max(self.end, self._past_wild_references())
+        limit = self.base.size() + max(self.base.size(), 64 << 20) + (1 << 30)
+        if offset + clusters * self.cluster > limit:
+            raise ImageError("the repair would more than double the file", path=self.base.path)
+        self.overlay.truncate(offset + clusters * self.cluster)
+        self.changed()
+        return offset
+
+    def _past_wild_references(self) -> int:
+        """New clusters must not come to lie where a reference just past the end of the file points."""
+        ledger = self._ledger
+        if ledger is None:
+            return 0
+        near = [offset for offset in ledger.wild if self.end <= offset < self.end + (16 << 20)]
+        return max(near) + self.cluster if near else 0
+
+    def changed(self) -> None:
+        """Forget what was derived from the bytes."""
+        self._meta = None
+        self._ledger = None
+
+    def note(self, text: str) -> None:
+        """Record once what was seen and left alone."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    # -- trying things
+
+    def trial(self) -> Workspace:
+        """A workspace on top of this one, to try a change and look at the result; nothing of it comes back by itself."""
+        return Workspace(self.overlay, replace(self.policy))
+
+
+@cache
+def header_field(name: str) -> tuple[int, int]:
+    """(offset, size) in bytes of a header field."""
+    sample = bytearray(V3_LENGTH + 8)
+    sample[0:8] = MAGIC.to_bytes(4, "big") + (3).to_bytes(4, "big")
+    sample[100:104] = (V3_LENGTH + 8).to_bytes(4, "big")
+    node = annotate(HEADER_SCHEMA, bytes(sample), name="header").find(name)
+    if node is None:
+        raise KeyError(name)
+    return node.offset, node.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,8 +12,11 @@ from workbench.teach.filling import Facts, UnknownFactError, fill
 from workbench.teach.here import HERE
 from workbench.teach.texts import sections
 
-_ENTRY: Final = re.compile(r"(?:^|\.)(l1|l2|refcount-table|bitmap-table)\.(?:entries\.)?(?:row\.)?(entry|subclusters)(\..+)?$")
+_ENTRY: Final = re.compile(
+    r"(?:^|\.)(l1|l2|refcount-table|bitmap-table)\.(?:entries\.)?(?:row\.)?(entry|subclusters)(\..+)?$"
+)
 _INDEX: Final = re.compile(r"\[\d+\]|@0x[0-9a-f]+")
+_MARKUP: Final = re.compile(r"`([^`]*)`|\*\*")
 _COMPRESSED: Final = 1 << 62
 
 _ALIASES: Final = {
@@ -23,6 +27,15 @@ _ALIASES: Final = {
     "compatible_features": "header.compatible_features",
     "autoclear_features": "header.autoclear_features",
     "bitmap-flags": "bitmap.flags",
+    "entry.l1": "l1-entry",
+    "entry.l2-data": "l2-entry",
+    "entry.l2-zero": "l2-entry",
+    "entry.l2-unallocated": "l2-entry",
+    "entry.l2-extended": "l2-entry-extended",
+    "entry.l2-compressed": "l2-entry-compressed",
+    "entry.refcount-table": "refcount-table-entry",
+    "entry.refcount-block": "refcount-block.refcounts",
+    "entry.bitmap-table": "bitmap-table-entry",
 }
 
 
@@ -42,12 +55,19 @@ class Explanation:
     qemu: str = ""
     spec: str = ""
 
+    @property
+    def paragraphs(self) -> tuple[tuple[str, str], ...]:
+        """(label, text without markup) of the parts that are there; the label is empty, Here, Limits or QEMU."""
+        return tuple((label, _MARKUP.sub(r"\1", text)) for label, text in self._parts())
+
+    def _parts(self) -> Iterator[tuple[str, str]]:
+        for label, text in (("", self.what), ("Here", self.here), ("Limits", self.limits), ("QEMU", self.qemu)):
+            if text:
+                yield label, text
+
     def markdown(self) -> str:
         """The whole text as one Markdown document."""
-        parts = [f"## {self.title}", self.what]
-        for label, text in (("Here", self.here), ("Limits", self.limits), ("QEMU", self.qemu)):
-            if text:
-                parts.append(f"**{label}.** {text}")
+        parts = [f"## {self.title}", *(f"**{label}.** {text}" if label else text for label, text in self._parts())]
         if self.spec:
             parts.append(f"*Specification: {self.spec}*")
         return "\n\n".join(parts)
@@ -68,7 +88,8 @@ def explain(schema: str, facts: Mapping[str, object] | None = None) -> Explanati
 def resolve(schema: str, facts: Mapping[str, object] | None = None) -> str:
     """Key of the text for that path: exact, by entry layout, by its last components, or of the nearest parent."""
     known = sections()
-    for candidate in _candidates(_INDEX.sub("", schema), facts or {}):
+    path = _INDEX.sub("", schema).removeprefix("structure.")
+    for candidate in _candidates(path, facts or {}):
         if candidate in known:
             return candidate
     return "unknown"
@@ -126,8 +147,6 @@ def _here(key: str, facts: Facts) -> str:
             continue
     compute = HERE.get(key)
     if compute is not None:
-        try:
+        with suppress(UnknownFactError):
             sentences.append(compute(facts))
-        except UnknownFactError:
-            pass
     return " ".join(each for each in sentences if each)

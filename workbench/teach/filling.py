@@ -44,7 +44,7 @@ def fill(template: str, facts: Facts) -> str:
 
 
 def shown(value: object, form: str = "") -> str:
-    """A fact as text in one of the forms above."""
+    """A fact as text in one of the forms above. UnknownFactError when the form wants a number and it is none."""
     if form == "code" or isinstance(value, bytes):
         return code(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -55,7 +55,9 @@ def shown(value: object, form: str = "") -> str:
         if form == "both":
             return both(value)
         return f"{value:,}"
-    return code(value) if form else plain(value)
+    if form:
+        raise UnknownFactError(form)  # a number was wanted
+    return code(value)
 
 
 def size(value: int) -> str:
@@ -79,8 +81,3 @@ def code(value: object) -> str:
     safe = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text[:_LONGEST])
     safe = safe.replace("`", "'")
     return f"`{safe}{'…' if len(text) > _LONGEST else ''}`" if safe else "(empty)"
-
-
-def plain(value: object) -> str:
-    """A word of our own (never text from the image)."""
-    return str(value)

@@ -17,7 +17,9 @@ def where(facts: Facts, offset: int, length: int = 0) -> str:
     unit, end = number(facts, "cluster_size"), number(facts, "file_size")
     text = f"{offset:#x} is the start of cluster {offset // unit:,}"
     if offset % unit:
-        text = f"{offset:#x} is **not cluster aligned**: it lies {offset % unit:,} bytes into cluster {offset // unit:,}"
+        text = (
+            f"{offset:#x} is **not cluster aligned**: it lies {offset % unit:,} bytes into cluster {offset // unit:,}"
+        )
     if offset >= end:
         return f"{text}, **beyond the end of the file** at {end:#x}."
     if length and offset + length > end:
@@ -177,7 +179,11 @@ def _header_length(facts: Facts) -> str:
         return f"**{value:,} is shorter than version 3's 104 bytes.**"
     if "cluster_size" in facts and value > number(facts, "cluster_size"):
         return f"**{value:,} bytes do not fit in the first cluster.**"
-    more = "exactly the fields of the first version 3" if value == 104 else f"{value - 104:,} bytes of additional fields behind byte 104"
+    more = (
+        "exactly the fields of the first version 3"
+        if value == 104
+        else f"{value - 104:,} bytes of additional fields behind byte 104"
+    )
     return f"{value:,} bytes: {more}." + ("" if value % 8 == 0 else " **Not a multiple of 8.**")
 
 

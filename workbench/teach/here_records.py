@@ -17,8 +17,11 @@ def _pointer(facts: Facts) -> str:
 
 
 def _extension_type(facts: Facts) -> str:
+    from formats.qcow2.extensions import EXTENSION_NAMES
+
     value = number(facts, "value")
-    return f"{value:#010x}: " + (f"{facts['symbol']}." if facts.get("symbol") else "an extension this program does not know; it is kept as it is.")
+    names = {int(kind): name for kind, name in EXTENSION_NAMES.items()}
+    return f"{value:#010x}: {names.get(value, 'an extension this program does not know; it is kept as it is')}."
 
 
 def _padding(facts: Facts) -> str:
@@ -51,7 +54,7 @@ def _snapshot_l1_size(facts: Facts) -> str:
 
 
 def _date(facts: Facts) -> str:
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=number(facts, "value"))
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=number(facts, "value") & 0xFFFF_FFFF)
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC."
 
 
@@ -67,12 +70,20 @@ def _clock(facts: Facts) -> str:
 
 def _vm_state(facts: Facts) -> str:
     value = number(facts, "value")
-    return f"{both(value)} of VM state, stored behind the end of the virtual disk." if value else "0: the disk alone was saved."
+    return (
+        f"{both(value)} of VM state, stored behind the end of the virtual disk."
+        if value
+        else "0: the disk alone was saved."
+    )
 
 
 def _extra_size(facts: Facts) -> str:
     value = number(facts, "value")
-    text = f"{value:,} bytes" + (f": {'VM state size and disk size' if value == 16 else 'those and the instruction count'}." if value in (16, 24) else ".")
+    text = f"{value:,} bytes" + (
+        f": {'VM state size and disk size' if value == 16 else 'those and the instruction count'}."
+        if value in (16, 24)
+        else "."
+    )
     if facts.get("version") == 3 and value < 16:
         text += " **Too short for version 3.**"
     return text + (" **More than QEMU takes.**" if value > 1024 else "")
@@ -116,7 +127,9 @@ def _slot_state(facts: Facts) -> str:
 def _iterations(facts: Facts) -> str:
     value = number(facts, "value")
     if not value:
-        return "0: an unused slot." if facts.get("its_state") == 0x0000DEAD else "**0 iterations: no key can be derived.**"
+        return (
+            "0: an unused slot." if facts.get("its_state") == 0x0000DEAD else "**0 iterations: no key can be derived.**"
+        )
     return f"Each guess at the passphrase costs {value:,} rounds of the hash."
 
 

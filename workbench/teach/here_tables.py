@@ -139,7 +139,13 @@ def _refcount_block(facts: Facts) -> str:
     if facts.get("table") == "refcount-block" and (place := _range(facts, "host")):
         value = facts.get("value")
         if "index" in facts and isinstance(value, int):
-            uses = "free" if value == 0 else "in use once" if value == 1 else f"used {value:,} times; a write to it copies it first"
+            uses = (
+                "free"
+                if value == 0
+                else "in use once"
+                if value == 1
+                else f"used {value:,} times; a write to it copies it first"
+            )
             return f"The cluster at {place} is {uses}."
         text += f" This one counts {place}."
     return text
@@ -149,7 +155,9 @@ def _bitmap_entry(facts: Facts) -> str:
     word, place = _word(facts), _range(facts) or "Its part of the disk"
     offset = word & _OFFSET
     if offset:
-        return f"{place} has its bits in the cluster at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'))}"
+        return (
+            f"{place} has its bits in the cluster at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'))}"
+        )
     return f"{place} has no cluster of bits: all of them are {'one (dirty)' if word & 1 else 'zero (clean)'}."
 
 
@@ -176,7 +184,9 @@ def _copied(facts: Facts) -> str:
     value = number(facts, "value")
     if "snapshot" in facts:
         return f"{value}, but this is a snapshot's table, where the flag means nothing."
-    return "1: refcount one, so a write goes straight to it." if value else "0: unallocated, or a write must copy first."
+    return (
+        "1: refcount one, so a write goes straight to it." if value else "0: unallocated, or a write must copy first."
+    )
 
 
 HERE: Final[Mapping[str, Callable[[Facts], str]]] = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.tables import COPIED, OFFSET_MASK, compressed_entry
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_entry
 from workbench.engine.codecs import compress
 from workbench.engine.write.guest import write_guest
 from workbench.errors import ArgumentError, StorageError, UnsupportedError
@@ -77,7 +77,7 @@ def _whole(plain: memoryview, size: int) -> bytes | memoryview:
 def _store(core: Core, guest: int, packed: bytes) -> None:
     tables = core.tables
     old, _ = _entry(core, guest)
-    if old & COPIED or old & OFFSET_MASK and not old & (1 << 62):
+    if old & COPIED or (old & OFFSET_MASK and not old & COMPRESSED):
         raise StorageError(
             f"cluster at guest offset {guest:#x} is allocated: compressed data cannot replace it",
             path=core.path,

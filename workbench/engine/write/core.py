@@ -156,7 +156,7 @@ class Core:
 
     def write_header_fields(self, **values: int) -> None:
         """Change header fields on disk, durably, with one write within a sector."""
-        self.header = replace(self.header, **values)
+        self.header = replace(self.header, **values)  # type: ignore[arg-type] # `additional`, the one field of bytes, is not in _FIELDS
         self.meta.header = self.header
         places = [_FIELDS[name] for name in values]
         start, end = min(at for at, _ in places), max(at + size for at, size in places)

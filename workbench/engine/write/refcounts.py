@@ -89,6 +89,17 @@ class Refcounts:
             at += per_block - inside
         return run_start
 
+    def last_used(self, end: int) -> int:
+        """The last cluster below `end` whose refcount is not 0 (0 when there is none)."""
+        import numpy as np
+
+        for index in range(min(len(self.table), div_round_up(end, self.per_block)) - 1, -1, -1):
+            if self.table[index]:
+                used = np.flatnonzero(self._block(index).data[: end - index * self.per_block])
+                if len(used):
+                    return index * self.per_block + int(used[-1])
+        return 0
+
     # -- changing
 
     def ensure_blocks(self, first: int, count: int) -> bool:

@@ -11,6 +11,7 @@ from workbench.engine.write.cache_sizes import CacheSizes
 from workbench.engine.write.compressed import check_range, write_compressed_guest
 from workbench.engine.write.core import Core
 from workbench.engine.write.guest import write_guest
+from workbench.engine.write.prealloc import Preallocation
 from workbench.engine.write.reading import read_guest
 from workbench.engine.write.zero import discard_guest, zero_guest
 from workbench.errors import ArgumentError
@@ -97,6 +98,14 @@ class Writer:
             self._image.top.forget()
             if view:
                 write_compressed_guest(self.core, offset, view)
+
+    def truncate(self, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
+        """Change the virtual size to `size` bytes; see `workbench.engine.resize`."""
+        from workbench.engine.resize import resize
+
+        with self._lock:
+            resize(self.core, size, preallocation)
+            self._image.top.forget()
 
     def flush(self) -> None:
         """Everything written so far is durable when this returns."""

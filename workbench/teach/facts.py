@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.units import div_round_up
-
 if TYPE_CHECKING:
     from formats.annotate import Node
     from workbench.engine.metadata import Metadata
@@ -119,7 +117,8 @@ def _bitmap_coverage(meta: Metadata, number: int) -> int:
 def facts_of_node(node: Node, within: Node | None = None) -> dict[str, object]:
     """The selected node's value, offset, length, raw, symbol and word (the table entry that a bit field is part of).
 
-    within: the annotated structure around it; the values of the node's neighbours then are facts named `its_…`.
+    The values of a structure's parts are facts named `its_…`; those of a field's neighbours are, when `within` gives the
+    annotated structure around it.
     """
     facts: dict[str, object] = {"offset": node.offset, "length": node.size, "end": node.end, "raw": node.raw}
     if node.value is not None:
@@ -130,7 +129,8 @@ def facts_of_node(node: Node, within: Node | None = None) -> dict[str, object]:
         facts["low"], facts["high"] = node.bits
     if len(node.raw) >= 8:
         facts["word"] = int.from_bytes(node.raw[:8], "big")
-    parent = _parent(node, within) if within is not None else None
+    whole = node if node.children and node.bits is None and node.value is None else None
+    parent = whole or (_parent(node, within) if within is not None else None)
     siblings: tuple[Any, ...] = parent.children if parent is not None else ()
     for each in siblings:
         if each.value is not None:
@@ -140,8 +140,3 @@ def facts_of_node(node: Node, within: Node | None = None) -> dict[str, object]:
 
 def _parent(node: Node, within: Node) -> Node | None:
     return next((each for each in within.walk() if any(child.path == node.path for child in each.children)), None)
-
-
-def bitmap_bits(virtual_size: int, granularity: int) -> int:
-    """Bits that a bitmap of that granularity (bytes) needs for the disk."""
-    return div_round_up(virtual_size, granularity)

@@ -12,14 +12,16 @@ _MAX_L1_ENTRIES: Final = (32 << 20) // 8
 _MAX_REFCOUNT_TABLE: Final = 8 << 20
 
 
-def where(facts: Facts, offset: int, length: int = 0) -> str:
-    """A host offset in words: which cluster, whether it is aligned, whether the file reaches it."""
+def where(facts: Facts, offset: int, length: int = 0, *, named: bool = False) -> str:
+    """A host offset in words: which cluster, whether it is aligned, whether the file reaches it.
+
+    named: the sentence before has said the offset already.
+    """
     unit, end = number(facts, "cluster_size"), number(facts, "file_size")
-    text = f"{offset:#x} is the start of cluster {offset // unit:,}"
+    name = "That" if named else f"{offset:#x}"
+    text = f"{name} is the start of cluster {offset // unit:,}"
     if offset % unit:
-        text = (
-            f"{offset:#x} is **not cluster aligned**: it lies {offset % unit:,} bytes into cluster {offset // unit:,}"
-        )
+        text = f"{name} is **not cluster aligned**: it lies {offset % unit:,} bytes into cluster {offset // unit:,}"
     if offset >= end:
         return f"{text}, **beyond the end of the file** at {end:#x}."
     if length and offset + length > end:
@@ -63,11 +65,11 @@ def _size(facts: Facts) -> str:
 
 def _l1_size(facts: Facts) -> str:
     value, coverage, needed = number(facts, "value"), number(facts, "l2_coverage"), number(facts, "l1_needed")
-    text = f"{value:,} entries × {size(coverage)} cover {size(value * coverage)}; the disk of {size(number(facts, 'virtual_size'))} needs {needed:,}."
+    text = f"{value:,} × {size(coverage)} cover {size(value * coverage)}; the disk of {size(number(facts, 'virtual_size'))} needs {needed:,}."
     if value < needed:
         text += " **The table is too small for the disk.**"
     elif value > needed:
-        text += f" The other {value - needed:,} describe the space beyond the disk, where saved VM state goes."
+        text += f" What is more ({value - needed:,}) describes the space beyond the disk, where saved VM state goes."
     if value > _MAX_L1_ENTRIES:
         text += " **QEMU's limit is exceeded.**"
     return text
@@ -149,7 +151,7 @@ def _unknown(kind: int) -> Callable[[Facts], str]:
     def sentence(facts: Facts) -> str:
         value = number(facts, "value")
         if not value:
-            return "None is set."
+            return "No such bit is set."
         low = facts.get("low", 0)
         names = facts.get("feature_names")
         known: Mapping[object, object] = names if isinstance(names, Mapping) else {}

@@ -46,7 +46,7 @@ def _content(facts: Facts) -> str:
 
 def _snapshot_l1_size(facts: Facts) -> str:
     value, coverage = number(facts, "value"), number(facts, "l2_coverage")
-    text = f"{value:,} entries × {size(coverage)} cover {size(value * coverage)}."
+    text = f"{value:,} × {size(coverage)} cover {size(value * coverage)}."
     disk = facts.get("its_virtual_disk_size", facts.get("virtual_size"))
     if isinstance(disk, int) and value * coverage < disk:
         text += f" **Too few for a disk of {size(disk)}.**"

@@ -37,7 +37,7 @@ def _l1_entry(facts: Facts) -> str:
     offset = word & _OFFSET
     if not offset:
         return f"{place} has no L2 table: it {_backing(facts)}."
-    return f"{place} is described by the L2 table at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'))}"
+    return f"{place} is described by the L2 table at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'), named=True)}"
 
 
 def _l2_entry(facts: Facts) -> str:
@@ -51,7 +51,7 @@ def _l2_entry(facts: Facts) -> str:
         return f"{place} is unallocated: it {_backing(facts)}."
     if facts.get("flag_data_file"):
         return f"{place} is stored in the external data file at {offset:#x}."
-    return f"{place} is stored at host {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'))}"
+    return f"{place} is stored at host {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'), named=True)}"
 
 
 def _l2_extended(facts: Facts) -> str:
@@ -90,7 +90,7 @@ def _sectors(facts: Facts) -> str:
 
 def _pointer(facts: Facts) -> str:
     value = number(facts, "value")
-    return where(facts, value, number(facts, "cluster_size")) if value else ""
+    return where(facts, value, number(facts, "cluster_size")) if value else "0: there is none."
 
 
 def _subclusters(facts: Facts) -> str:
@@ -131,7 +131,7 @@ def _refcount_table_entry(facts: Facts) -> str:
     offset, place = _word(facts) & _BLOCK_OFFSET, _range(facts, "Host") or "Its part of the file"
     if not offset:
         return f"{place} has no refcount block: all of its clusters count as free."
-    return f"{place} is counted by the block at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'))}"
+    return f"{place} is counted by the block at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'), named=True)}"
 
 
 def _refcount_block(facts: Facts) -> str:
@@ -155,9 +155,7 @@ def _bitmap_entry(facts: Facts) -> str:
     word, place = _word(facts), _range(facts) or "Its part of the disk"
     offset = word & _OFFSET
     if offset:
-        return (
-            f"{place} has its bits in the cluster at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'))}"
-        )
+        return f"{place} has its bits in the cluster at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'), named=True)}"
     return f"{place} has no cluster of bits: all of them are {'one (dirty)' if word & 1 else 'zero (clean)'}."
 
 
@@ -165,7 +163,7 @@ def _l1(facts: Facts) -> str:
     if "snapshot" in facts:
         return f"The table of snapshot {number(facts, 'snapshot')}: {number(facts, 'table_entries'):,} entries at {number(facts, 'table_offset'):#x}."
     count, coverage = number(facts, "l1_size"), number(facts, "l2_coverage")
-    return f"{count:,} entries at {number(facts, 'l1_table_offset'):#x}, each for {size(coverage)}: room for {size(count * coverage)}; the disk has {size(number(facts, 'virtual_size'))}."
+    return f"{count:,} entr{'y' if count == 1 else 'ies'} of {size(coverage)} each at {number(facts, 'l1_table_offset'):#x}: room for {size(count * coverage)}; the disk has {size(number(facts, 'virtual_size'))}."
 
 
 def _l2(facts: Facts) -> str:

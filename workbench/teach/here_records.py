@@ -29,7 +29,7 @@ def _padding(facts: Facts) -> str:
     if not isinstance(raw, bytes):
         raise UnknownFactError("raw")
     if not raw:
-        return "None was needed."
+        return "No padding was needed."
     return f"{len(raw):,} byte{'s' if len(raw) > 1 else ''}, {'not all zero' if any(raw) else 'zero'}."
 
 

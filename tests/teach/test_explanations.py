@@ -37,7 +37,6 @@ from workbench.teach import Explanation, explain, facts_of, facts_of_node, facts
 from workbench.teach.filling import PLACEHOLDER, UnknownFactError, code, fill
 from workbench.teach.here import HERE
 from workbench.teach.texts import parse
-from workbench.tui import outline
 
 SCHEMAS: tuple[tuple[str, Any], ...] = (
     ("header", HEADER_SCHEMA),
@@ -105,6 +104,7 @@ def test_every_schema_path_has_its_own_text(path: str) -> None:
 
 
 def test_every_kind_of_the_outline_has_a_text() -> None:
+    outline = pytest.importorskip("workbench.tui.outline")
     for kind in outline.Kind:
         assert_renders(explain(kind.value))
 

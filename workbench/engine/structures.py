@@ -156,7 +156,7 @@ def _image_children(root: Structure) -> Iterator[Structure]:
     yield header_structure(meta)
     if meta.geometry is None:
         return
-    if meta.extensions:
+    if meta.extensions or meta.area.ended:
         start = meta.header_length
         yield Structure(
             meta, Part.EXTENSIONS, "extensions", "header extensions", Region(start, max(0, meta.area.end - start))

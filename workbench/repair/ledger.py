@@ -75,6 +75,10 @@ class Ledger:
         """Numbers of the unreferenced clusters whose stored refcount is known and not 0."""
         return np.flatnonzero((self.counts == 0) & (self.stored > 0)).astype(np.int64)
 
+    def maybe_leaked(self) -> NDArray[np.int64]:
+        """Numbers of the unreferenced clusters that are counted as in use, or whose refcount cannot be read."""
+        return np.flatnonzero((self.counts == 0) & (~self.known | (self.stored > 0))).astype(np.int64)
+
     def claims_at(self, offset: int) -> list[Claim]:
         """Metadata structures (L2 tables excepted) in the cluster at `offset`."""
         size = 1 << self.cluster_bits
@@ -210,6 +214,8 @@ def l1_tables(space: Workspace) -> Iterator[L1Table]:
     if meta.header.l1_table_offset % space.cluster == 0:
         yield L1Table(meta.header.l1_table_offset, meta.l1, ACTIVE)
     for number, each in enumerate(meta.snapshots):
+        if each.l1_size * 8 > limits.MAX_L1_SIZE:
+            continue
         if each.l1_table_offset % space.cluster == 0 and 0 < each.l1_table_offset < space.size:
             yield L1Table(each.l1_table_offset, meta.snapshot_l1(each), number)
 

@@ -132,15 +132,17 @@ def l1_bad(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return bad
 
 
-def find_l1(space: Workspace, entries: int, taken: set[int]) -> list[tuple[int, int]]:
+def find_l1(
+    space: Workspace, entries: int, taken: set[int], numbers: NDArray[np.int64] | None = None
+) -> list[tuple[int, int]]:
     """(score, offset) of clusters that look like an L1 table of `entries` entries, best first. taken: offsets to leave out.
 
     An L1 table points at L2 tables, which point at data: a candidate counts by its entries that lead to plausible L2
-    tables, and must have none that leads elsewhere.
+    tables, and must have none that leads elsewhere. numbers: host clusters to look at (all without).
     """
     found = []
     span = max(entries, 1) * 8
-    for offset, head in clusters(space):
+    for offset, head in clusters(space, numbers):
         if offset in taken:
             continue
         words = head[: min(span, space.cluster) // 8] if span <= space.cluster else space.words(offset, entries)

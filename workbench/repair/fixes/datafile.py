@@ -1,1 +1,55 @@
-RULES = ()
+"""L2 entries of an image with an external data file: every guest offset lies at the same offset of that file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
+from workbench.check.problems import Tier
+from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.ledger import batches
+from workbench.repair.workspace import Workspace
+
+
+def run(space: Workspace) -> None:
+    """Put entries right that map elsewhere than 1:1, or claim to be compressed."""
+    if not space.meta.header.has("data_file"):
+        return
+    ledger, geometry = space.ledger, space.geometry
+    for batch in batches(space, ledger.tables):
+        for at, row in enumerate(batch.rows.tolist()):
+            words = batch.words[at]
+            guest = int(ledger.tables.index[row]) * geometry.l2_coverage + np.arange(words.size, dtype=np.int64) * space.cluster
+            goal = guest.astype(np.uint64) | np.uint64(COPIED)
+            packed = (words & np.uint64(COMPRESSED)) != 0
+            used = packed | ((words & np.uint64(OFFSET_MASK | COPIED)) != 0)
+            wrong = used & (packed | ((words & np.uint64(OFFSET_MASK)) != guest.astype(np.uint64)))
+            if not wrong.any():
+                continue
+            keep_zero = np.where(packed, np.uint64(0), words & np.uint64(ZERO))
+            new = np.where(wrong, goal | keep_zero, words)
+            full = new
+            if batch.bitmaps is not None:
+                full = np.empty(words.size * 2, dtype=np.uint64)
+                full[0::2], full[1::2] = new, batch.bitmaps[at]
+            index = np.flatnonzero(wrong)
+            space.put_words(
+                int(ledger.tables.offset[row]),
+                full,
+                code="COMPRESSED-WITH-DATA-FILE" if packed[wrong].any() else "DATA-FILE-OFFSET",
+                title=f"map {index.size} L2 entries 1:1 to the external data file, as QEMU allots it",
+                kind="l2",
+                tier=Tier.JUDGEMENT,
+                guest=[(int(guest[i]), space.cluster) for i in index[:16]],
+            )
+
+
+RULES = (
+    Rule(
+        "data-file-offsets",
+        "Map the external data file 1:1",
+        codes("COMPRESSED-WITH-DATA-FILE", "DATA-FILE-OFFSET", "L2-ENTRY-UNALIGNED"),
+        Tier.JUDGEMENT,
+        run,
+    ),
+)

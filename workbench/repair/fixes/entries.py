@@ -42,8 +42,19 @@ def _lost_choice(space: Workspace) -> str:
 def run_l1(space: Workspace) -> None:
     """Mend the entries of the active L1 table and of the snapshots'."""
     for table in list(l1_tables(space)):
-        if table.entries.any():
+        if table.entries.any() and table.snapshot < len(space.meta.snapshots):
+            if _shared_with_structures(space, table):
+                space.note(f"the L1 table at {table.offset:#x} overlaps other metadata: its entries are left alone")
+                continue
             _mend_l1(space, table)
+
+
+def _shared_with_structures(space: Workspace, table: L1Table) -> bool:
+    """Another structure that cannot be made anew lies in the table's clusters: writing entries would damage it."""
+    fragile = {Owner.HEADER, Owner.SNAPSHOT_TABLE, Owner.LUKS_HEADER, Owner.BITMAP_DIRECTORY, Owner.ACTIVE_L1, Owner.INACTIVE_L1}
+    start, end = table.offset, table.offset + table.entries.size * 8
+    found = [each for each in space.ledger.claims if each.owner in fragile and each.offset < end and start < each.offset + each.length]
+    return len({(each.offset, each.owner) for each in found}) > 1
 
 
 def _mend_l1(space: Workspace, table: L1Table) -> None:

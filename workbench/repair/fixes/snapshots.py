@@ -1,1 +1,310 @@
-RULES = ()
+"""Snapshots: the table found and read again entry by entry, its numbers derived, lost L1 tables looked for.
+
+No entry is dropped that can be read; entries that were forgotten, or whose sizes were damaged, come back. Only when
+nothing at all can be read is the table given up, and then the clusters it held stay as orphans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from formats.qcow2 import limits
+from formats.qcow2.snapshots import FIXED_SIZE, Snapshot, build_snapshot, entry_size, parse_snapshot
+from workbench.check.kinds import Owner
+from workbench.check.problems import Tier
+from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.probe import clusters, find_l1, l1_score
+from workbench.repair.workspace import Workspace
+
+_J = Tier.JUDGEMENT
+_LONGEST_ID = 32
+_EXTRA_SIZES = (16, 24, 0, 8, 32)
+
+
+# -- reading what can be read ------------------------------------------------------------------------------------------
+
+
+def _read_entry(space: Workspace, offset: int, *, strict: bool) -> Snapshot | None:
+    """The entry at `offset`, with damaged lengths derived; None when no snapshot entry is there.
+
+    strict: nothing may be wrong with it (for entries that nobody announced).
+    """
+    fixed = space.read(offset, FIXED_SIZE)
+    id_size, name_size = int.from_bytes(fixed[12:14], "big"), int.from_bytes(fixed[14:16], "big")
+    stored = int.from_bytes(fixed[36:40], "big")
+    if not 0 < id_size <= _LONGEST_ID or int.from_bytes(fixed[20:24], "big") >= 10**9:
+        return None
+    if not _believable_l1(space, fixed) and strict:
+        return None
+    for extra in (stored,) if strict else (stored, *(each for each in _EXTRA_SIZES if each != stored)):
+        if extra > limits.MAX_SNAPSHOT_EXTRA_DATA:
+            continue
+        ident = space.read(offset + FIXED_SIZE + extra, id_size)
+        if not ident.isalnum() or not ident.isascii():
+            continue
+        name_at = offset + FIXED_SIZE + extra + id_size
+        length = name_size
+        if not _is_text(space.read(name_at, min(length, 1 << 16))):
+            length = 0 if strict else len(_text_run(space.read(name_at, min(name_size, 1024))))
+            if not length and name_size:
+                continue
+        size = entry_size(extra, id_size, length)
+        raw = bytearray(space.read(offset, FIXED_SIZE + extra + id_size + length).ljust(size, b"\0"))
+        raw[14:16], raw[36:40] = length.to_bytes(2, "big"), extra.to_bytes(4, "big")
+        return parse_snapshot(bytes(raw), offset)
+    return None
+
+
+def _believable_l1(space: Workspace, fixed: bytes) -> bool:
+    offset, size = int.from_bytes(fixed[0:8], "big"), int.from_bytes(fixed[8:12], "big")
+    return 0 < offset < space.size and offset % space.cluster == 0 and 0 < size * 8 <= limits.MAX_L1_SIZE
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return text.isprintable()
+
+
+def _text_run(raw: bytes) -> bytes:
+    """The printable start of `raw`."""
+    end = next((i for i, byte in enumerate(raw) if byte < 0x20 or byte == 0x7F), len(raw))
+    while end and not _is_text(raw[:end]):
+        end -= 1
+    return raw[:end]
+
+
+def _walk(space: Workspace, offset: int, announced: int) -> list[Snapshot]:
+    """Entries from `offset`: the announced ones as far as they can be read, and more whose L1 table is leaked."""
+    found: list[Snapshot] = []
+    position = offset
+    while len(found) < limits.MAX_SNAPSHOTS and position < space.size:
+        expected = len(found) < announced
+        entry = _read_entry(space, position, strict=not expected)
+        if entry is None:
+            break
+        if not expected and not space.ledger.leaked(entry.l1_table_offset):
+            break
+        found.append(entry)
+        position += len(_stored_bytes(space, entry))
+    return found
+
+
+def _stored_bytes(space: Workspace, entry: Snapshot) -> bytes:
+    """The bytes that the entry takes in the table as it is (its length may have been derived)."""
+    return space.read(entry.offset, len(entry.raw))
+
+
+def _search(space: Workspace, announced: int) -> list[Snapshot]:
+    """The longest table anywhere in the file, outside of what is referred to."""
+    best: list[Snapshot] = []
+    for offset, _ in clusters(space):
+        if offset == 0 or not space.ledger.unreferenced(offset):
+            continue
+        if _read_entry(space, offset, strict=True) is None:
+            continue
+        found = _walk(space, offset, announced)
+        if len(found) > len(best):
+            best = found
+    return best
+
+
+def _recover(space: Workspace) -> list[Snapshot]:
+    """Entries made anew for leaked clusters that are L1 tables."""
+    header = space.meta.header
+    found = find_l1(space, header.l1_size, {header.l1_table_offset}, space.ledger.maybe_leaked())
+    entries = []
+    for number, (_, offset) in enumerate(sorted(found, key=lambda each: each[1]), 1):
+        blank = parse_snapshot(bytes(FIXED_SIZE), 0)
+        extra = bytes(8) + header.size.to_bytes(8, "big")
+        entries.append(
+            replace(
+                blank, l1_table_offset=offset, l1_size=header.l1_size, id=str(number), name=f"recovered-{number}",
+                extra_data=extra, disk_size=header.size, extra_data_size=len(extra), raw=b"",
+            )
+        )  # fmt: skip
+    return entries
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def run_table(space: Workspace) -> None:
+    """Make header and snapshot table agree on entries that can be read."""
+    header = space.meta.header
+    if not header.nb_snapshots and not header.snapshots_offset:
+        return
+    offset, announced = header.snapshots_offset, header.nb_snapshots
+    in_file = offset % space.cluster == 0 and 0 < offset < space.size
+    found = _walk(space, offset, min(announced, limits.MAX_SNAPSHOTS)) if in_file else []
+    if len(found) == announced and all(each.raw == _stored_bytes(space, each) for each in found):
+        return
+    code = _code(space, in_file, len(found))
+    if not found and announced:
+        found = _search(space, min(announced, limits.MAX_SNAPSHOTS)) or _recover(space)
+    if not found and not announced:
+        return
+    if not found:
+        title = "give up the snapshot table: no entry can be read (leaked clusters may hold the snapshots' data)"
+        space.put(60, bytes(12), code=code, title=title, kind="header", tier=_J)
+        return
+    _write_table(space, found, code)
+
+
+def _code(space: Workspace, in_file: bool, found: int) -> str:
+    header = space.meta.header
+    if header.nb_snapshots > limits.MAX_SNAPSHOTS:
+        return "SNAPSHOTS-TOO-MANY"
+    if header.snapshots_offset % space.cluster:
+        return "SNAPSHOT-TABLE-UNALIGNED"
+    if not in_file:
+        return "SNAPSHOT-TABLE-OFFSET"
+    wrong = {fault.code for fault in space.meta.faults}
+    for code in ("SNAPSHOT-EXTRA-TOO-LARGE", "SNAPSHOT-EXTRA-TOO-SMALL"):
+        if code in wrong and found == header.nb_snapshots:
+            return code
+    return "SNAPSHOT-UNREADABLE"
+
+
+def _write_table(space: Workspace, entries: list[Snapshot], code: str) -> None:
+    """Header (and table, where its bytes change) for these entries."""
+    header = space.meta.header
+    place, same = entries[0].offset, True
+    position = place
+    for each in entries:
+        same &= each.offset == position and each.raw == _stored_bytes(space, each) and bool(each.raw)
+        position += len(each.raw)
+    names = ", ".join(repr(each.name) for each in entries[:4])
+    if not same:
+        data = b"".join(build_snapshot(each) if not each.raw else each.raw for each in entries)
+        place = _room(space, entries[0].offset, len(data))
+        title = f"write the snapshot table anew: {len(entries)} snapshot(s), {names}"
+        space.put(place, data, code=code, title=title, kind="snapshot", tier=_J, snapshots=[each.id for each in entries])
+    if place != header.snapshots_offset or len(entries) != header.nb_snapshots:
+        value = len(entries).to_bytes(4, "big") + place.to_bytes(8, "big")
+        title = f"let the header name {len(entries)} snapshot(s) at {place:#x}: {names}"
+        space.put(60, value, code=code, title=title, kind="header", tier=_J, snapshots=[each.id for each in entries])
+
+
+def _room(space: Workspace, offset: int, length: int) -> int:
+    """Where a table of `length` bytes may be written: its own clusters when they are nobody else's, else new ones."""
+    ledger = space.ledger
+    header = space.meta.header
+    if offset and offset % space.cluster == 0 and offset == header.snapshots_offset:
+        first, last = offset >> ledger.cluster_bits, (offset + length - 1) >> ledger.cluster_bits
+        own = {Owner.SNAPSHOT_TABLE}
+        alone = all({each.owner for each in ledger.claims_at(at << ledger.cluster_bits)} <= own for at in range(first, last + 1))
+        if alone and last < ledger.clusters and (ledger.counts[first : last + 1] <= 1).all() and (ledger.counts[first + 1 : last + 1] == 0).all():
+            return offset
+    return space.append(-(-length // space.cluster))
+
+
+# -- single entries ----------------------------------------------------------------------------------------------------
+
+
+def run_entries(space: Workspace) -> None:
+    """Sizes, IDs and L1 tables of the snapshots."""
+    for number in range(len(space.meta.snapshots)):
+        _mend_sizes(space, number)
+    for number in range(len(space.meta.snapshots)):
+        _mend_l1(space, number)
+    _mend_ids(space)
+
+
+def _mend_sizes(space: Workspace, number: int) -> None:
+    each, geometry = space.meta.snapshots[number], space.geometry
+    why = {"kind": "snapshot", "tier": _J, "snapshots": [each.id]}
+    disk = each.disk_size if each.disk_size is not None else space.meta.header.size
+    most = limits.MAX_L1_SIZE // 8
+    if not 0 < each.l1_size <= most:
+        size = geometry.l1_entries_for(disk or space.meta.header.size)
+        if 0 < size <= most and (disk or each.l1_size):
+            title = f"set the L1 table of snapshot {each.id} to {size} entries, what its disk size needs"
+            space.put(each.offset + 8, size.to_bytes(4, "big"), code="SNAPSHOT-L1-TOO-LARGE", title=title, **why)  # type: ignore[arg-type]
+    each = space.meta.snapshots[number]
+    if each.disk_size is not None and each.l1_size and geometry.l1_entries_for(each.disk_size) > each.l1_size:
+        size = space.meta.header.size
+        if geometry.l1_entries_for(size) > each.l1_size:
+            size = each.l1_size * geometry.l2_coverage
+        title = f"set the disk size of snapshot {each.id} to {size}, what its L1 table can cover"
+        space.put(each.offset + 48, size.to_bytes(8, "big"), code="SNAPSHOT-DISK-SIZE", title=title, **why)  # type: ignore[arg-type]
+
+
+def _mend_l1(space: Workspace, number: int) -> None:
+    """A snapshot's L1 offset that cannot be right: the aligned place, or a leaked L1 table, or an empty one."""
+    each = space.meta.snapshots[number]
+    offset = each.l1_table_offset
+    if not 0 < each.l1_size * 8 <= limits.MAX_L1_SIZE or not _is_wrong(space, number):
+        return
+    aligned = offset & -space.cluster
+    place = 0
+    if aligned != offset and space.ledger.leaked(aligned) and l1_score(space, aligned, each.l1_size)[0]:
+        place = aligned
+    if not place:
+        taken = {other.l1_table_offset for i, other in enumerate(space.meta.snapshots) if i != number}
+        taken |= {space.meta.header.l1_table_offset, offset}
+        found = find_l1(space, each.l1_size, taken, space.ledger.maybe_leaked())
+        place = found[0][1] if found else 0
+    code = "SNAPSHOT-L1-UNALIGNED" if aligned != offset else "SNAPSHOT-L1-OFFSET"
+    title = f"point snapshot {each.id} ({each.name}) at its L1 table, found at {place:#x}"
+    guest = [(0, each.disk_size or space.meta.header.size)]
+    if not place:
+        place = space.append(-(-each.l1_size * 8 // space.cluster))
+        title = f"give snapshot {each.id} ({each.name}) an empty L1 table: no trace of its own was found"
+        space.note(f"the content of snapshot {each.id} ({each.name}) is lost; its entry is kept")
+    space.put(each.offset, place.to_bytes(8, "big"), code=code, title=title, kind="snapshot", tier=_J, guest=guest, snapshots=[each.id])
+
+
+def _is_wrong(space: Workspace, number: int) -> bool:
+    each, cluster = space.meta.snapshots[number], space.cluster
+    offset = each.l1_table_offset
+    if offset % cluster or not 0 < offset < space.size:
+        return True
+    for claim in space.ledger.claims:
+        mine = claim.owner is Owner.INACTIVE_L1 and claim.snapshot == number
+        apart = claim.offset >= offset + each.l1_size * 8 or offset >= claim.offset + claim.length
+        if not mine and not apart and claim.owner not in (Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK):
+            # Of two snapshots on one table the first keeps it.
+            return not (claim.owner is Owner.INACTIVE_L1 and claim.snapshot > number)
+    strong, wrong = l1_score(space, offset, each.l1_size)
+    return wrong > strong
+
+
+def _mend_ids(space: Workspace) -> None:
+    seen: set[str] = set()
+    for each in space.meta.snapshots:
+        if each.id not in seen:
+            seen.add(each.id)
+            continue
+        width = len(each.id.encode())
+        every = {other.id for other in space.meta.snapshots}
+        new = next((str(n) for n in range(10 ** (width - 1), min(10**width, 10**6)) if str(n) not in every), None)
+        if new is None or len(new) != width:
+            continue
+        place = each.offset + FIXED_SIZE + each.extra_data_size
+        title = f"give snapshot {each.name!r} the unused ID {new}: its ID {each.id} is another snapshot's"
+        space.put(place, new.encode(), code="SNAPSHOT-DUPLICATE-ID", title=title, kind="snapshot-id", tier=_J, snapshots=[each.id])
+        seen.add(new)
+
+
+RULES = (
+    Rule(
+        "snapshot-table",
+        "Find and read the snapshot table",
+        codes(
+            "SNAPSHOTS-TOO-MANY", "SNAPSHOT-TABLE-UNALIGNED", "SNAPSHOT-TABLE-OFFSET", "SNAPSHOT-TABLE-TOO-LARGE",
+            "SNAPSHOT-UNREADABLE", "SNAPSHOT-EXTRA-TOO-LARGE", "SNAPSHOT-EXTRA-TOO-SMALL", "REGION-BEYOND-EOF",
+        ),
+        _J,
+        run_table,
+    ),
+    Rule(
+        "snapshot-entries",
+        "Mend snapshot entries",
+        codes("SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-OFFSET", "SNAPSHOT-L1-TOO-LARGE", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-DUPLICATE-ID"),
+        _J,
+        run_entries,
+    ),
+)  # fmt: skip

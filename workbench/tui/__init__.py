@@ -1,1 +1,1 @@
-"""The terminal workbench."""
+"""The terminal workbench: one selection in an image, shown in every pane."""

@@ -1,0 +1,244 @@
+"""Rows of a table, folded and filtered in numpy; the model under the entries view. Built in a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from formats.qcow2.refcounts import unpack
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, REFCOUNT_OFFSET_MASK, ZERO, compressed_range, l2_layout, words
+from workbench.engine.metadata import Metadata
+from workbench.engine.tables import Run, Table, TableKind
+from workbench.errors import ArgumentError
+from workbench.units import parse_size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_ENTRIES: Final = 1 << 24
+"""More rows of one table are not shown (only a bitmap table can claim more)."""
+
+TYPES: Final = ("data", "zero", "compressed", "unallocated", "allocated", "copied", "suspicious")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What rows to keep. types: words of TYPES, any of them.  index, guest, host: inclusive-exclusive ranges."""
+
+    text: str = ""
+    types: frozenset[str] = frozenset()
+    index: tuple[int, int] | None = None
+    guest: tuple[int, int] | None = None
+    host: tuple[int, int] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.types or self.index or self.guest or self.host)
+
+
+def parse_filter(text: str) -> Filter:
+    """`data copied`, `suspicious`, `index:10-20`, `guest:5M-6M`, `host:0x10000-1M`. Raises ArgumentError."""
+    types, ranges = set[str](), dict[str, tuple[int, int]]()
+    for word in text.lower().replace(",", " ").split():
+        name, colon, rest = word.partition(":")
+        if not colon and name in TYPES:
+            types.add(name)
+        elif colon and name in ("index", "guest", "host"):
+            low, dash, high = rest.partition("-")
+            try:
+                first = parse_size(low) if low else 0
+                ranges[name] = (first, parse_size(high) if dash and high else (first + 1 if not dash else 1 << 63))
+            except ValueError:
+                raise ArgumentError(f"{word!r} is no range", hint="such as index:10-20, guest:5M-6M, host:0x10000-") from None
+        else:
+            raise ArgumentError(f"{word!r} is no filter", hint=f"use {', '.join(TYPES)}, index:, guest:, host:")
+    return Filter(text.strip(), frozenset(types), ranges.get("index"), ranges.get("guest"), ranges.get("host"))
+
+
+class EntryRows:
+    """The rows of one table. starts, counts: first entry and number of entries of each row (int64).
+
+    total: entries in the table; readable: those that the file has bytes for.
+    """
+
+    def __init__(self, meta: Metadata, table: Table, *, fold: bool = True, chosen: Filter | None = None) -> None:
+        self.meta, self.table, self.fold, self.chosen = meta, table, fold, chosen or Filter()
+        self.total = table.entries
+        self.readable = min(table.readable(meta), MAX_ENTRIES)
+        self.step = meta.geometry.cluster_size if meta.geometry and table.kind is not TableKind.REFCOUNT_BLOCK else 0
+        self.first, self.second = self._read()
+        self._build()
+
+    def _read(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        meta, table = self.meta, self.table
+        bits = table.entry_bits(meta)
+        data = meta.storage.read(table.region.offset, (self.readable * bits + 7) // 8)
+        if table.kind is TableKind.REFCOUNT_BLOCK:
+            assert meta.geometry is not None
+            values = unpack(data, meta.geometry.refcount_order)[: self.readable]
+            return values, None
+        raw = words(data)
+        if bits == 128:
+            pairs = raw[: raw.size // 2 * 2].reshape(-1, 2)
+            return pairs[:, 0], pairs[:, 1]
+        return raw, None
+
+    def _build(self) -> None:
+        import numpy as np
+
+        count = len(self.first)
+        self.readable = count
+        keep = self._mask() if self.chosen else None
+        if keep is None and not self.fold:
+            self.starts: NDArray[np.int64] | None = None
+            self.counts: NDArray[np.int64] | None = None
+            self.rows = count + (1 if self.total > count else 0)
+            return
+        index = np.flatnonzero(keep) if keep is not None else np.arange(count, dtype=np.int64)
+        if not self.fold:
+            self.starts, self.counts = index.astype(np.int64), np.ones(len(index), dtype=np.int64)
+        elif len(index):
+            sort = self._sorts(index)
+            breaks = sort == 0
+            breaks[1:] |= (sort[1:] != sort[:-1]) & (sort[:-1] != 0)
+            at = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+            self.starts = index[at].astype(np.int64)
+            self.counts = np.diff(np.append(at, len(index))).astype(np.int64)
+        else:
+            self.starts, self.counts = index.astype(np.int64), index.astype(np.int64)
+        missing = self.total > count and keep is None
+        self.rows = len(self.starts) + (1 if missing else 0)
+
+    def _sorts(self, index: NDArray[Any]) -> NDArray[Any]:
+        """How each kept entry follows the one before: 0 not, 1 equal, 2 next cluster."""
+        import numpy as np
+
+        values = self.first[index]
+        neighbours = np.diff(index) == 1
+        same_rest = np.ones(len(neighbours), dtype=bool)
+        if self.second is not None:
+            rest = self.second[index]
+            same_rest = rest[1:] == rest[:-1]
+        sort = np.zeros(len(neighbours), dtype=np.uint8)
+        equal = values[1:] == values[:-1]
+        sort[neighbours & equal & same_rest] = 1
+        if self.step:
+            mapped = (values[:-1] & np.uint64(OFFSET_MASK)) != 0
+            if self.table.kind is TableKind.L2:
+                mapped &= (values[:-1] & np.uint64(COMPRESSED)) == 0
+            follows = values[1:] - values[:-1] == np.uint64(self.step)
+            sort[neighbours & follows & same_rest & mapped] = 2
+        return sort
+
+    def hosts(self) -> NDArray[Any]:
+        """Host offset that each entry names (uint64; 0 where none); refcounts: of the cluster counted."""
+        import numpy as np
+
+        geometry = self.meta.geometry
+        assert geometry is not None
+        if self.table.kind is TableKind.REFCOUNT_BLOCK:
+            return np.uint64(self.table.base) + np.arange(len(self.first), dtype=np.uint64) * np.uint64(geometry.cluster_size)
+        mask = REFCOUNT_OFFSET_MASK if self.table.kind is TableKind.REFCOUNT_TABLE else OFFSET_MASK
+        host = self.first & np.uint64(mask)
+        if self.table.kind is TableKind.L2:
+            packed = (self.first & np.uint64(COMPRESSED)) != 0
+            if packed.any():
+                host[packed] = compressed_range(self.first[packed], geometry.cluster_bits)[0]
+        return host
+
+    def suspicious(self) -> NDArray[np.bool_]:
+        """Entries with reserved bits, an unaligned offset, or an offset past the end of the file."""
+        import numpy as np
+
+        geometry = self.meta.geometry
+        assert geometry is not None
+        if self.table.kind is TableKind.REFCOUNT_BLOCK:
+            inside = self.hosts() < np.uint64(self.meta.file_size)
+            found: NDArray[np.bool_] = (self.first == 0) == inside
+            return found & ((self.first > 1) | (self.first == 0) & inside)
+        host = self.hosts()
+        bad = np.zeros(len(self.first), dtype=bool)
+        packed = np.zeros(len(self.first), dtype=bool)
+        if self.table.kind is TableKind.L2:
+            packed = (self.first & np.uint64(COMPRESSED)) != 0
+            for flag in (0, COMPRESSED):
+                layout = l2_layout(flag, geometry.cluster_bits, geometry.extended_l2)
+                bad |= (packed == bool(flag)) & ((self.first & np.uint64(layout.reserved_mask)) != 0)
+            bad |= packed & ((self.first & np.uint64(COPIED)) != 0)
+        else:
+            layout = self.table.layout(self.meta, 0)
+            if layout is not None:
+                bad |= (self.first & np.uint64(layout.reserved_mask)) != 0
+        bad |= ~packed & ((host & np.uint64(geometry.cluster_size - 1)) != 0)
+        if not (self.table.kind is TableKind.L2 and self.meta.header.has("data_file")):
+            bad |= host >= np.uint64(max(1, self.meta.file_size))
+        if self.second is not None:
+            bad |= ((self.second >> np.uint64(32)) & self.second & np.uint64(0xFFFFFFFF)) != 0
+        return bad
+
+    def _mask(self) -> NDArray[np.bool_]:
+        import numpy as np
+
+        chosen, count = self.chosen, len(self.first)
+        keep = np.ones(count, dtype=bool)
+        if chosen.types:
+            keep = np.zeros(count, dtype=bool)
+            host = self.hosts()
+            packed = np.zeros(count, dtype=bool)
+            zero = packed.copy()
+            if self.table.kind is TableKind.L2:
+                packed = (self.first & np.uint64(COMPRESSED)) != 0
+                if self.second is not None:
+                    zero = (self.second >> np.uint64(32)) != 0
+                else:
+                    zero = ((self.first & np.uint64(ZERO)) != 0) & ~packed
+            used = self.first != 0 if self.table.kind is TableKind.REFCOUNT_BLOCK else (host != 0) | packed
+            picks = {
+                "data": used & ~packed & ~zero,
+                "zero": zero,
+                "compressed": packed,
+                "unallocated": ~used & ~zero,
+                "allocated": used,
+                "copied": (self.first.astype(np.uint64) & np.uint64(COPIED)) != 0,
+                "suspicious": self.suspicious(),
+            }
+            for name in chosen.types:
+                keep |= picks[name]
+        position = np.arange(count, dtype=np.int64)
+        if chosen.index:
+            keep &= (position >= chosen.index[0]) & (position < chosen.index[1])
+        cover = self.table.coverage(self.meta)
+        if chosen.guest and cover:
+            low, high = (max(0, value - self.table.base) for value in chosen.guest)
+            keep &= (position >= low // cover) & (position <= max(0, high - 1) // cover)
+        if chosen.host:
+            host = self.hosts()
+            keep &= (host >= np.uint64(chosen.host[0])) & (host < np.uint64(min(chosen.host[1], (1 << 63) - 1)))
+        return keep
+
+    # Rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def run(self, row: int) -> Run:
+        """What row number `row` stands for."""
+        if self.starts is None or self.counts is None:
+            first, count = row, 1
+        elif row < len(self.starts):
+            first, count = int(self.starts[row]), int(self.counts[row])
+        else:
+            first, count = self.readable, 0
+        if first >= self.readable:
+            return Run(self.readable, max(1, self.total - self.readable), (0,), 0, missing=True)
+        word = (int(self.first[first]),) if self.second is None else (int(self.first[first]), int(self.second[first]))
+        step = self.step if count > 1 and int(self.first[first + 1]) != word[0] else 0
+        return Run(first, count, word, step)
+
+    def row_of(self, index: int) -> int:
+        """The row that shows entry `index`, or the one before it."""
+        import numpy as np
+
+        if self.starts is None:
+            return min(index, max(0, self.rows - 1))
+        return max(0, int(np.searchsorted(self.starts, index, side="right")) - 1)

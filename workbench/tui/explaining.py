@@ -1,0 +1,245 @@
+"""What there is to say about a place: the lesson with this image's numbers, problems, pointers. Pure; reads a few bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from formats.annotate import Node, NodeKind
+from workbench import teach
+from workbench.engine.faults import Refusal
+from workbench.engine.metadata import Metadata
+from workbench.engine.tables import Run, Table, TableKind, read_entry
+from workbench.render.entries import covers, run_raw, run_words
+from workbench.render.sizes import span
+from workbench.render.tree import value_text
+from workbench.tui.outline import Item, Kind, Outline
+from workbench.units import format_size
+
+_POINTERS = {
+    "header.l1_table_offset": "l1",
+    "header.refcount_table_offset": "refcount-table",
+    "header.snapshots_offset": "snapshots",
+    "header.backing_file_offset": "backing-name",
+    "extension.data.bitmap_directory_offset": "bitmaps",
+    "extension.data.offset": "luks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """title: what it is.  where: its bytes.  value: what it says.  problems: (level, text).  sections: (heading, text).
+
+    links: (label, address as go-to takes it).  spec: where the specification treats it.
+    """
+
+    title: str
+    where: str = ""
+    value: str = ""
+    problems: tuple[tuple[str, str], ...] = ()
+    sections: tuple[tuple[str, str], ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+    spec: str = ""
+
+
+def image_facts(meta: Metadata) -> dict[str, Any]:
+    """Numbers of the image that any lesson may use."""
+    header, geometry = meta.header, meta.geometry
+    facts: dict[str, Any] = {
+        "version": header.version,
+        "virtual_size": format_size(header.size),
+        "virtual_bytes": f"{header.size:,}",
+        "file_size": format_size(meta.file_size),
+        "file_bytes": f"{meta.file_size:,}",
+        "l1_size": f"{header.l1_size:,}",
+        "nb_snapshots": header.nb_snapshots,
+        "header_length": header.header_length,
+    }
+    if geometry is not None:
+        facts |= {
+            "cluster_size": format_size(geometry.cluster_size),
+            "cluster_bytes": geometry.cluster_size,
+            "cluster_bits": geometry.cluster_bits,
+            "clusters": f"{geometry.clusters(meta.file_size):,}",
+            "l2_entries": f"{geometry.l2_entries:,}",
+            "l2_coverage": format_size(geometry.l2_coverage),
+            "l2_entry_size": geometry.l2_entry_size,
+            "l1_needed": f"{geometry.l1_entries_for(header.size):,}",
+            "l1_coverage": format_size(header.l1_size * geometry.l2_coverage),
+            "refcount_bits": geometry.refcount_bits,
+            "refcount_max": f"{geometry.refcount_max:,}",
+            "block_entries": f"{geometry.refcount_block_entries:,}",
+            "block_coverage": format_size(geometry.refcount_block_coverage),
+            "subcluster_size": format_size(geometry.subcluster_size),
+        }
+    return facts
+
+
+def node_facts(node: Node) -> dict[str, Any]:
+    """Numbers of one field."""
+    facts: dict[str, Any] = {"shown": value_text(node), "raw": node.raw[:16].hex(" "), "bytes": node.size, "name": node.name}
+    if isinstance(node.value, int):
+        facts |= {"value": node.value, "hex": f"{node.value:#x}", "count": f"{node.value:,}", "meaning": node.symbol or str(node.value)}
+        facts["size"] = format_size(node.value)
+        facts["power"] = format_size(1 << node.value) if 0 <= node.value < 64 else "more than any disk"
+        facts["sectors"] = format_size(node.value * 512)
+        facts["yes"] = "set" if node.value else "not set"
+    elif isinstance(node.value, str):
+        facts["text"] = node.value
+    return facts
+
+
+def told(key: str, facts: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Title and paragraphs of a lesson; empty when there is none."""
+    found = teach.explain(key, facts)
+    return (found.title, found.paragraphs) if found is not None else ("", ())
+
+
+def explain_node(outline: Outline, item: Item, node: Node) -> Explanation:
+    """One field of a record."""
+    meta = outline.meta
+    facts = image_facts(meta) | node_facts(node) | _item_facts(outline, item)
+    title, sections = told(node.schema, facts)
+    where = span(node.offset, node.size)
+    if node.bits is not None:
+        low, high = node.bits
+        where += f", bit {low}" if low == high else f", bits {low} to {high}"
+    else:
+        where += f"  ({node.size:,} byte{'s' if node.size != 1 else ''})"
+    if not sections and node.doc:
+        sections = (("", node.doc),)
+    return Explanation(
+        title=f"{node.name}: {title}" if title and title != node.name else node.name,
+        where=where,
+        value="" if node.kind is NodeKind.STRUCT else value_text(node),
+        problems=tuple(_problems(meta, node.offset, node.size)),
+        sections=sections,
+        links=tuple(_node_links(meta, node)),
+        spec=node.spec,
+    )
+
+
+def explain_item(outline: Outline, item: Item) -> Explanation:
+    """A structure as a whole."""
+    meta = outline.meta
+    facts = image_facts(meta) | _item_facts(outline, item)
+    title, sections = told(f"structure.{item.kind.value}", facts)
+    problems = [("bad" if item.mark == "bad" else "warn", item.why)] if item.mark else []
+    if item.kind is Kind.FILE:
+        problems += [("bad" if fault.refusal >= Refusal.OPEN else "warn", fault.what) for fault in meta.faults[:20]]
+    elif item.length:
+        problems += [each for each in _problems(meta, item.offset, item.length) if each[1] != item.why]
+    where = f"{span(item.offset, item.length)}  ({format_size(item.length)})" if item.length else ""
+    return Explanation(title or item.label, where, f"{item.label}{', ' + item.note if item.note else ''}", tuple(problems[:12]), sections)
+
+
+def explain_entry(outline: Outline, item: Item, table: Table, index: int) -> Explanation:
+    """One entry of a table."""
+    meta = outline.meta
+    words = read_entry(meta, table, index)
+    run = Run(index, 1, words or (0,), missing=words is None)
+    facts = image_facts(meta) | _item_facts(outline, item) | {"index": index, "covers": covers(meta, table, run)}
+    key, says = entry_lesson(table, words), run_words(meta, table, run)
+    if words is not None:
+        facts |= {"word": f"{words[0]:#018x}", "value": words[0], "says": says}
+    title, sections = told(key, facts)
+    size = max(1, table.entry_bits(meta) // 8)
+    offset = table.entry_offset(meta, index)
+    layout = table.layout(meta, words[0]) if words else None
+    rows = []
+    if layout is not None and words is not None:
+        for bit in layout:
+            value = bit.get(words[0])
+            if value or not bit.reserved:
+                shown = ("yes" if value else "no") if bit.unit == "flag" else f"{value:#x}" if bit.in_place else f"{value}"
+                rows.append(f"{bit.name} (bit{'' if bit.low == bit.high else 's'} {bit.low}{'' if bit.low == bit.high else f'-{bit.high}'}): {shown}")
+    if rows:
+        sections = (*sections, ("Bits", "; ".join(rows)))
+    problems = [("bad", part) for part in oddities(says)]
+    return Explanation(
+        f"{table.name}[{index}]: {title}" if title else f"{table.name}[{index}]",
+        f"{span(offset, size)}  raw {run_raw(meta, table, run)}",
+        says,
+        tuple(problems),
+        (*(((("", f"Describes {facts['covers']}."),)) if facts["covers"] else ()), *sections),
+        tuple(entry_links(meta, table, index, words)),
+        layout.fields[0].spec if layout is not None and layout.fields else "",
+    )
+
+
+def oddities(says: str) -> list[str]:
+    """The words in capitals that render.entries puts behind a suspicious entry."""
+    found = []
+    for word, text in (
+        ("RESERVED BITS", "Reserved bits are set; they must be zero."),
+        ("UNALIGNED", "The offset is not cluster aligned: a driver stops here."),
+        ("BEYOND THE END", "The offset lies past the end of the file."),
+        ("INVALID", "A subcluster is marked both allocated and zero."),
+        ("file ends before", "The file ends before this entry."),
+    ):
+        if word in says:
+            found.append(text)
+    return found
+
+
+def entry_lesson(table: Table, words: tuple[int, ...] | None) -> str:
+    """Key of the lesson on such an entry."""
+    if table.kind is TableKind.L2 and words is not None:
+        word = words[0]
+        if word >> 62 & 1:
+            return "entry.l2-compressed"
+        if len(words) == 2:
+            return "entry.l2-extended"
+        if word & 1:
+            return "entry.l2-zero"
+        return "entry.l2-data" if word else "entry.l2-unallocated"
+    return f"entry.{table.kind.value}"
+
+
+def entry_links(meta: Metadata, table: Table, index: int, words: tuple[int, ...] | None) -> Iterator[tuple[str, str]]:
+    """Where an entry leads: (label, address)."""
+    if words is None or meta.geometry is None:
+        return
+    layout = table.layout(meta, words[0])
+    prefix = f"snapshot:{table.snapshot}/" if table.snapshot is not None else ""
+    if table.kind is TableKind.REFCOUNT_BLOCK:
+        cluster = table.base // meta.geometry.cluster_size + index
+        yield f"the cluster it counts: {cluster} at {cluster * meta.geometry.cluster_size:#x}", f"c:{cluster}"
+        return
+    offset = layout["offset"].get(words[0]) if layout is not None else 0
+    if table.kind is TableKind.L1 and offset:
+        yield f"L2 table {index} at {offset:#x}", f"{prefix}l2:{index}"
+    elif table.kind is TableKind.REFCOUNT_TABLE and offset:
+        yield f"refcount block {index} at {offset:#x}", f"rb:{index}"
+    elif offset and not (table.kind is TableKind.L2 and meta.header.has("data_file")):
+        yield f"bytes at {offset:#x}", f"{offset:#x}"
+    if table.kind in (TableKind.L1, TableKind.L2):
+        guest = table.base + index * table.coverage(meta)
+        yield f"guest data at {guest:#x}", f"{prefix}g:{guest:#x}"
+
+
+def _node_links(meta: Metadata, node: Node) -> Iterator[tuple[str, str]]:
+    target = _POINTERS.get(node.schema)
+    if target and node.value:
+        yield f"{target} at {node.value:#x}", target
+    elif node.name.endswith("offset") and node.unit == "bytes" and isinstance(node.value, int) and 0 < node.value < meta.file_size:
+        yield f"bytes at {node.value:#x}", f"{node.value:#x}"
+
+
+def _item_facts(outline: Outline, item: Item) -> dict[str, Any]:
+    geometry = outline.geometry
+    facts: dict[str, Any] = {"label": item.label, "note": item.note, "number": item.index, "offset": f"{item.offset:#x}", "length": format_size(item.length)}
+    if item.kind is Kind.L2 and geometry is not None:
+        start = item.index * geometry.l2_coverage
+        facts |= {"guest_start": f"{start:#x}", "guest_end": f"{start + geometry.l2_coverage - 1:#x}", "guest_start_size": format_size(start)}
+    if item.kind is Kind.REFCOUNT_BLOCK and geometry is not None:
+        start = item.index * geometry.refcount_block_coverage
+        facts |= {"host_start": f"{start:#x}", "host_end": f"{start + geometry.refcount_block_coverage - 1:#x}"}
+    return facts
+
+
+def _problems(meta: Metadata, offset: int, size: int) -> Iterator[tuple[str, str]]:
+    for fault in meta.faults:
+        if offset <= fault.offset < offset + max(1, size) and fault.length <= max(size, 8):
+            yield ("bad" if fault.refusal else "warn", f"{fault.what} [{fault.code}]")

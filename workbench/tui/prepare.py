@@ -1,0 +1,204 @@
+"""From an address or a place to everything the panes need to show it. Reads the file: runs in a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from formats.annotate import Node
+from workbench.engine.address import AddressKind, parse_address, resolve
+from workbench.engine.metadata import Metadata
+from workbench.engine.tables import Table
+from workbench.errors import ArgumentError
+from workbench.tui.explaining import Explanation, explain_entry, explain_item, explain_node
+from workbench.tui.outline import TABLES, Item, Kind, Outline
+from workbench.tui.place import Place, View
+
+GUEST_VIEWS = (View.GUEST_MAP, View.GUEST_HEX, View.TRANSLATION)
+IMAGE_VIEWS = (View.HOST_MAP, View.FINDINGS, View.REFCOUNTS, View.OVERLAPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A place, looked up. node: the field selected.  entry: index in `table`, -1 without.  crumbs: (label, key)."""
+
+    place: Place
+    item: Item
+    record: Node | None
+    node: Node | None
+    table: Table | None
+    entry: int
+    explanation: Explanation
+    crumbs: tuple[tuple[str, str], ...]
+    views: tuple[View, ...]
+
+
+def views_of(outline: Outline, item: Item) -> tuple[View, ...]:
+    """The views that make sense for an item, in key order."""
+    found = []
+    if item.kind in (Kind.HEADER, Kind.EXTENSION, Kind.BACKING, Kind.SNAPSHOT, Kind.BITMAP, Kind.LUKS, Kind.KEY_SLOT) or item.kind in TABLES:
+        found.append(View.FIELDS)
+    found.append(View.HEX)
+    if item.kind in TABLES:
+        found.append(View.ENTRIES)
+    if outline.geometry is not None:
+        found += [*GUEST_VIEWS, *IMAGE_VIEWS]
+    return tuple(found)
+
+
+def default_view(item: Item) -> View:
+    """What one wants to see first of an item."""
+    if item.kind in TABLES:
+        return View.ENTRIES
+    if item.kind is Kind.DISK:
+        return View.GUEST_MAP
+    if item.kind in (Kind.FILE, Kind.UNUSED, Kind.TAIL, Kind.GROUP, Kind.EXTENSIONS, Kind.SNAPSHOTS, Kind.BITMAPS, Kind.DATA_FILE):
+        return View.HEX
+    return View.FIELDS
+
+
+def place_of(item: Item, view: View | None = None, guest: int | None = None) -> Place:
+    """The place of a whole item."""
+    return Place(item.key, item.offset, item.length, "", view or default_view(item), guest)
+
+
+def entry_index(path: str) -> int:
+    """17 of `[17]` or `[17].offset`; -1 for anything else."""
+    if path.startswith("[") and "]" in path:
+        digits = path[1 : path.index("]")]
+        return int(digits) if digits.isdigit() else -1
+    return -1
+
+
+def entry_place(meta: Metadata, item: Item, table: Table, index: int, view: View) -> Place:
+    """The place of one table entry."""
+    size = max(1, table.entry_bits(meta) // 8)
+    guest = None
+    if item.kind in (Kind.L1, Kind.L2):
+        guest = table.base + index * table.coverage(meta)
+    return Place(item.key, table.entry_offset(meta, index), size, f"[{index}]", view, guest)
+
+
+def prepare(outline: Outline, place: Place) -> Prepared:
+    """Look a place up. A structure that is no longer there becomes the file."""
+    item = outline.find(place.node)
+    if item is None:
+        item = outline.holding(place.offset) if place.offset else outline.roots()[0]
+        place = replace(place, node=item.key, path="")
+    record = outline.annotation(item)
+    table = outline.table(item)
+    entry, node = -1, None
+    if table is not None:
+        entry = entry_index(place.path)
+        if entry < 0 and place.path == "" and place.length <= 16 < item.length:
+            entry = (place.offset - item.offset) * 8 // table.entry_bits(outline.meta)
+        if not 0 <= entry < table.entries:
+            entry = -1
+        if entry >= 0:
+            record = _entry_record(outline, table, entry)
+    if record is not None:
+        node = _node_at(record, place)
+    if table is not None and entry >= 0:
+        explanation = explain_entry(outline, item, table, entry)
+    elif node is not None and item.kind not in (Kind.FILE,):
+        explanation = explain_node(outline, item, node)
+    else:
+        explanation = explain_item(outline, item)
+    return Prepared(place, item, record, node, table, entry, explanation, _crumbs(outline, item, place, node, entry), views_of(outline, item))
+
+
+def _entry_record(outline: Outline, table: Table, entry: int) -> Node | None:
+    """The fields of one entry (of eight, for refcounts narrower than a byte)."""
+    if entry >= table.readable(outline.meta):
+        return None
+    first, count = entry, 1
+    if table.entry_bits(outline.meta) < 8:
+        first, count = entry & ~7, 8
+    return table.annotate(outline.meta, first, count)
+
+
+def _node_at(record: Node, place: Place) -> Node | None:
+    """The node with the place's path, else the innermost one around its first byte, None for the whole record."""
+    if place.path and not place.path.startswith("["):
+        for node in record.walk():
+            if node.path == place.path:
+                return node
+    if place.offset == record.offset and place.length == record.size:
+        return None
+    best = None
+    for node in record.walk():
+        if node.bits is None and node.offset <= place.offset < node.end and node is not record and (best is None or node.size <= best.size):
+            best = node
+    return best
+
+
+def _crumbs(outline: Outline, item: Item, place: Place, node: Node | None, entry: int) -> tuple[tuple[str, str], ...]:
+    found: list[tuple[str, str]] = []
+    for key in outline.parents(item.key):
+        if "#" not in key:
+            above = outline.find(key)
+            if above is not None:
+                found.append((above.label, key))
+    found.append((item.label, item.key))
+    if entry >= 0:
+        found.append((f"[{entry}]", ""))
+    elif node is not None:
+        found.append((node.path.partition(".")[2] or node.name, ""))
+    elif item.kind is Kind.FILE and place.length < item.length:
+        found.append((f"{place.offset:#x}", ""))
+    if place.view in GUEST_VIEWS and place.guest is not None:
+        found.append((f"guest {place.guest:#x}", ""))
+    return tuple(found)
+
+
+def hex_place(outline: Outline, offset: int) -> Place:
+    """The place of a host byte: the field, entry or byte around it."""
+    item = outline.holding(offset)
+    base = Place(item.key, offset, 1, "", View.HEX)
+    table = outline.table(item)
+    if table is not None and outline.geometry is not None:
+        index = (offset - item.offset) * 8 // table.entry_bits(outline.meta)
+        if 0 <= index < table.entries:
+            return entry_place(outline.meta, item, table, index, View.HEX)
+    record = outline.annotation(item)
+    node = _node_at(record, base) if record is not None else None
+    if node is not None:
+        return Place(item.key, node.offset, node.size, node.path, View.HEX)
+    return base
+
+
+def find_address(outline: Outline, text: str, here: Place) -> Place:
+    """Where an address leads; ArgumentError says what is wrong with it or that the image has no such thing."""
+    direct = outline.find(text.strip())
+    if direct is not None:
+        return place_of(direct, guest=here.guest)
+    address = parse_address(text)
+    meta = outline.meta
+    if address.kind is AddressKind.GUEST:
+        if outline.geometry is None:
+            raise ArgumentError("the header makes no sense, so no guest offset can be found")
+        if address.value >= meta.header.size:
+            raise ArgumentError(f"the virtual disk ends at {meta.header.size:#x}")
+        view = here.view if here.view in GUEST_VIEWS else View.TRANSLATION
+        node = f"snapshot:{address.snapshot}/l1" if address.snapshot is not None else "disk"
+        item = outline.find(node)
+        if item is None:
+            raise ArgumentError(f"there is no snapshot {address.snapshot}")
+        return Place(node, item.offset, item.length, "", view, address.value)
+    found = resolve(meta, address)
+    if found.structure is not None:
+        key = found.structure.path
+        item = outline.find(key)
+        if item is None:
+            raise ArgumentError(f"the image has no {text}")
+        table = outline.table(item)
+        if found.entry is not None and table is not None:
+            return entry_place(meta, item, table, found.entry, View.ENTRIES)
+        return place_of(item, guest=here.guest)
+    offset = found.host or 0
+    if offset >= max(1, meta.file_size):
+        raise ArgumentError(f"the file ends at {meta.file_size:#x}")
+    place = hex_place(outline, offset)
+    if address.kind is AddressKind.CLUSTER and found.region is not None:
+        length = min(found.region.length, meta.file_size - offset)
+        return Place(outline.holding(offset).key, offset, length, "", View.HEX)
+    return place if place.offset == offset else replace(place, offset=offset, length=1, path="")

@@ -1,0 +1,311 @@
+"""The middle pane: which view is shown, and how each view gets its content."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from textual import on
+from textual.containers import Container
+from textual.widget import Widget
+
+from formats.annotate import Node, NodeKind
+from workbench.engine.explain import explain_guest
+from workbench.render.explain import translation_lines
+from workbench.tui.background import Pages
+from workbench.tui.entries import EntryRows, Filter
+from workbench.tui.outline import Kind
+from workbench.tui.place import Place, View
+from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, hex_place
+from workbench.tui.widgets.chrome import ViewTabs
+from workbench.tui.widgets.entries import EntriesView
+from workbench.tui.widgets.explain import ExplainPane
+from workbench.tui.widgets.fields import FieldsView
+from workbench.tui.widgets.hexview import HexView, Tint
+from workbench.tui.widgets.lines import LinesView, TextLine
+from workbench.tui.widgets.rows import Rows
+
+if TYPE_CHECKING:
+    from workbench.tui.screens.browser import BrowserScreen
+
+    Base = BrowserScreen
+else:
+    Base = object
+
+
+class Viewing(Base):
+    """Views of the middle pane; part of BrowserScreen."""
+
+    fold = True
+    filters: dict[str, Filter]
+
+    def view_widget(self, view: View) -> Any:
+        """The widget of a view, made and mounted at first use."""
+        ident = f"view-{view.value}"
+        found = self.query(f"#{ident}")
+        if found:
+            return found.first()
+        widget = self.make_view(view, ident)
+        widget.display = False
+        self.query_one("#views", Container).mount(widget)
+        return widget
+
+    def make_view(self, view: View, ident: str) -> Widget:
+        """A new widget for a view."""
+        if view is View.FIELDS:
+            return FieldsView(id=ident)
+        if view is View.HEX:
+            return HexView(id=ident)
+        if view is View.GUEST_HEX:
+            return HexView(id=ident)
+        if view is View.ENTRIES:
+            return EntriesView(id=ident)
+        return LinesView(id=ident)
+
+    def current_view(self) -> Widget | None:
+        """The widget shown in the middle."""
+        found = self.query(f"#view-{self.place.view.value}")
+        return found.first() if found else None
+
+    def to_view(self, view: View) -> None:
+        """Show the same place in another view."""
+        if self.prepared is not None and view in self.prepared.views and view is not self.place.view:
+            place = self.place
+            if view in GUEST_VIEWS and place.guest is None:
+                place = Place(place.node, place.offset, place.length, place.path, place.view, 0)
+            focused = self.focused is self.current_view()
+            self.select(place.seen_in(view), record=True, then=self.focus_view if focused or not self.focused_is_tree() else None)
+
+    def focused_is_tree(self) -> bool:
+        """Whether the keys are in the tree."""
+        return self.focused is not None and self.focused.id == "tree"
+
+    def do_view_fields(self) -> None:
+        self.to_view(View.FIELDS)
+
+    def do_view_hex(self) -> None:
+        self.to_view(View.HEX)
+
+    def do_view_entries(self) -> None:
+        self.to_view(View.ENTRIES)
+
+    def do_view_guest_map(self) -> None:
+        self.to_view(View.GUEST_MAP)
+
+    def do_view_guest_hex(self) -> None:
+        self.to_view(View.GUEST_HEX)
+
+    def do_view_translation(self) -> None:
+        self.to_view(View.TRANSLATION)
+
+    def do_view_host_map(self) -> None:
+        self.to_view(View.HOST_MAP)
+
+    def do_view_findings(self) -> None:
+        self.to_view(View.FINDINGS)
+
+    def do_view_refcounts(self) -> None:
+        self.to_view(View.REFCOUNTS)
+
+    def do_view_overlaps(self) -> None:
+        self.to_view(View.OVERLAPS)
+
+    # Showing
+
+    def show_view(self, found: Prepared, place: Place, source: str) -> None:
+        """Bring the view of `place` to the front and give it its content."""
+        widget = self.view_widget(place.view)
+        had_focus = self.focused is not None and self.focused.parent is not None and self.focused.parent.id == "views"
+        for each in self.query_one("#views", Container).children:
+            each.display = each is widget
+        if had_focus and self.focused is not widget:
+            widget.focus()
+        self.update_tabs()
+        feed = getattr(self, f"feed_{place.view.value}", None)
+        if feed is not None:
+            feed(widget, found, place, source)
+
+    def update_tabs(self) -> None:
+        """The strip of views."""
+        if self.prepared is not None:
+            keys = {view: self.app.keys_of(f"view_{view.value}").split(",")[0] for view in View}
+            self.query_one(ViewTabs).show(self.prepared.views, self.place.view, keys)
+
+    def explain_now(self) -> None:
+        """Give the explanation pane the text for the selection."""
+        if self.prepared is not None:
+            self.query_one(ExplainPane).show(self.explanation_of(self.prepared))
+
+    def refresh_pages(self) -> None:
+        """More bytes have been read: draw again what shows bytes."""
+        for view in (View.HEX, View.GUEST_HEX):
+            for widget in self.query(f"#view-{view.value}"):
+                widget.refresh()
+
+    # Fields
+
+    def feed_fields(self, widget: FieldsView, found: Prepared, place: Place, source: str) -> None:
+        message = "Choose a row in the entries (key 3); its fields are shown here." if found.table is not None else "No fields here."
+        widget.show(found.record, message=message)
+        if source != "fields":
+            widget.select(place.path, place.offset)
+
+    @on(Rows.Moved, "#view-fields")
+    def fields_moved(self, event: Rows.Moved) -> None:
+        node = self.view_widget(View.FIELDS).current
+        if node is not None and self.prepared is not None:
+            path = node.path if self.prepared.table is None else self.place.path
+            place = Place(self.place.node, node.offset, node.size, path, View.FIELDS, self.place.guest)
+            self.select(place, record=False, source="fields")
+
+    # Hex
+
+    def feed_hex(self, widget: HexView, found: Prepared, place: Place, source: str) -> None:
+        session = self.session
+        widget.show(session.pages, session.meta.file_size, origin=found.item.offset, tints=list(self._tints(found)))
+        widget.namer = self._namer(found)
+        widget.marked = session.mark
+        if source == "hex":
+            widget.lit = (place.offset, place.end)
+            widget.refresh()
+        else:
+            widget.select(place.offset, place.length)
+
+    def _tints(self, found: Prepared) -> list[Tint]:
+        """Fields of the record as tints; entries of a table are tinted by arithmetic in the namer instead."""
+        if found.record is None:
+            return []
+        out: list[Tint] = []
+
+        def add(node: Node) -> None:
+            parts = [child for child in node.children if child.bits is None]
+            if parts:
+                for child in parts:
+                    add(child)
+            elif node.size and node.kind is not NodeKind.GAP:
+                out.append(Tint(node.offset, node.end, node.path.partition(".")[2] or node.name))
+
+        add(found.record)
+        return out
+
+    def _namer(self, found: Prepared) -> Any:
+        item, table = found.item, found.table
+        meta = self.session.meta
+        if table is None:
+            tints = self._tints(found)
+
+            def name_field(offset: int) -> str:
+                return next((tint.name for tint in tints if tint.start <= offset < tint.end), item.label if item.kind is not Kind.FILE else "")
+
+            return name_field
+        bits = table.entry_bits(meta)
+
+        def name_entry(offset: int) -> str:
+            if not item.offset <= offset < item.end:
+                return ""
+            return f"{table.name}[{(offset - item.offset) * 8 // bits}]"
+
+        return name_entry
+
+    @on(HexView.ByteMoved, "#view-hex")
+    def hex_moved(self, event: HexView.ByteMoved) -> None:
+        outline, offset, guest = self.session.outline, event.offset, self.place.guest
+
+        def done(place: Place) -> None:
+            if self.view_widget(View.HEX).at == offset and self.place.view is View.HEX:
+                kept = place.guest if place.guest is not None else guest
+                self.select(Place(place.node, place.offset, place.length, place.path, View.HEX, kept), record=False, source="hex")
+
+        self.session.background.submit(lambda _job: hex_place(outline, offset), done, self.failed, title="looking")
+
+    # Entries
+
+    def feed_entries(self, widget: EntriesView, found: Prepared, place: Place, source: str) -> None:
+        table, meta = found.table, self.session.meta
+        if table is None:
+            widget.show(None, "This structure is no table.")
+            return
+        chosen = self.filters.get(found.item.key, Filter())
+        model = widget.model
+        if model is not None and model.meta is meta and model.table == table and model.fold == self.fold and model.chosen == chosen:
+            if source != "entries":
+                widget.select(max(0, found.entry))
+            return
+        fold = self.fold
+        widget.show(None)
+
+        def done(fresh: EntryRows) -> None:
+            if self.prepared is not None and self.prepared.table == table:
+                widget.show(fresh)
+                widget.select(max(0, self.prepared.entry))
+
+        self.session.background.submit(lambda _job: EntryRows(meta, table, fold=fold, chosen=chosen), done, self.failed, title="reading table")
+
+    @on(Rows.Moved, "#view-entries")
+    def entries_moved(self, event: Rows.Moved) -> None:
+        run = self.view_widget(View.ENTRIES).current
+        if run is not None and self.prepared is not None and self.prepared.table is not None:
+            place = entry_place(self.session.meta, self.prepared.item, self.prepared.table, run.first, View.ENTRIES)
+            self.select(place, record=False, source="entries")
+
+    # Guest: translation and data
+
+    def feed_translation(self, widget: LinesView, found: Prepared, place: Place, source: str) -> None:
+        meta, guest = self.session.meta, place.guest or 0
+        snapshot = self.snapshot_of(found.item.key)
+
+        def work() -> list[TextLine]:
+            told = explain_guest(meta, guest, snapshot)
+            prefix = f"snapshot:{snapshot}/" if snapshot is not None else ""
+            targets = _translation_targets(told, prefix)
+            lines = []
+            number = -1
+            for text in translation_lines(meta, told):
+                if text[:1].isdigit():
+                    number += 1
+                    lines.append(TextLine(text, "accent", targets.get(number, "")))
+                elif text.startswith("=>"):
+                    lines.append(TextLine(text, "good", f"{told.host:#x}" if told.host is not None and not told.external else f"{told.run.offset:#x}" if told.run else ""))
+                else:
+                    lines.append(TextLine(text, "accent" if not lines else ""))
+            return lines
+
+        self.session.background.submit(lambda _job: work(), widget.show, self.failed, title="translating")
+
+    def snapshot_of(self, key: str) -> int | None:
+        """Index of the snapshot that a structure belongs to."""
+        if key.startswith("snapshot:"):
+            digits = key[9:].split("/")[0]
+            return int(digits) if digits.isdigit() else None
+        return None
+
+    def feed_guest_hex(self, widget: HexView, found: Prepared, place: Place, source: str) -> None:
+        guest = place.guest or 0
+
+        def ready(pages: Pages) -> None:
+            widget.show(pages, self.session.meta.header.size)
+            widget.footnote = self.guest_note
+            if source != "guest_hex":
+                widget.select(guest, 1)
+
+        self.with_guest(ready)
+
+    @on(HexView.ByteMoved, "#view-guest_hex")
+    def guest_hex_moved(self, event: HexView.ByteMoved) -> None:
+        place = Place(self.place.node, self.place.offset, self.place.length, self.place.path, View.GUEST_HEX, event.offset)
+        self.select(place, record=False, source="guest_hex")
+
+
+def _translation_targets(told: Any, prefix: str) -> dict[int, str]:
+    """Step number -> address of what the step looks at."""
+    found = {}
+    for number, step in enumerate(told.steps):
+        kind = step.kind.value
+        if kind == "l1-index":
+            found[number] = f"{prefix}l1:{step.result}"
+        elif kind == "l1-entry":
+            found[number] = f"{prefix}l1:{step.numbers['index']}"
+        elif kind in ("l2-index", "l2-entry") and step.where is not None:
+            found[number] = f"{step.where.offset:#x}"
+        elif step.where is not None:
+            found[number] = f"{step.where.offset:#x}"
+    return found

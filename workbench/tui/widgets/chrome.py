@@ -1,0 +1,179 @@
+"""The frame around the panes: title and breadcrumb, view tabs, the footer with the keys that do something here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from workbench.tui.commands import Command, key_name
+from workbench.tui.place import VIEW_LABELS, View
+
+LEVEL_GLYPH = {"good": "✓", "warn": "!", "bad": "✗", "": "·"}
+
+
+class Line(Widget):
+    """A widget of a few lines made of (text, style name, click value) pieces."""
+
+    ALLOW_SELECT = False
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        f"line--{name}" for name in ("name", "dim", "good", "warn", "bad", "key", "here", "tab", "busy")
+    }
+    DEFAULT_CSS = """
+    Line { height: 1; width: 1fr; background: $panel; }
+    Line > .line--name { text-style: bold; color: $foreground; }
+    Line > .line--dim { color: $text-muted; }
+    Line > .line--good { color: $success; text-style: bold; }
+    Line > .line--warn { color: $warning; text-style: bold; }
+    Line > .line--bad { color: $error; text-style: bold; }
+    Line > .line--key { color: $accent; text-style: bold; }
+    Line > .line--here { color: $background; background: $primary; text-style: bold; }
+    Line > .line--tab { color: $foreground; }
+    Line > .line--busy { color: $accent; }
+    """
+
+    class Hit(Message):
+        """A piece with a click value was clicked."""
+
+        def __init__(self, line: Line, value: str) -> None:
+            super().__init__()
+            self.line, self.value = line, value
+
+        @property
+        def control(self) -> Line:
+            return self.line
+
+    def __init__(self, **more: object) -> None:
+        super().__init__(**more)  # type: ignore[arg-type]
+        self._lines: list[list[tuple[str, str, str]]] = [[]]
+
+    def put(self, *lines: Sequence[tuple[str, str, str]]) -> None:
+        """Show these lines: pieces of (text, style name, click value)."""
+        fresh = [list(line) for line in lines]
+        if fresh != self._lines:
+            self._lines = fresh
+            self.refresh()
+
+    @property
+    def text(self) -> str:
+        """All that is shown, for tests."""
+        return "\n".join("".join(piece[0] for piece in line) for line in self._lines)
+
+    def _style(self, name: str) -> Style:
+        return self.rich_style + self.get_component_rich_style(f"line--{name}", partial=True) if name else self.rich_style
+
+    def render_line(self, y: int) -> Strip:
+        pieces = self._lines[y] if y < len(self._lines) else []
+        return Strip([Segment(text, self._style(style)) for text, style, _ in pieces]).adjust_cell_length(self.size.width, self.rich_style)
+
+    def on_click(self, event: events.Click) -> None:
+        at = event.get_content_offset(self)
+        if at is None or at.y >= len(self._lines):
+            return
+        position = 0
+        for text, _, value in self._lines[at.y]:
+            position += len(text)
+            if at.x < position:
+                if value:
+                    self.post_message(self.Hit(self, value))
+                return
+
+
+class TitleLine(Line):
+    """File name, sizes, state in words; below it the breadcrumb and what is running."""
+
+    DEFAULT_CSS = "TitleLine { height: 2; background: $panel; }"
+
+    def show(
+        self, name: str, summary: str, condition: tuple[str, str], crumbs: Sequence[tuple[str, str]], right: str, verdict: tuple[str, str]
+    ) -> None:
+        """name; summary; condition and check verdict as (word, level); crumbs as (label, key); right: progress or a note."""
+        width = self.size.width or 80
+        state = f"{LEVEL_GLYPH[condition[1]]} {condition[0]}"
+        second = f"{LEVEL_GLYPH[verdict[1]]} {verdict[0]}" if verdict[0] else ""
+        tail = [(f"  {state}", condition[1], "")]
+        if second:
+            tail.append((f"  {second}", verdict[1] or "dim", "findings"))
+        room = width - sum(len(text) for text, _, _ in tail) - 1
+        short = name if len(name) <= max(12, room // 2) else "…" + name[-(max(12, room // 2) - 1) :]
+        middle = f"  {summary}" if len(short) + len(summary) + 2 <= room else ""
+        first = [(f" {short}", "name", ""), (middle, "dim", ""), *tail]
+        trail: list[tuple[str, str, str]] = [(" ", "", "")]
+        room = width - (len(right) + 2 if right else 0) - 1
+        shown = list(crumbs)
+        while len(shown) > 1 and sum(len(label) + 3 for label, _ in shown) > room:
+            shown.pop(0)
+        for index, (label, key) in enumerate(shown):
+            if index or len(shown) < len(crumbs):
+                trail.append((" › " if index else "… › ", "dim", ""))
+            last = index == len(shown) - 1
+            trail.append((label[: max(4, room)], "name" if last else "", "" if last else key))
+        if right:
+            used = sum(len(text) for text, _, _ in trail)
+            trail.append((" " * max(1, width - used - len(right) - 1), "", ""))
+            trail.append((right, "busy", "stop"))
+        self.put(first, trail)
+
+
+class ViewTabs(Line):
+    """The views that make sense for what is selected, with their keys."""
+
+    def show(self, views: Sequence[View], current: View, keys: dict[View, str]) -> None:
+        """Labels shrink to what fits: number and word, or the word of the current one only."""
+        width = self.size.width or 60
+        full = sum(len(VIEW_LABELS[view]) + len(keys[view]) + 3 for view in views)
+        pieces = []
+        for view in views:
+            here = view is current
+            label = VIEW_LABELS[view] if full <= width or here else _SHORT[view]
+            text = f" {keys[view]} {label} "
+            pieces.append((text, "here" if here else "tab", view.value))
+        self.put(pieces)
+
+
+_SHORT = {
+    View.FIELDS: "Fld",
+    View.HEX: "Hex",
+    View.ENTRIES: "Ent",
+    View.GUEST_MAP: "GMap",
+    View.GUEST_HEX: "Data",
+    View.TRANSLATION: "Trl",
+    View.HOST_MAP: "HMap",
+    View.FINDINGS: "Fnd",
+    View.REFCOUNTS: "Ref",
+    View.OVERLAPS: "Ovl",
+}
+
+
+class Footer(Line):
+    """The commands that do something here, best first, as many as fit. Click or press."""
+
+    DEFAULT_CSS = "Footer { dock: bottom; height: 1; background: $panel; }"
+
+    def show(self, commands: Sequence[Command], keys: dict[str, str]) -> None:
+        """keys: command id -> comma-separated keys."""
+        width = self.size.width or 80
+        pieces: list[tuple[str, str, str]] = []
+        used = 0
+        for command in commands:
+            key = key_name(keys[command.id].split(",")[0])
+            size = len(key) + len(command.label) + 3
+            if used + size > width:
+                continue
+            pieces += [(f" {key}", "key", command.id), (f" {command.label} ", "dim", command.id)]
+            used += size
+        self.put(pieces)
+
+
+class ImageTabs(Line):
+    """Open images, when there is more than one."""
+
+    def show(self, names: Sequence[str], current: int) -> None:
+        self.put([(f" {name} ", "here" if index == current else "tab", str(index)) for index, name in enumerate(names)])
+        self.display = len(names) > 1

@@ -1,0 +1,139 @@
+"""Fields of a record: name, offset, raw bytes, value, meaning; nested and foldable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from formats.annotate import Node, NodeKind
+from workbench.render.tree import Row, row_of
+from workbench.tui.widgets.rows import Part, Rows, cut
+
+_KIND_STYLE = {NodeKind.STRUCT: "accent", NodeKind.FAULT: "bad", NodeKind.GAP: "dim", NodeKind.BITS: "", NodeKind.FIELD: ""}
+
+
+class FieldsView(Rows):
+    """An annotated tree, one line a node. Folded nodes hide what is below them."""
+
+    head_height = 1
+
+    def __init__(self, **more: object) -> None:
+        super().__init__(**more)
+        self._root: Node | None = None
+        self._rows: list[Row] = []
+        self._folded: set[str] = set()
+        self._message = "Nothing selected."
+
+    def show(self, root: Node | None, *, message: str = "This structure has no fields of its own.") -> None:
+        """Show another record; None says `message` instead."""
+        same = root is not None and self._root is not None and root.path == self._root.path and root.offset == self._root.offset
+        self._root, self._message = root, message
+        if not same:
+            self._folded.clear()
+        self._rebuild()
+        if not same:
+            self.set_reactive(Rows.cursor, 0)
+            self.set_reactive(Rows.top, 0)
+
+    def _rebuild(self) -> None:
+        rows: list[Row] = []
+
+        def add(node: Node, depth: int) -> None:
+            rows.append(row_of(node, depth))
+            if node.path in self._folded:
+                return
+            for child in node.children:
+                plain = child.name.startswith(("reserved", "unknown"))
+                if child.kind is NodeKind.BITS and child.value == 0 and plain:
+                    continue
+                add(child, depth + 1)
+
+        if self._root is not None:
+            for child in self._root.children or (self._root,):
+                add(child, 0)
+        self._rows = rows
+        self.cursor = self.validate_cursor(self.cursor)
+        self.top = self.validate_top(self.top)
+        self.refresh()
+
+    def select(self, path: str, offset: int) -> None:
+        """Put the cursor on a node by path, or else on the innermost node with that byte; tells no one."""
+        best = next((index for index, row in enumerate(self._rows) if row.node.path == path), -1)
+        if best < 0:
+            inside = [
+                (row.node.size, index)
+                for index, row in enumerate(self._rows)
+                if row.node.offset <= offset < row.node.end and row.node.bits is None
+            ]
+            best = min(inside)[1] if inside else -1
+        if best >= 0:
+            self.move_to(best, tell=False)
+
+    @property
+    def current(self) -> Node | None:
+        """The node under the cursor."""
+        return self._rows[self.cursor].node if 0 <= self.cursor < len(self._rows) else None
+
+    def fold_current(self) -> None:
+        """Fold or unfold the node under the cursor."""
+        node = self.current
+        if node is not None and node.children:
+            self._folded ^= {node.path}
+            self._rebuild()
+
+    def row_count(self) -> int:
+        return len(self._rows)
+
+    def empty_text(self) -> str:
+        return self._message
+
+    def _columns(self, width: int) -> tuple[int, int, int, int, int]:
+        """Widths of name, offset, raw, value, meaning; columns that find no room are 0."""
+        name = min(30, max(16, width * 2 // 5)) if width < 70 else 28
+        where = 11
+        rest = width - name - where - 1
+        if rest < 18:
+            return name, 0, 0, width - name - 1, 0
+        raw = 25 if rest >= 70 else 0
+        rest -= raw
+        value = min(rest, 34 if rest > 60 else rest)
+        return name, where, raw, value, rest - value
+
+    def head_parts(self, line: int, width: int) -> Iterable[Part]:
+        name, where, raw, value, meaning = self._columns(width)
+        yield " " + cut("Field", name), ""
+        for text, size in (("Offset", where), ("Bytes", raw), ("Value", value), ("Meaning", meaning)):
+            if size:
+                yield cut(text, size), ""
+
+    def row_parts(self, row: int, width: int) -> Iterable[Part]:
+        each = self._rows[row]
+        name, where, raw, value, meaning = self._columns(width)
+        fold = "" if not each.node.children else "▸ " if each.node.path in self._folded else "▾ "
+        label = "  " * each.depth + (fold or "  ") + each.name
+        style = _KIND_STYLE[each.node.kind]
+        yield cut(label, name) + " ", style
+        if where:
+            shown = each.where.replace("0x0000", "0x") if each.node.bits is None else each.where
+            yield cut(shown, where - 1) + " ", "dim"
+        if raw:
+            yield cut(each.raw, raw - 1) + " ", "dim"
+        off = each.node.kind is NodeKind.BITS and each.value == "no"
+        bad = each.node.kind is NodeKind.FAULT
+        yield cut(each.value, value - 1) + " ", "bad" if bad else "dim" if off else ""
+        if meaning:
+            yield cut(each.meaning, meaning), "dim"
+
+    def action_nav_left(self) -> None:
+        node = self.current
+        if node is not None and node.children and node.path not in self._folded:
+            self.fold_current()
+        elif node is not None:
+            parent = node.path.rpartition(".")[0]
+            for index, row in enumerate(self._rows):
+                if row.node.path == parent:
+                    self.move_to(index)
+
+    def action_nav_right(self) -> None:
+        node = self.current
+        if node is not None and node.path in self._folded:
+            self.fold_current()

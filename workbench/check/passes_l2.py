@@ -52,6 +52,7 @@ class L2Pass:
         log: FindingLog,
         *,
         judge: bool,
+        raw_data_file: bool = False,
     ) -> None:
         self.geometry = geometry
         self.version = version
@@ -65,6 +66,9 @@ class L2Pass:
         self.judge = judge
         self.stats = MappingStats()
         self.grows = False
+        self.raw_data_file = raw_data_file
+        self.empty: list[NDArray[np.intp]] = []
+        self.foreign: list[NDArray[np.intp]] = []
         bits = geometry.cluster_bits
         self.unaligned_mask = OFFSET_MASK & ((1 << bits) - 1)
         self.odd_mask = np.uint64(RESERVED | COMPRESSED | self.unaligned_mask)
@@ -132,6 +136,10 @@ class L2Pass:
             chosen = batch.bitmaps if rows.size == batch.words.shape[0] else batch.bitmaps[rows]
             row, col = np.nonzero(words | chosen)
             bitmaps = chosen[row, col]
+        if self.judge:
+            filled = np.zeros(rows.size, dtype=bool)
+            filled[row] = True
+            self.empty.append(batch.rows[rows[~filled]])
         if not row.size:
             return
         self._entries(batch.rows[rows], row, col, words[row, col], bitmaps, counted)
@@ -306,8 +314,12 @@ class L2Pass:
         odd: bool,
     ) -> None:
         """Faults of the entries themselves."""
+        bad = np.zeros(0, dtype=np.int64)
 
         def log(code: str, chosen: Flags, counted: bool = True) -> None:
+            nonlocal bad
+            if counted and chosen.any():
+                bad = np.append(bad, np.unique(np.flatnonzero(chosen)))
             self._log(code, tables, row, col, word, chosen, counted=counted)
 
         if odd and packed is not None:
@@ -339,6 +351,28 @@ class L2Pass:
             if packed is not None:
                 stray &= ~packed
             log("L2-COPIED-UNALLOCATED", stray, counted=False)
+        elif self.raw_data_file:
+            self._one_to_one(tables, row, col, word, offset, mapped)
+        if bad.size >= 4:
+            faulty = np.bincount(row[np.unique(bad)], minlength=tables.size)
+            used = np.bincount(row, minlength=tables.size)
+            self.foreign.append(tables[(faulty >= 4) & (faulty * 2 > used)])
+
+    def _one_to_one(
+        self,
+        tables: NDArray[np.intp],
+        row: NDArray[np.intp],
+        col: NDArray[np.intp],
+        word: NDArray[np.uint64],
+        offset: NDArray[np.uint64],
+        mapped: Flags,
+    ) -> None:
+        """A raw external data file has every guest byte at its own address (active disk only)."""
+        bits = np.uint64(self.geometry.cluster_bits)
+        index = self.tables.index[tables][row].astype(np.uint64)
+        guest = (index << (bits + np.uint64(self.geometry.l2_bits))) + (col.astype(np.uint64) << bits)
+        active = self.tables.snapshot[tables][row] < 0
+        self._log("DATA-FILE-OFFSET", tables, row, col, word, mapped & active & (offset != guest), counted=False)
 
     def _log(
         self,

@@ -269,18 +269,6 @@ p(
     spec=PACKED,
 )
 p(
-    "COMPRESSED-UNREADABLE",
-    WARNING,
-    "Compressed cluster cannot be unpacked",
-    "compressed cluster {value:#x} (table {table:#x}, entry {index}) does not decompress",
-    "The bytes that the descriptor names are not a valid compressed stream.",
-    "The host cluster was overwritten, or the descriptor's length is too small.",
-    "The guest gets an I/O error for the cluster. qemu-img check does not notice.",
-    fix.ZERO_ENTRY,
-    fix.UNMAP_ENTRY,
-    spec=PACKED,
-)
-p(
     "COMPRESSED-WITH-DATA-FILE",
     CORRUPTION,
     "Compressed cluster with an external data file",

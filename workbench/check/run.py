@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from formats.qcow2.tables import COPIED
 from workbench.check import kinds
+from workbench.check.causes import Cause, find_causes
 from workbench.check.census import WINDOW, Census, as_clusters
+from workbench.check.extras import log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
-from workbench.check.kinds import Owner
+from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
 from workbench.check.passes_l2 import Flags, L2Pass, MappingStats
 from workbench.check.passes_refcounts import (
     StoredRefcounts,
@@ -27,6 +29,7 @@ from workbench.check.problems import Severity
 from workbench.check.regions import Regions, RegionWalk, log_l1
 from workbench.check.result import Cancel, CheckCancelled, CheckResult, Progress, ProgressSink, Stats
 from workbench.check.tables import ACTIVE, Batch, L1Table, L2Set, empty_set, plan_batches, read_batch
+from workbench.check.triage import Judge, Triage
 from workbench.engine.metadata import Metadata
 from workbench.engine.opening import refusal_of
 from workbench.errors import StorageError
@@ -44,13 +47,19 @@ def check(
     cancel: Cancel | None = None,
     window: int = WINDOW,
     threads: int = 2,
+    log: FindingLog | None = None,
+    aborted: str | None = None,
 ) -> CheckResult:
     """Check an image. Never writes, never raises on content.
 
     fast: no content probes (leak triage without reading leaked clusters).  progress: called now and then from this
     thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
+    log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).
     """
-    return _Check(meta, fast, progress, cancel, window, threads).run()
+    run = _Check(meta, fast, progress, cancel, window, threads)
+    if log is not None:
+        run.log = log
+    return run.run(aborted)
 
 
 class _Check:
@@ -75,13 +84,16 @@ class _Check:
         self.highest = -1
         self.grows = False
         self.seconds: dict[str, float] = {}
+        self.empty = np.zeros(0, np.intp)
+        self.foreign = np.zeros(0, np.intp)
+        self.foreign_kinds: dict[int, str] = {}
 
-    def run(self) -> CheckResult:
+    def run(self, aborted: str | None) -> CheckResult:
         for fault in self.meta.faults:
             if fault.code not in _COUNTED_IN_REGIONS:
                 self.log.add(fault.code, fault.offset, fault.length, numbers={**fault.numbers, "what": fault.what})
         refusal = refusal_of(self.meta, for_check=True)
-        aborted = refusal.what if refusal is not None else None
+        aborted = refusal.what if refusal is not None else aborted
         geometry = self.meta.geometry
         if geometry is None:
             return self._result(aborted or "not a qcow2 image", None, Regions(), empty_set())
@@ -90,6 +102,7 @@ class _Check:
         self.check_errors += regions.check_errors
         tables = regions.collector.result()
         census = self._count(geometry, regions, tables)
+        log_unused(self.meta, geometry, self.highest, self.log)
         return self._result(aborted, census, regions, tables)
 
     # -- counting ------------------------------------------------------------------------------------------------------
@@ -136,12 +149,14 @@ class _Check:
         started = time.perf_counter()
         work = L2Pass(
             geometry, self.meta.header.version, self.meta.file_size, self.meta.header.has("data_file"), tables, copied,
-            census, stored.one_far, self.log, judge=judge,
+            census, stored.one_far, self.log, judge=judge, raw_data_file=self.meta.header.has("data_file_raw"),
         )  # fmt: skip
         for batch, runs in self._decoded(work, tables, geometry, batches):
             work.apply(batch, runs)
         if judge:
             self.mapping = work.stats
+            self.empty = np.concatenate([np.zeros(0, np.intp), *work.empty])
+            self.foreign = np.concatenate([np.zeros(0, np.intp), *work.foreign])
             self.grows |= work.grows
             self.blocks = judge_blocks(stored, census.total_clusters - (not self.grows), self.meta.file_size, self.log)
         self._lap("tables", started)
@@ -151,6 +166,14 @@ class _Check:
         end = census.total_clusters - (not self.grows)
         self.highest = max(self.highest, compare(stored, census, end, self.log))
         self._lap("compare", started)
+        started = time.perf_counter()
+        found = intervals(geometry, regions.claims, tables, stored, regions.bitmap_data, census.total_clusters)
+        find_overlaps(found, census, geometry, self.log)
+        missing_blocks(stored, census, geometry, self.log)
+        if judge:
+            self.foreign_kinds = table_notes(self.meta, geometry, tables, self.empty, self.foreign, self.log)
+            log_tail(self.meta, geometry, stored, regions, self.mapping, self.log)
+        self._lap("overlaps", started)
 
     def _count_l2_tables(self, census: Census, geometry: Geometry, tables: L2Set) -> None:
         """The L2 tables' own clusters (two for an unaligned one)."""
@@ -249,9 +272,12 @@ class _Check:
             self.log.add("READ-ERROR", int(tables.offset[rows[0]]), rows.size, counted=1, numbers={"what": error.what})
             return None
 
-    def _tick(self, phase: str, amount: int) -> None:
+    def _cancelled(self) -> None:
         if self.cancel is not None and self.cancel():
             raise CheckCancelled("the check was cancelled", path=self.meta.storage.path)
+
+    def _tick(self, phase: str, amount: int) -> None:
+        self._cancelled()
         self.done_bytes += int(amount)
         if self.progress is not None:
             self.progress(Progress(phase, self.done_bytes, self.total_bytes))
@@ -280,10 +306,18 @@ class _Check:
             image_end_offset=(max(self.highest, 0) + 1) * size,
             file_size=self.meta.file_size,
         )
+        triage = Triage()
+        causes: tuple[Cause, ...] = ()
+        started = time.perf_counter()
+        if geometry is not None and len(findings):
+            if census is not None:
+                triage = Judge(
+                    self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
+                    fast=self.fast, cancelled=self._cancelled,
+                ).run()  # fmt: skip
+            causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
+        self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
-            tables, fast=self.fast, seconds=self.seconds,
+            tables, causes, tuple(triage.runs), tuple(triage.lost), fast=self.fast, seconds=self.seconds,
         )  # fmt: skip
-
-
-__all__ = ["Owner", "check"]

@@ -1,0 +1,392 @@
+"""Findings grouped by what most likely caused them, each cause with its evidence. Rules from specific to general.
+
+A finding belongs to at most one cause; what no rule explains stays on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.check.findings import Findings
+from workbench.check.triage import LeakRun, Triage
+from workbench.engine.metadata import Metadata
+from workbench.units import Geometry, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One likely cause.
+
+    confidence: 0 to 1.  evidence: lines for people.  rows: numbers of the findings that it explains.  guest: lost or
+    endangered guest ranges (offset, length); host: where the evidence lies (offset, length), bytes.
+    """
+
+    code: str
+    title: str
+    text: str
+    confidence: float
+    evidence: tuple[str, ...]
+    rows: NDArray[np.intp]
+    guest: tuple[tuple[int, int], ...] = ()
+    host: tuple[tuple[int, int], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "cause": self.code,
+            "title": self.title,
+            "text": self.text,
+            "confidence": round(self.confidence, 2),
+            "evidence": list(self.evidence),
+            "findings": int(self.rows.size),
+            "guest-ranges": [list(each) for each in self.guest[:64]],
+            "host-ranges": [list(each) for each in self.host[:64]],
+        }
+
+
+def find_causes(
+    meta: Metadata, geometry: Geometry, findings: Findings, triage: Triage, foreign_kinds: dict[int, str]
+) -> tuple[Cause, ...]:
+    """Every cause that the findings suggest, likeliest first. foreign_kinds: L1 index -> what its L2 table looks like."""
+    return tuple(_Grouping(meta, geometry, findings, triage, foreign_kinds).run())
+
+
+class _Grouping:
+    def __init__(
+        self, meta: Metadata, geometry: Geometry, findings: Findings, triage: Triage, foreign_kinds: dict[int, str]
+    ) -> None:
+        self.meta, self.geometry, self.findings, self.triage = meta, geometry, findings, triage
+        self.foreign_kinds = foreign_kinds
+        self.free = np.ones(len(findings), dtype=bool)
+        self.causes: list[Cause] = []
+
+    def run(self) -> list[Cause]:
+        rules: tuple[Callable[[], None], ...] = (
+            self._truncated,
+            self._lost_tables,
+            self._lost_windows,
+            self._lost_entries,
+            self._luks,
+            self._stale_bitmaps,
+            self._snapshot_table,
+            self._refcounts_lost,
+            self._two_writers,
+            self._overlaps,
+            self._snapshot_deleted,
+            self._lazy_crash,
+            self._interrupted,
+            self._header,
+            self._bit_rot,
+        )
+        for rule in rules:
+            rule()
+        self.causes.sort(key=lambda each: -each.confidence)
+        return self.causes
+
+    # -- tools ---------------------------------------------------------------------------------------------------------
+
+    def take(self, *codes: str, where: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
+        """Rows with one of `codes` that no cause has yet; they are taken."""
+        rows = self.findings.rows(*codes)
+        rows = rows[self.free[rows]]
+        if where is not None:
+            rows = rows[where[rows]]
+        self.free[rows] = False
+        return rows
+
+    def inside(self, ranges: list[tuple[int, int]]) -> NDArray[np.bool_]:
+        """Which findings start inside one of the host ranges (offset, length)."""
+        out = np.zeros(len(self.findings), dtype=bool)
+        if not ranges:
+            return out
+        starts = np.array([start for start, _ in ranges], dtype=np.uint64)
+        ends = np.array([start + length for start, length in ranges], dtype=np.uint64)
+        order = np.argsort(starts)
+        starts, ends = starts[order], np.maximum.accumulate(ends[order])
+        offset = self.findings.columns["offset"]
+        at = np.searchsorted(starts, offset, side="right")
+        out[at > 0] = offset[at > 0] < ends[at[at > 0] - 1]
+        return out
+
+    def count(self, rows: NDArray[np.intp]) -> int:
+        return int(self.findings.columns["count"][rows].sum())
+
+    def window(self, l1_index: int) -> tuple[int, int]:
+        start = int(self.geometry.guest_offset(l1_index, 0))
+        return start, max(0, min(self.geometry.l2_coverage, self.meta.header.size - start))
+
+    def window_text(self, l1_index: int) -> str:
+        start, length = self.window(l1_index)
+        return f"guest range {start:#x} to {start + length:#x} ({format_size(length)})"
+
+    def add(self, code: str, title: str, text: str, confidence: float, rows: NDArray[np.intp], *evidence: str,
+            guest: tuple[tuple[int, int], ...] = (), host: tuple[tuple[int, int], ...] = ()) -> None:  # fmt: skip
+        self.causes.append(Cause(code, title, text, confidence, tuple(evidence), np.sort(rows), guest, host))
+
+    def data_leaks(self) -> list[LeakRun]:
+        return [run for run in self.triage.runs if run.keep]
+
+    # -- rules ---------------------------------------------------------------------------------------------------------
+
+    def _truncated(self) -> None:
+        codes = ("L2-ENTRY-BEYOND-EOF", "COMPRESSED-BEYOND-EOF", "L1-ENTRY-BEYOND-EOF", "REGION-BEYOND-EOF",
+                 "REFBLOCK-BEYOND-EOF", "BITMAP-ENTRY-BEYOND-EOF")  # fmt: skip
+        rows = self.findings.rows(*codes)
+        past = self.findings.rows("REFCOUNT-PAST-EOF")
+        near = self.findings.columns["value"][rows] & np.uint64((1 << 56) - (1 << 9))
+        close = near < np.uint64(max(4 * self.meta.file_size, 1 << 30))
+        if self.count(rows) < 4 or not past.size or close.mean() < 0.8:
+            return
+        taken = np.concatenate([self.take(*codes), self.take("REFCOUNT-PAST-EOF"), self.take("L2-COPIED-WRONG")])
+        guest = tuple(
+            (int(row["guest"]), int(row["guest_length"]))
+            for row in self.findings.columns[taken][:64]
+            if row["guest_length"]
+        )
+        self.add(
+            "FILE-TRUNCATED", "The file was cut off",
+            "Clusters in use lie past the end of the file: it was copied incompletely, or shrunk. What they held is not in "
+            "this file any more; look for a longer copy before anything else.",
+            0.9, taken, f"{self.count(rows)} references lead past the end of the file at {self.meta.file_size:#x}",
+            "refcounts are recorded for clusters beyond it", guest=guest,
+        )  # fmt: skip
+
+    def _lost_tables(self) -> None:
+        for table in self.triage.lost[:256]:
+            runs = [run for run in self.triage.runs if f"{table.offset:#x}" in run.reason]
+            size = self.geometry.cluster_size
+            ranges = [(run.offset, run.length) for run in runs] + [(table.offset, size)]
+            where = self.inside(ranges)
+            rows = self.take("CLUSTER-LEAKED", where=where)
+            text = (
+                f"An L2 table with {table.entries} entries stands at {table.offset:#x}, but no L1 entry refers to it. "
+                "The guest reads its range as empty; the data is still in the file."
+            )
+            guest: tuple[tuple[int, int], ...] = ()
+            if table.fits:
+                guest = (self.window(table.fits[0]),)
+                text += f" It most likely belongs to L1 entry {table.fits[0]}: {self.window_text(table.fits[0])}."
+                damaged = self.findings.columns["index"] == table.fits[0]
+                more = self.take(
+                    "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "L1-ENTRY-RESERVED",
+                    where=damaged,
+                )  # fmt: skip
+                rows = np.concatenate([rows, more])
+            self.add(
+                "L1-ENTRY-LOST", "An L1 entry was lost", text, max(0.5, table.confidence), rows, *table.evidence,
+                guest=guest, host=((table.offset, size),),
+            )  # fmt: skip
+
+    def _lost_windows(self) -> None:
+        """Emptied or overwritten L2 tables that explain leaks."""
+        gaps = [gap for gap in self.triage.gaps if "L2 table" in gap.why]
+        runs = [run for run in self.data_leaks() if "has room for it" in run.reason]
+        foreign = self.findings.rows("L2-TABLE-FOREIGN")
+        if not gaps or (not runs and not foreign.size):
+            return
+        clusters = sum(run.length for run in runs) >> self.geometry.cluster_bits
+        rows = self.take("CLUSTER-LEAKED", where=self.inside([(run.offset, run.length) for run in runs]))
+        tables = np.isin(self.findings.columns["index"], [gap.l1_index for gap in gaps])
+        rows = np.concatenate([rows, self.take("L2-TABLE-FOREIGN", "L2-TABLE-EMPTY", where=tables)])
+        hosts = []
+        for found in self.findings.of("L2-TABLE-FOREIGN", "L2-TABLE-EMPTY"):
+            if found.row in set(rows.tolist()):
+                hosts.append((found.table, self.geometry.cluster_size))
+        entries = np.isin(self.findings.columns["table"], [offset for offset, _ in hosts])
+        rows = np.concatenate([rows, self.take(*_L2_CODES, where=entries)])
+        kinds = {self.foreign_kinds.get(gap.l1_index, "") for gap in gaps} - {""}
+        empty = not kinds
+        shown = ", ".join(self.window_text(gap.l1_index) for gap in gaps[:4]) + (" …" if len(gaps) > 4 else "")
+        title = "L2 tables were wiped" if empty else "L2 tables were overwritten"
+        text = (
+            f"{len(gaps)} L2 table(s) {'hold only zeros' if empty else 'hold ' + ' or '.join(sorted(kinds))}. "
+            f"Lost to the guest: {shown}. "
+        )
+        if clusters:
+            text += f"The {clusters} leaked clusters are most likely its data, still in the file: do not free them."
+        evidence = [f"L1 entry {gap.l1_index}: {gap.why}, {gap.room} clusters fit" for gap in gaps[:8]]
+        if clusters:
+            evidence.append(f"{clusters} clusters are leaked, which is what the windows have room for")
+        self.add(
+            "L2-TABLE-WIPED" if empty else "L2-TABLE-OVERWRITTEN", title, text, 0.85 if clusters else 0.7, rows, *evidence,
+            guest=tuple(self.window(gap.l1_index) for gap in gaps), host=tuple(hosts),
+        )  # fmt: skip
+
+    def _lost_entries(self) -> None:
+        runs = [run for run in self.data_leaks() if run.guest is not None]
+        rows = self.take("CLUSTER-LEAKED", where=self.inside([(run.offset, run.length) for run in runs]))
+        if not rows.size:
+            return
+        guest = tuple((run.guest or 0, run.length) for run in runs)
+        self.add(
+            "L2-ENTRIES-LOST", "L2 entries were lost",
+            f"{self.count(rows)} leaked clusters fit exactly between the clusters of mapped guest neighbours, where the disk "
+            "now has nothing. They are most likely the missing data.",
+            0.85, rows, *(f"host {run.offset:#x} fits guest {run.guest or 0:#x}" for run in runs[:4]), guest=guest,
+        )  # fmt: skip
+
+    def _luks(self) -> None:
+        keys = [run for run in self.triage.runs if run.content == "LUKS header"]
+        rows = self.take("LUKS-LENGTH", "LUKS-MAGIC", "LUKS-BEYOND-EOF", "LUKS-UNALIGNED", "ENCRYPTION-EXTENSION",
+                         "ENCRYPTION-MISSING", "ENCRYPTION-UNEXPECTED")  # fmt: skip
+        leaks = self.take("CLUSTER-LEAKED", where=self.inside([(run.offset, run.length) for run in keys]))
+        if rows.size or leaks.size:
+            self.add(
+                "LUKS-POINTER", "The pointer to the LUKS header is damaged",
+                "Without it the disk cannot be decrypted. Leaked clusters may hold the keys: freeing them loses the disk.",
+                0.9, np.concatenate([rows, leaks]), *(self.findings[int(row)].message for row in rows[:3]),
+            )  # fmt: skip
+
+    def _stale_bitmaps(self) -> None:
+        rows = self.take("BITMAPS-NOT-TRUSTED")
+        if rows.size:
+            leaks = self.take("CLUSTER-LEAKED")
+            self.add(
+                "BITMAPS-STALE", "Bitmaps that a writer did not know",
+                "A program without support for dirty bitmaps wrote to the image. The bitmaps are out of date, and their "
+                "clusters count as leaked. The next backup must be a full one.",
+                0.8, np.concatenate([rows, leaks]), "the bitmaps extension is there, its autoclear bit is not",
+            )  # fmt: skip
+
+    def _snapshot_table(self) -> None:
+        rows = self.take(
+            "SNAPSHOT-UNREADABLE", "SNAPSHOT-EXTRA-TOO-LARGE", "SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED",
+            "SNAPSHOT-L1-TOO-LARGE", "SNAPSHOT-L1-OFFSET", "SNAPSHOTS-TOO-MANY", "SNAPSHOT-TABLE-TOO-LARGE",
+            "SNAPSHOT-TABLE-UNALIGNED", "SNAPSHOT-TABLE-OFFSET", "SNAPSHOT-WITH-DATA-FILE",
+        )  # fmt: skip
+        if rows.size:
+            leaks = self.take("CLUSTER-LEAKED", "REFCOUNT-TOO-HIGH")
+            self.add(
+                "SNAPSHOT-TABLE-DAMAGED", "The snapshot table is damaged",
+                "Snapshots cannot be read, so what only they use looks leaked. Freeing it would destroy the snapshots.",
+                0.8, np.concatenate([rows, leaks]), *(self.findings[int(row)].message for row in rows[:3]),
+            )  # fmt: skip
+
+    def _refcounts_lost(self) -> None:
+        rows = self.take("REFBLOCK-MISSING", "REFBLOCK-UNALIGNED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-RESERVED",
+                         "REFBLOCK-SHARED", "REFTABLE-MISSING", "REFTABLE-TOO-LARGE", "REFTABLE-UNALIGNED",
+                         "REFTABLE-OFFSET")  # fmt: skip
+        zero = self.findings.rows("REFCOUNT-ZERO")
+        many = self.count(zero) > 16
+        if not rows.size and not many:
+            return
+        more = self.take("REFCOUNT-ZERO", "REFCOUNT-UNREADABLE", "L1-COPIED-WRONG", "L2-COPIED-WRONG")
+        self.add(
+            "REFCOUNTS-LOST", "Refcounts were lost",
+            f"The refcounts of {self.count(zero) or 'some'} clusters in use are gone. The mapping is not affected: all data can "
+            "be read, and the refcounts can be worked out again from it. Nothing may be written before that.",
+            0.9, np.concatenate([rows, more]), *(self.findings[int(row)].message for row in rows[:4]),
+        )  # fmt: skip
+
+    def _two_writers(self) -> None:
+        crossed = self.findings.rows("DATA-CROSS-LINKED", "DATA-OVERLAPS-COMPRESSED")
+        if self.count(crossed) < 2:
+            return
+        rows = self.take("DATA-CROSS-LINKED", "DATA-OVERLAPS-COMPRESSED")
+        rows = np.concatenate([rows, self.take("REFCOUNT-TOO-LOW", "REFCOUNT-OVERFLOW")])
+        dirty = self.findings.rows("IMAGE-DIRTY").size
+        self.add(
+            "TWO-WRITERS", "Clusters were given away twice",
+            "Several guest addresses share a host cluster. That happens when two programs have the image open for writing, or "
+            "when writes go on after refcounts were lost. One of the two owners of each cluster has the other's data.",
+            0.6 if not dirty else 0.5, rows, f"{self.count(crossed)} clusters have two owners in the active disk",
+        )  # fmt: skip
+
+    def _overlaps(self) -> None:
+        rows = self.take("METADATA-OVERLAP", "DATA-OVERLAPS-METADATA", "DATA-CROSS-LINKED", "DATA-OVERLAPS-COMPRESSED",
+                         "L2-TABLE-SHARED")  # fmt: skip
+        if rows.size:
+            rows = np.concatenate([rows, self.take("REFCOUNT-TOO-LOW", "REFCOUNT-OVERFLOW")])
+            self.add(
+                "CLUSTERS-SHARED", "Two owners in one place",
+                "A pointer leads to a cluster that belongs to something else: the pointer was damaged, or the cluster counted "
+                "as free and was given away.",
+                0.6, rows, *(self.findings[int(row)].message for row in rows[:4]),
+            )  # fmt: skip
+
+    def _snapshot_deleted(self) -> None:
+        high = self.findings.rows("REFCOUNT-TOO-HIGH")
+        high = high[self.free[high]]
+        copied = self.findings.rows("L2-COPIED-WRONG")
+        if self.count(high) < 4 or self.findings.rows("IMAGE-DIRTY").size:
+            return
+        rows = np.concatenate([self.take("REFCOUNT-TOO-HIGH"), self.take("L2-COPIED-WRONG", "L1-COPIED-WRONG")])
+        rows = np.concatenate([rows, self.take("CLUSTER-LEAKED")])
+        self.add(
+            "SNAPSHOT-HALF-DONE", "A snapshot was created or deleted half-way",
+            "Many clusters in use count one reference too many: the snapshot that had it is not there (any more). "
+            "Space is wasted and writes are slower; no data is in danger.",
+            0.6 if copied.size else 0.7, rows, f"{self.count(high)} clusters are counted more often than they are used",
+        )  # fmt: skip
+
+    def _lazy_crash(self) -> None:
+        dirty = self.take("IMAGE-DIRTY")
+        if not dirty.size:
+            return
+        rows = self.take("REFCOUNT-ZERO", "REFCOUNT-TOO-LOW", "REFCOUNT-TOO-HIGH", "CLUSTER-LEAKED", "L2-COPIED-WRONG",
+                         "L1-COPIED-WRONG")  # fmt: skip
+        self.add(
+            "LAZY-REFCOUNTS", "A crash with lazy refcounts",
+            "The image was in use with lazy refcounts and not closed. Refcounts are out of date, which is expected; the mapping "
+            "is right, and the refcounts can be worked out from it.",
+            0.85, np.concatenate([dirty, rows]), "the dirty bit is set",
+        )  # fmt: skip
+
+    def _interrupted(self) -> None:
+        waste = [(run.offset, run.length) for run in self.triage.runs if not run.keep]
+        rows = self.take("CLUSTER-LEAKED", where=self.inside(waste))
+        if rows.size:
+            self.add(
+                "INTERRUPTED-WRITES", "Interrupted allocations",
+                "Clusters were taken but never put to use: the usual trace of a crash. Space is wasted, nothing else.",
+                0.6, rows, "no mapping is missing that could have used them",
+            )  # fmt: skip
+        rows = self.take("CLUSTER-LEAKED")
+        if rows.size:
+            self.add(
+                "ORPHANS", "Leaked clusters that may hold data",
+                "What these clusters hold looks like data or tables, but nothing says where it belongs.",
+                0.5, rows, *(f"{run.offset:#x}: {run.reason}" for run in self.data_leaks()[:4]),
+            )  # fmt: skip
+
+    def _header(self) -> None:
+        rows = np.array(
+            [row for row in np.flatnonzero(self.free).tolist()
+             if self.findings[row].severity.value == "error" and self.findings[row].end <= self.geometry.cluster_size],
+            dtype=np.intp,
+        )  # fmt: skip
+        if rows.size:
+            self.free[rows] = False
+            self.add(
+                "HEADER-DAMAGED", "The header is damaged",
+                "Fields in the first cluster contradict the format, so the image cannot be opened. The tables behind it are "
+                "most likely still there.",
+                0.8, rows, *(self.findings[int(row)].message for row in rows[:4]),
+            )  # fmt: skip
+
+    def _bit_rot(self) -> None:
+        rows = self.take(*_L2_CODES, "L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF",
+                         "L1-ENTRY-OFFSET-ZERO", "L1-COPIED-WRONG", "REGION-BEYOND-EOF")  # fmt: skip
+        if rows.size and self.count(rows) <= 16:
+            self.add(
+                "ENTRIES-DAMAGED", "Single entries were damaged",
+                "Few table entries are wrong and their neighbours are right: a flipped bit or a partly written sector.",
+                0.5, rows, *(self.findings[int(row)].message for row in rows[:4]),
+            )  # fmt: skip
+        elif rows.size:
+            self.add(
+                "TABLES-DAMAGED", "Mapping tables were damaged",
+                "Many entries of the mapping tables make no sense: something else was written over them.",
+                0.5, rows, *(self.findings[int(row)].message for row in rows[:4]),
+            )  # fmt: skip
+
+
+_L2_CODES = (
+    "L2-ENTRY-RESERVED", "L2-ENTRY-UNALIGNED", "L2-ENTRY-BEYOND-EOF", "L2-COPIED-WRONG", "L2-COPIED-UNALLOCATED",
+    "L2-ZERO-FLAG-V2", "L2-ENTRY-BIT0-EXTENDED", "COMPRESSED-COPIED", "COMPRESSED-BEYOND-EOF", "COMPRESSED-RESERVED",
+    "COMPRESSED-WITH-DATA-FILE", "COMPRESSED-WITH-SUBCLUSTERS", "SUBCLUSTER-CONFLICT", "SUBCLUSTER-UNALLOCATED",
+)  # fmt: skip

@@ -1,0 +1,40 @@
+"""Host cluster to guest offset in the active disk, for a set of host clusters: one pass over the L2 tables."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
+from workbench.check.tables import L2Set, plan_batches, read_batch
+from workbench.engine.metadata import Metadata
+from workbench.errors import StorageError
+from workbench.units import Geometry
+
+
+def guest_of_clusters(
+    meta: Metadata, tables: L2Set, geometry: Geometry, clusters: NDArray[np.int64]
+) -> dict[int, int]:
+    """Guest offsets (bytes) of those of `clusters` (sorted) that a standard entry of the active disk maps."""
+    out: dict[int, int] = {}
+    if not clusters.size:
+        return out
+    bits = geometry.cluster_bits
+    for rows in plan_batches(tables, geometry, meta.file_size):
+        rows = rows[tables.active[rows] > 0]
+        if not rows.size:
+            continue
+        try:
+            batch = read_batch(meta, tables, rows, geometry)
+        except StorageError:
+            continue  # reported as READ-ERROR by the check itself
+        words = batch.words
+        offset = words & np.uint64(OFFSET_MASK)
+        found = (offset >> np.uint64(bits)).astype(np.int64)
+        place = np.minimum(np.searchsorted(clusters, found), clusters.size - 1)
+        hit = (clusters[place] == found) & (offset != 0) & ((words & np.uint64(COMPRESSED)) == 0)
+        for row, col in zip(*(axis.tolist() for axis in np.nonzero(hit)), strict=True):
+            index = int(tables.index[rows[row]])
+            if tables.snapshot[rows[row]] < 0:
+                out.setdefault(int(found[row, col]), int(geometry.guest_offset(index, col)))
+    return out

@@ -1,0 +1,202 @@
+"""Overlaps: two owners in one place. Worked out from the claims and the census' flags, without a pass over the tables.
+
+qemu-img sees most of these only as refcounts that are too low; here both owners are named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.check import kinds
+from workbench.check.census import Census, Claim
+from workbench.check.findings import FindingLog
+from workbench.check.kinds import Owner
+from workbench.check.passes_refcounts import StoredRefcounts
+from workbench.check.tables import L2Set
+from workbench.units import Geometry
+
+MOST: Final = 4096
+"""Overlaps that are listed one by one."""
+_DATA_FLAGS: Final = np.uint8(kinds.DATA | kinds.PACKED | kinds.INACTIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Every metadata structure as host clusters [first, last], sorted by first. owner: numbers of kinds.Owner."""
+
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    owner: NDArray[np.uint8]
+    index: NDArray[np.int64]
+    snapshot: NDArray[np.int32]
+
+    def title(self, row: int) -> str:
+        """The structure's name with its index."""
+        owner = Owner(int(self.owner[row]))
+        index, snapshot = int(self.index[row]), int(self.snapshot[row])
+        if owner is Owner.INACTIVE_L1:
+            return f"L1 table of snapshot {snapshot}"
+        if owner in (Owner.ACTIVE_L2, Owner.INACTIVE_L2):
+            where = f" of snapshot {snapshot}" if snapshot >= 0 else ""
+            return f"{owner.title} (L1 entry {index}{where})"
+        return f"{owner.title} {index}" if index >= 0 else owner.title
+
+
+def intervals(
+    geometry: Geometry,
+    claims: tuple[Claim, ...] | list[Claim],
+    tables: L2Set,
+    stored: StoredRefcounts,
+    bitmap_data: list[tuple[int, NDArray[np.int64]]],
+    total_clusters: int,
+) -> Intervals:
+    """All metadata structures inside the file."""
+    bits = geometry.cluster_bits
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64], NDArray[np.int32]]] = []
+
+    def add(
+        first: NDArray[np.int64], last: NDArray[np.int64], owner: NDArray[np.uint8] | int, index: NDArray[np.int64] | int,
+        snapshot: NDArray[np.int32] | int,
+    ) -> None:  # fmt: skip
+        shape = first.shape
+        parts.append((
+            first, last, np.broadcast_to(np.asarray(owner, np.uint8), shape),
+            np.broadcast_to(np.asarray(index, np.int64), shape), np.broadcast_to(np.asarray(snapshot, np.int32), shape),
+        ))  # fmt: skip
+
+    for claim in dict.fromkeys(claims):
+        add(
+            np.array([claim.offset >> bits]), np.array([(claim.end - 1) >> bits]), int(claim.owner), claim.index,
+            claim.snapshot,
+        )  # fmt: skip
+    inside = tables.offset < np.uint64(total_clusters << bits)
+    offset = tables.offset[inside]
+    owner = np.where(tables.active[inside] > 0, int(Owner.ACTIVE_L2), int(Owner.INACTIVE_L2)).astype(np.uint8)
+    first = (offset >> np.uint64(bits)).astype(np.int64)
+    last = ((offset + np.uint64(geometry.cluster_size - 1)) >> np.uint64(bits)).astype(np.int64)
+    add(first, last, owner, tables.index[inside].astype(np.int64), tables.snapshot[inside])
+    blocks = np.flatnonzero(stored.blocks)
+    blocks = blocks[(stored.blocks[blocks] < np.uint64(total_clusters << bits)) & ~stored.unaligned[blocks]]
+    first = (stored.blocks[blocks] >> np.uint64(bits)).astype(np.int64)
+    add(first, first, int(Owner.REFCOUNT_BLOCK), blocks.astype(np.int64), -1)
+    for number, clusters in bitmap_data:
+        add(clusters, clusters, int(Owner.BITMAP_DATA), number, -1)
+    columns = [np.concatenate([part[number] for part in parts]) for number in range(5)]
+    order = np.lexsort((columns[1], columns[0]))
+    return Intervals(*(column[order] for column in columns))
+
+
+def find_overlaps(found: Intervals, census: Census, geometry: Geometry, log: FindingLog) -> None:
+    """Log metadata on metadata, guest data on metadata, compressed on plain data, and cross-linked data clusters."""
+    _metadata(found, geometry, log)
+    _data_on_metadata(found, census, geometry, log)
+    bits = np.uint64(geometry.cluster_bits)
+    for flags, code in (
+        (kinds.CROSSED, "DATA-CROSS-LINKED"),
+        (kinds.PACKED | kinds.DATA, "DATA-OVERLAPS-COMPRESSED"),
+        (kinds.PACKED | kinds.INACTIVE, "DATA-OVERLAPS-COMPRESSED"),
+    ):
+        clusters = _having(census, flags)
+        if code == "DATA-OVERLAPS-COMPRESSED" and flags & kinds.INACTIVE:
+            clusters = clusters[(census.flags[clusters - census.first] & kinds.DATA) == 0]
+        if not clusters.size:
+            continue
+        listed = clusters[:MOST]
+        references = census.references_at(listed)
+        log.add_columns(
+            code, listed.size, offset=listed.astype(np.uint64) << bits, length=1 << geometry.cluster_bits,
+            other=references,
+        )  # fmt: skip
+        if clusters.size > MOST:
+            rest = clusters[MOST:]
+            span = int(rest[-1] - rest[0] + 1) << geometry.cluster_bits
+            log.add(code, int(rest[0]) << geometry.cluster_bits, span, count=rest.size, other=2)
+
+
+def _having(census: Census, flags: int) -> NDArray[np.int64]:
+    """Clusters that have all of `flags`, a part of the window at a time."""
+    out = []
+    step = 1 << 20
+    for at in range(0, len(census), step):
+        hit = np.flatnonzero((census.flags[at : at + step] & np.uint8(flags)) == flags)
+        if hit.size:
+            out.append(hit.astype(np.int64) + at + census.first)
+    return np.concatenate(out) if out else np.zeros(0, np.int64)
+
+
+def _metadata(found: Intervals, geometry: Geometry, log: FindingLog) -> None:
+    if found.first.size < 2:
+        return
+    reach = np.maximum.accumulate(found.last)
+    rows = np.flatnonzero(found.first[1:] <= reach[:-1]) + 1
+    size = geometry.cluster_size
+    for row in rows[:MOST].tolist():
+        # The partner: the interval before this one that reaches furthest.
+        other = int(np.searchsorted(reach[:row], reach[row - 1]))
+        start = int(found.first[row])
+        end = min(int(found.last[row]), int(found.last[other])) + 1
+        log.add(
+            "METADATA-OVERLAP", start * size, (end - start) * size, other=int(found.first[other]) * size,
+            numbers={"first": found.title(other), "second": found.title(row)},
+        )  # fmt: skip
+    if rows.size > MOST:
+        first, last = int(found.first[rows[MOST]]), int(found.last[rows[-1]]) + 1
+        log.add(
+            "METADATA-OVERLAP", first * size, (last - first) * size, count=rows.size - MOST,
+            numbers={"first": "metadata", "second": "other metadata"},
+        )  # fmt: skip
+
+
+def _data_on_metadata(found: Intervals, census: Census, geometry: Geometry, log: FindingLog) -> None:
+    size = geometry.cluster_size
+    inside = (found.first >= census.first) & (found.last < census.end)
+    single = np.flatnonzero(inside & (found.first == found.last))
+    hit = single[(census.flags[found.first[single] - census.first] & _DATA_FLAGS) != 0]
+    rows = [(int(row), int(found.first[row]), 1) for row in hit[:MOST].tolist()]
+    for row in np.flatnonzero(inside & (found.first != found.last)).tolist():
+        low = int(found.first[row]) - census.first
+        flags = census.flags[low : int(found.last[row]) - census.first + 1]
+        used = np.flatnonzero(flags & _DATA_FLAGS)
+        if used.size:
+            rows.append((row, int(used[0]) + low + census.first, int(used[-1] - used[0]) + 1))
+    for row, start, clusters in rows[:MOST]:
+        flags = int(np.bitwise_or.reduce(census.flags[start - census.first : start - census.first + clusters]))
+        names = [
+            owner.title
+            for owner, flag in (
+                (Owner.DATA, kinds.DATA),
+                (Owner.COMPRESSED, kinds.PACKED),
+                (Owner.SNAPSHOT_DATA, kinds.INACTIVE),
+            )
+            if flags & flag
+        ]
+        log.add(
+            "DATA-OVERLAPS-METADATA", start * size, clusters * size, count=clusters,
+            numbers={"first": found.title(row), "second": " and ".join(names)},
+        )  # fmt: skip
+
+
+def missing_blocks(stored: StoredRefcounts, census: Census, geometry: Geometry, log: FindingLog) -> None:
+    """Log refcount table entries that are empty though clusters of their range are referenced."""
+    base = stored.meta.refcount_table_region.offset
+    size = geometry.cluster_size
+    if stored.blocks.size * stored.entries < census.end:
+        blocks = np.concatenate([stored.blocks, np.zeros(-(-census.end // stored.entries) - stored.blocks.size, np.uint64)])
+    else:
+        blocks = stored.blocks
+    first, last = census.first // stored.entries, -(-census.end // stored.entries)
+    listed = 0
+    for index in (np.flatnonzero(blocks[first:last] == 0) + first).tolist():
+        low = max(census.first, index * stored.entries)
+        counts = census.counts[low - census.first : (index + 1) * stored.entries - census.first]
+        used = np.flatnonzero(counts)
+        if used.size and listed < MOST:
+            listed += 1
+            span = int(used[-1] - used[0]) + 1
+            log.add(
+                "REFBLOCK-MISSING", (low + int(used[0])) * size, span * size, count=used.size, table=base, index=index
+            )

@@ -1,0 +1,394 @@
+"""Leak triage: is a leaked cluster waste, or guest data whose mapping was lost? And lost L2 tables, with where they fit.
+
+Evidence, strongest first: a leaked L2 table maps the clusters; the leak fits exactly between the host clusters of two
+guest neighbours; an emptied, foreign or unreachable L2 table leaves a guest window that has room for it; its content is
+a table, a compressed stream or a recognisable file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2.tables import OFFSET_MASK
+from workbench.check import content, kinds
+from workbench.check.census import Census
+from workbench.check.findings import Findings
+from workbench.check.neighbours import guest_of_clusters
+from workbench.check.tables import L2Set
+from workbench.engine.metadata import Metadata
+from workbench.units import Geometry
+
+MAX_RUNS: Final = 4096
+"""Leaked runs that are judged one by one."""
+MAX_PROBES: Final = 4096
+"""Leaked clusters whose content is looked at."""
+_PROBE: Final = 72 << 10
+
+
+class Verdict(Enum):
+    """What a leaked run most likely is."""
+
+    WASTE = "waste"
+    POSSIBLE_DATA = "possible guest data"
+
+
+@dataclass(frozen=True, slots=True)
+class LeakRun:
+    """Neighbouring leaked clusters. offset, length: host bytes.  content: what its first cluster holds.
+
+    confidence: 0 to 1, in the verdict.  guest: where in the active disk it fits, or None.
+    """
+
+    offset: int
+    length: int
+    verdict: Verdict
+    confidence: float
+    reason: str
+    content: str
+    guest: int | None = None
+
+    @property
+    def keep(self) -> bool:
+        """A repair must not free it unless told to."""
+        return self.verdict is Verdict.POSSIBLE_DATA
+
+    def as_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "offset": self.offset,
+            "length": self.length,
+            "verdict": self.verdict.value,
+            "confidence": round(self.confidence, 2),
+            "reason": self.reason,
+            "content": self.content,
+        }
+        if self.guest is not None:
+            out["guest-offset"] = self.guest
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class LostTable:
+    """A cluster that holds an L2 table which no L1 entry refers to. offset: host bytes.
+
+    entries: entries in use; leaked: how many of their clusters are leaked.  fits: L1 indices of the active disk that it
+    may belong to, best first; confidence is that of the first one.  evidence: lines for people.
+    """
+
+    offset: int
+    entries: int
+    leaked: int
+    fits: tuple[int, ...]
+    confidence: float
+    evidence: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "offset": self.offset,
+            "entries": self.entries,
+            "leaked-clusters": self.leaked,
+            "fits-l1-entries": list(self.fits[:16]),
+            "confidence": round(self.confidence, 2),
+            "evidence": list(self.evidence),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A guest window that lost its mapping. l1_index, room: guest clusters that could be in it.  why: one clause."""
+
+    l1_index: int
+    room: int
+    why: str
+
+
+@dataclass(slots=True)
+class Triage:
+    """The outcome. gaps: windows without mapping that look like losses."""
+
+    runs: list[LeakRun] = field(default_factory=list)
+    lost: list[LostTable] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    old_l1: list[int] = field(default_factory=list)
+
+
+class Judge:
+    """Judges the leaks of one check."""
+
+    def __init__(
+        self,
+        meta: Metadata,
+        geometry: Geometry,
+        findings: Findings,
+        census: Census,
+        tables: L2Set,
+        active_l1: NDArray[np.uint64],
+        empty: NDArray[np.intp],
+        foreign: NDArray[np.intp],
+        *,
+        fast: bool,
+        cancelled: Callable[[], None],
+    ) -> None:
+        self.meta, self.geometry, self.census, self.tables = meta, geometry, census, tables
+        self.findings = findings
+        self.l1 = active_l1
+        self.empty, self.foreign = empty, foreign
+        self.fast = fast
+        self.cancelled = cancelled
+        self.bits = geometry.cluster_bits
+        self.needed = min(geometry.l1_entries_for(meta.header.size), active_l1.size)
+        self.contents: dict[int, str] = {}
+        self.claimed: dict[int, int] = {}
+        self.out = Triage()
+
+    def run(self) -> Triage:
+        starts, ends = self._runs()
+        self.out.gaps = self._gaps()
+        if not starts.size:
+            return self.out
+        if not self.fast:
+            self._probe(starts, ends)
+        self._judge(starts, ends)
+        return self.out
+
+    def _runs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Leaked runs as host clusters [start, end)."""
+        rows = self.findings.rows("CLUSTER-LEAKED")
+        columns = self.findings.columns[rows]
+        start = (columns["offset"] >> np.uint64(self.bits)).astype(np.int64)
+        end = start + (columns["length"] >> np.uint64(self.bits)).astype(np.int64)
+        order = np.argsort(start)
+        start, end = start[order], end[order]
+        if start.size:
+            fresh = np.append(True, start[1:] > np.maximum.accumulate(end)[:-1])
+            first = np.flatnonzero(fresh)
+            start, end = start[first], np.maximum.reduceat(end, first)
+        return start, end
+
+    # -- windows without a mapping -------------------------------------------------------------------------------------
+
+    def _gaps(self) -> list[Gap]:
+        entries = self.geometry.l2_entries
+        gaps: dict[int, Gap] = {}
+        for code, why in (
+            ("L1-ENTRY-UNALIGNED", "its L1 entry is not aligned"),
+            ("L1-ENTRY-BEYOND-EOF", "its L1 entry points past the end of the file"),
+            ("L1-ENTRY-OFFSET-ZERO", "its L1 entry has lost its offset"),
+        ):
+            for found in self.findings.of(code):
+                if found.snapshot < 0:
+                    for index in range(found.index, min(found.index + found.count, found.index + MAX_RUNS)):
+                        gaps[index] = Gap(index, entries, why)
+        for rows, why in ((self.foreign, "its L2 table holds something else"), (self.empty, "its L2 table is empty")):
+            for row in rows[:MAX_RUNS].tolist():
+                if self.tables.active[row]:
+                    index = int(self.tables.index[row])
+                    gaps.setdefault(index, Gap(index, entries, why))
+        return [gaps[index] for index in sorted(gaps)]
+
+    def _free_l1(self) -> NDArray[np.intp]:
+        """L1 indices of the disk that refer to no L2 table, or to one that is lost."""
+        free = set(np.flatnonzero(self.l1[: self.needed] == 0).tolist())
+        free |= {gap.l1_index for gap in self.out.gaps if gap.l1_index < self.needed}
+        return np.array(sorted(free), dtype=np.intp)
+
+    # -- content -------------------------------------------------------------------------------------------------------
+
+    def _probe(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        """Look into leaked clusters: all of them, or a spread of MAX_PROBES; then weigh the tables found."""
+        total = int((ends - starts).sum())
+        if total <= MAX_PROBES:
+            chosen = np.concatenate([np.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+        else:
+            firsts = starts[:: max(1, -(-starts.size // (MAX_PROBES // 2)))]
+            lengths = ends - starts
+            position = np.linspace(0, total - 1, MAX_PROBES // 2).astype(np.int64)
+            base = np.cumsum(lengths) - lengths
+            run = np.searchsorted(base, position, side="right") - 1
+            chosen = np.unique(np.concatenate([firsts, starts[run] + position - base[run]]))
+        size = self.geometry.cluster_size
+        likely: list[tuple[int, int, NDArray[np.int64]]] = []
+        old: list[tuple[int, NDArray[np.uint64]]] = []
+        for number, cluster in enumerate(chosen.tolist()):
+            if number % 64 == 0:
+                self.cancelled()
+            data = self.meta.storage.read(cluster << self.bits, min(size, _PROBE))
+            self.contents[cluster] = content.describe(data, self.meta.file_size, self.bits)
+            if self.contents[cluster] in ("zeros", "text", "a refcount block"):
+                continue
+            if size > _PROBE:
+                data = self.meta.storage.read(cluster << self.bits, size)
+            plain = data if not self.geometry.extended_l2 else b"".join(data[at : at + 8] for at in range(0, size, 16))
+            likeness, targets = content.table_likeness(plain, self.meta.file_size, self.bits)
+            if likeness >= 0.95 and targets.size:
+                likely.append((cluster, int(targets.size), targets))
+            table = content.l1_likeness(data, self.meta.file_size, self.bits)
+            if table.size:
+                old.append((cluster, table))
+        self._weigh(likely, old)
+
+    def _is_leaked(self, clusters: NDArray[np.int64]) -> NDArray[np.bool_]:
+        here = (clusters >= self.census.first) & (clusters < self.census.end)
+        out = np.zeros(clusters.size, dtype=bool)
+        at = clusters[here] - self.census.first
+        out[here] = (self.census.counts[at] == 0) & ((self.census.flags[at] & kinds.STORED) != 0)
+        return out
+
+    def _weigh(
+        self, likely: list[tuple[int, int, NDArray[np.int64]]], old: list[tuple[int, NDArray[np.uint64]]]
+    ) -> None:
+        """Which of the likely tables are lost L2 tables: their clusters are leaked, and they are not L1 tables."""
+        candidates = {cluster for cluster, _, _ in likely}
+        for cluster, table in old:
+            used = ((table[table != 0] & np.uint64(OFFSET_MASK)) >> np.uint64(self.bits)).astype(np.int64)
+            known = np.isin(used, list(candidates)) | np.isin(
+                used, (self.tables.offset >> np.uint64(self.bits)).astype(np.int64)
+            )
+            if known.all():
+                self.out.old_l1.append(cluster << self.bits)
+                self.contents[cluster] = "an L1 table"
+        copies = {offset >> self.bits for offset in self.out.old_l1}
+        tables = [(cluster, table) for cluster, table in old if cluster in copies]
+        for cluster, entries, targets in likely:
+            if cluster in copies:
+                continue
+            leaked = int(self._is_leaked(targets).sum())
+            if leaked * 2 < targets.size:
+                continue
+            self.contents[cluster] = "an L2 table"
+            for target in targets.tolist():
+                self.claimed.setdefault(target, cluster)
+            self.out.lost.append(self._fit(cluster, entries, leaked, tables))
+
+    def _fit(self, cluster: int, entries: int, leaked: int, old: list[tuple[int, NDArray[np.uint64]]]) -> LostTable:
+        """Which L1 entries a lost table can belong to."""
+        offset = cluster << self.bits
+        evidence = [f"{leaked} of the {entries} clusters that it maps are leaked"]
+        free = self._free_l1()
+        for copy, table in old:
+            at = np.flatnonzero((table & np.uint64(OFFSET_MASK)) == np.uint64(offset))
+            at = at[np.isin(at, free)]
+            if at.size:
+                evidence.append(f"an old L1 table at {copy << self.bits:#x} has it in entry {int(at[0])}")
+                return LostTable(offset, entries, leaked, (int(at[0]),), 0.97, tuple(evidence))
+        near = [
+            index
+            for index in free.tolist()
+            if self.l1[index]
+            and (
+                (int(self.l1[index]) & OFFSET_MASK) >> self.bits == cluster
+                or ((int(self.l1[index]) & OFFSET_MASK) ^ offset).bit_count() == 1
+            )
+        ]
+        if near:
+            evidence.append(f"the damaged L1 entry {near[0]} ({int(self.l1[near[0]]):#x}) differs only a little from it")
+            return LostTable(offset, entries, leaked, tuple(near), 0.95, tuple(evidence))
+        if free.size == 0:
+            evidence.append("no L1 entry of the disk is free")
+            return LostTable(offset, entries, leaked, (), 0.0, tuple(evidence))
+        if free.size == 1:
+            evidence.append(f"L1 entry {int(free[0])} is the only one without a table")
+            return LostTable(offset, entries, leaked, (int(free[0]),), 0.9, tuple(evidence))
+        damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index in set(free.tolist())]
+        ordered = self._by_order(offset, free)
+        ranked = [index for index in damaged if index in ordered] + [index for index in ordered if index not in damaged]
+        ranked += [index for index in free.tolist() if index not in set(ranked)]
+        if len(damaged) == 1:
+            evidence.append(f"L1 entry {damaged[0]} is the only damaged one")
+            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.85, tuple(evidence))
+        if len(ordered) == 1:
+            evidence.append(f"L2 tables lie in the order of their L1 entries, and entry {ordered[0]} is free there")
+            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.75, tuple(evidence))
+        evidence.append(f"{free.size} L1 entries are free; {len(ordered)} fit the order of the tables in the file")
+        return LostTable(offset, entries, leaked, tuple(ranked[:64]), 1 / max(1, len(ordered) or free.size), tuple(evidence))
+
+    def _by_order(self, offset: int, free: NDArray[np.intp]) -> list[int]:
+        """Free L1 entries between the tables whose host offsets are just below and above `offset`."""
+        used = np.flatnonzero(self.l1[: self.needed])
+        used = used[~np.isin(used, free)]
+        if not used.size:
+            return [int(free[0])]
+        offsets = self.l1[used] & np.uint64(OFFSET_MASK)
+        below, above = used[offsets < np.uint64(offset)], used[offsets > np.uint64(offset)]
+        low = int(below.max()) if below.size else -1
+        high = int(above.min()) if above.size else self.needed
+        return [int(index) for index in free if low < index < high]
+
+    # -- verdicts ------------------------------------------------------------------------------------------------------
+
+    def _judge(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        neighbours = self._neighbours(starts, ends)
+        snapshots = any(True for _ in self.findings.of("SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"))
+        stale = any(True for _ in self.findings.of("BITMAPS-NOT-TRUSTED"))
+        room = sum(gap.room for gap in self.out.gaps)
+        total = int((ends - starts).sum())
+        lost_tables = {table.offset >> self.bits: table for table in self.out.lost}
+        for start, end in zip(starts.tolist()[:MAX_RUNS], ends.tolist()[:MAX_RUNS], strict=True):
+            kind = next((self.contents[c] for c in range(start, min(end, start + 64)) if c in self.contents), "not read")
+            verdict, confidence, reason, guest = Verdict.WASTE, 0.7, "nothing suggests that it was in use", None
+            if any(cluster in self.claimed or cluster in lost_tables for cluster in range(start, end)):
+                table = next(
+                    (self.claimed.get(c, c) for c in range(start, end) if c in self.claimed or c in lost_tables), start
+                )
+                reason = f"it is mapped by, or is, the lost L2 table at {table << self.bits:#x}"
+                verdict, confidence = Verdict.POSSIBLE_DATA, 0.97
+            elif kind == "LUKS header":
+                verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.99, "it holds encryption keys"
+            elif start in neighbours:
+                guest = neighbours[start]
+                reason = f"it lies between the clusters of guest neighbours: guest {guest:#x} has lost its mapping"
+                verdict, confidence = Verdict.POSSIBLE_DATA, 0.9
+            elif self.out.gaps and total <= room + len(self.out.gaps):
+                gap = self.out.gaps[0]
+                reason = f"L1 entry {gap.l1_index} has room for it: {gap.why}"
+                verdict, confidence = Verdict.POSSIBLE_DATA, 0.5 if kind == "zeros" else 0.8
+            elif snapshots:
+                verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.8, "a snapshot's L1 table cannot be read"
+            elif stale:
+                reason = "the bitmaps, which are not trusted, may be in it"
+                verdict, confidence = Verdict.POSSIBLE_DATA, 0.5
+            elif kind == "zeros":
+                confidence, reason = 0.9, "it is empty"
+            elif kind == "a refcount block":
+                confidence, reason = 0.9, "it is a refcount block that is no longer used"
+            elif kind in ("an L2 table", "an L1 table", "a compressed stream") or kind not in ("data", "text", "not read"):
+                verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.7, f"it holds {kind}"
+            elif kind == "not read":
+                confidence, reason = 0.5, "its content was not looked at"
+            else:
+                confidence = 0.6
+                reason = "no mapping is missing: most likely a write that was interrupted before it was recorded"
+            self.out.runs.append(
+                LeakRun(start << self.bits, (end - start) << self.bits, verdict, confidence, reason, kind, guest)
+            )
+        if starts.size > MAX_RUNS:
+            rest = starts[MAX_RUNS]
+            gaps = bool(self.out.gaps or self.out.lost or snapshots)
+            self.out.runs.append(
+                LeakRun(
+                    int(rest) << self.bits,
+                    int(ends[-1] - rest) << self.bits,
+                    Verdict.POSSIBLE_DATA if gaps else Verdict.WASTE,
+                    0.5,
+                    f"{starts.size - MAX_RUNS} more leaked runs, not judged one by one",
+                    "not read",
+                )
+            )
+
+    def _neighbours(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> dict[int, int]:
+        """run start -> guest offset, where a run fits exactly between two guest neighbours that are still mapped."""
+        few = slice(0, MAX_RUNS)
+        wanted = np.unique(np.concatenate([starts[few] - 1, ends[few]]))
+        guest = guest_of_clusters(self.meta, self.tables, self.geometry, wanted)
+        size = self.geometry.cluster_size
+        out: dict[int, int] = {}
+        for start, end in zip(starts[few].tolist(), ends[few].tolist(), strict=True):
+            before, after = guest.get(start - 1), guest.get(end)
+            if before is not None and after is not None and after - before == (end - start + 1) * size:
+                out[start] = before + size
+        return out

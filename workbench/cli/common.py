@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -261,6 +260,8 @@ def read_secret(secret_file: Path | None) -> bytes | None:
 
 def print_json(value: Any) -> None:
     """`value` as indented JSON (ASCII, as qemu-img prints it)."""
+    import json
+
     click.echo(json.dumps(value, indent=4))
 
 

@@ -17,6 +17,10 @@ from workbench.cli.common import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED, complai
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+# numpy's BLAS starts a thread per processor when it is imported, which takes as long as the rest of numpy; nothing here
+# does linear algebra.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 COMMANDS: Final[dict[str, str]] = {
     "browse": "Open the workbench on an image (what `qwb IMAGE` does).",
     "info": "What an image is: size, features, snapshots, bitmaps, what is wrong with its header.",
@@ -104,6 +108,12 @@ def cli(ctx: click.Context) -> None:
     """Look into qcow2 disk images, find what is wrong, repair without losing data.
 
     `qwb IMAGE` opens the workbench; `qwb` alone opens its gallery of samples.
+
+    \b
+    Completion of commands, options and files in your shell:
+      bash  eval "$(_QWB_COMPLETE=bash_source qwb)"    in ~/.bashrc
+      zsh   eval "$(_QWB_COMPLETE=zsh_source qwb)"     in ~/.zshrc
+      fish  _QWB_COMPLETE=fish_source qwb | source     in ~/.config/fish/completions/qwb.fish
     """
     if ctx.invoked_subcommand is None:
         browse = cli.get_command(ctx, "browse")

@@ -184,6 +184,10 @@ def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage
     base, name = meta.storage.path, meta.data_file_name or ""
     writable = opening.writable and depth == 0
     resolved = resolve_name(name, base, "data") if name else None
+    if resolved is not None and not resolved.exists():
+        # QEMU looks in the working directory only. A data file that moved along with its image is still the right one.
+        beside = resolve_name(name, base, "backing")
+        resolved = beside if beside is not None and beside.exists() else resolved
     try:
         path = opening.gate(OpenRequest("data", name, resolved, base, "raw", depth))
         if path is None:
@@ -191,7 +195,7 @@ def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage
         try:
             return open_file(os.fspath(path), opening, writable=writable), None
         except QwbError as error:
-            error.hint = error.hint or f"it is the external data file of {base}, looked for in the working directory"
+            error.hint = error.hint or f"it is the external data file of {base}, looked for in the working directory and beside the image"
             raise
     except QwbError as error:
         opening.problem("DATA-FILE-UNAVAILABLE", error, 72, 8)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckResult
-from workbench.check.run import check
+from workbench.check import check
 from workbench.engine.metadata import load_metadata
 from workbench.errors import ArgumentError, ImageError, QwbError
 from workbench.repair import fingerprint
@@ -24,6 +24,7 @@ from workbench.repair.edits import step_json
 from workbench.repair.fixes import RULES, Rule
 from workbench.repair.fixes.finish import clear_marks
 from workbench.repair.policy import Mode, Policy
+from workbench.repair.triage import orphans
 from workbench.repair.workspace import Step, Workspace
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
@@ -76,11 +77,13 @@ class Verdict:
         return ", ".join(parts)
 
 
-def verdict_of(result: CheckResult) -> Verdict:
-    """The numbers of a check result."""
-    orphans = sum(each.clusters for each in result.orphans if each.possible_data)
+def verdict_of(result: CheckResult, kept: int | None = None) -> Verdict:
+    """The numbers of a check result. kept: leaked clusters that a repair kept (by the result's own triage without)."""
+    if kept is None:
+        bits = result.meta.geometry.cluster_bits if result.meta.geometry else 0
+        kept = sum(each.length >> bits for each in result.orphans if each.keep)
     return Verdict(
-        result.exit_code, result.corruptions, result.leaks, result.check_errors, result.aborted is None, min(orphans, result.leaks)
+        result.exit_code, result.corruptions, result.leaks, result.check_errors, result.aborted is None, min(kept, result.leaks)
     )
 
 
@@ -225,6 +228,7 @@ def make_plan(
     found = before if before is not None else check(load_metadata(storage), cancel=cancel)
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
+    space.found = found
     for number in range(1, ROUNDS + 1):
         steps = len(space.steps)
         for rule in _chosen(chosen, found):
@@ -238,11 +242,21 @@ def make_plan(
         clear_marks(space, clean=not after.corruptions)
         after = check(load_metadata(space.overlay), cancel=cancel)
     plan = Plan(
-        storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after), space.overlay, tuple(space.notes),
+        storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
     )  # fmt: skip
     _require_better(plan)
     return plan
+
+
+def _kept(space: Workspace) -> int:
+    """Leaked clusters that keep their refcount on purpose in the image as it would be."""
+    if space.meta.geometry is None or space.policy.free_orphans:
+        return 0
+    try:
+        return int(orphans(space, space.ledger).sum())
+    except ImageError:
+        return 0
 
 
 def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.check import CheckResult, check
 from workbench.repair.ledger import Ledger
 from workbench.repair.workspace import Workspace
 
 
 def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
-    """True for each cluster of the file that is leaked, but may hold guest data (or a lost table)."""
-    kept = np.zeros(ledger.clusters, dtype=bool)
-    leaked = ledger.leaks()
-    if not leaked.size:
-        return kept
-    from workbench.check import check
+    """True for each cluster of the file that is leaked, but may hold guest data (or a lost table).
 
-    result = check(space.meta)
-    bits = ledger.cluster_bits
-    for each in result.orphans:
-        if each.possible_data:
-            first = each.offset >> bits
-            kept[first : first + (each.length >> bits)] = True
-    for number in space.keep:
-        if number < kept.size:
-            kept[number] = True
+    Evidence counts from the image as it was found (mending a damaged entry takes away the gap that explains a leak) as
+    much as from the one at hand.
+    """
+    kept = np.zeros(ledger.clusters, dtype=bool)
+    if not ledger.leaks().size:
+        return kept
+    for result in (space.found, check(space.meta)):
+        if result is not None:
+            _mark(result, ledger, kept)
     return kept & (ledger.counts == 0) & (ledger.stored > 0)
+
+
+def _mark(result: CheckResult, ledger: Ledger, kept: NDArray[np.bool_]) -> None:
+    geometry = result.meta.geometry
+    if geometry is None or geometry.cluster_bits != ledger.cluster_bits:
+        return
+    for each in result.orphans:
+        if each.keep:
+            first = each.offset >> ledger.cluster_bits
+            kept[first : first + (each.length >> ledger.cluster_bits)] = True

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from workbench.check.result import CheckResult
     from workbench.repair.ledger import Ledger
 
 SHOWN: Final = 512
@@ -66,8 +67,8 @@ class Workspace:
         self.notes: list[str] = []
         """What was seen and left alone, and why."""
         self.fix = ""
-        self.keep: set[int] = set()
-        """Host clusters that must keep a refcount although nothing refers to them (salvage in progress)."""
+        self.found: CheckResult | None = None
+        """The check of the image as it was found, for evidence that repairs take away."""
         self._meta: Metadata | None = None
         self._ledger: Ledger | None = None
 

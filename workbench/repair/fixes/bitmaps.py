@@ -248,7 +248,7 @@ def _mend_table(space: Workspace, number: int, each: Bitmap) -> None:
     offset = BITMAP_TABLE_ENTRY["offset"].get(words)
     numbers = np.minimum((offset >> np.uint64(ledger.cluster_bits)).astype(np.int64), ledger.clusters - 1)
     shared = (offset > 0) & (ledger.counts[numbers] > 1)
-    put(np.where(shared, np.uint64(ALL_ONES), words), "OVERLAP", "mark as dirty what lay in other structures' clusters")
+    put(np.where(shared, np.uint64(ALL_ONES), words), "METADATA-OVERLAP", "mark as dirty what lay in other structures' clusters")
 
 
 RULES = (

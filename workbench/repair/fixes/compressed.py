@@ -80,7 +80,7 @@ def run(space: Workspace) -> None:
                 space.put(
                     table + column * width * 8,
                     new.to_bytes(8, "big"),
-                    code="COMPRESSED-TOO-LONG",
+                    code="DATA-OVERLAPS-COMPRESSED",
                     title="shorten a compressed cluster's descriptor to the length of its stream",
                     kind="l2",
                     guest=[(guest, space.cluster)],
@@ -88,5 +88,5 @@ def run(space: Workspace) -> None:
 
 
 RULES = (
-    Rule("compressed-length", "Correct compressed lengths", codes("COMPRESSED-TOO-LONG"), Tier.SAFE, run),
+    Rule("compressed-length", "Correct compressed lengths", codes("DATA-OVERLAPS-COMPRESSED"), Tier.SAFE, run),
 )

@@ -99,7 +99,7 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
     suspects = _suspects(space, words)
     if owned.any():
         drop = np.isin(words, suspects[owned])
-        put(np.where(drop, np.uint64(0), words), "OVERLAP", "drop L1 entry{}: another structure owns its table's cluster", Tier.JUDGEMENT)
+        put(np.where(drop, np.uint64(0), words), "METADATA-OVERLAP", "drop L1 entry{}: another structure owns its table's cluster", Tier.JUDGEMENT)
 
 
 def _suspects(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -331,7 +331,7 @@ RULES = (
     Rule(
         "l1-entries",
         "Mend L1 entries",
-        codes("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "L1-ENTRY-OVERLAP"),
+        codes("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "METADATA-OVERLAP"),
         Tier.JUDGEMENT,
         run_l1,
     ),

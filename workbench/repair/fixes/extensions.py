@@ -99,7 +99,7 @@ def _backing_format(space: Workspace) -> None:
     else:
         return
     add_extension(
-        space, ExtensionType.BACKING_FORMAT, found.encode(), code="BACKING-FORMAT-WRONG",
+        space, ExtensionType.BACKING_FORMAT, found.encode(), code="BACKING-FORMAT-MISSING",
         title=f"record the backing file's format as {found}: it is no {recorded} file",
     )  # fmt: skip
 
@@ -170,7 +170,7 @@ RULES = (
     Rule(
         "backing-name",
         "Mend the backing file reference",
-        codes("BACKING-OFFSET", "BACKING-NAME-TOO-LONG", "BACKING-FORMAT-WRONG", "BACKING-FORMAT-TOO-LONG"),
+        codes("BACKING-OFFSET", "BACKING-NAME-TOO-LONG", "BACKING-FORMAT-MISSING", "BACKING-FORMAT-TOO-LONG"),
         Tier.JUDGEMENT,
         run_backing,
     ),

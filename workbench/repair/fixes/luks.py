@@ -69,7 +69,7 @@ def _mend_header(space: Workspace, offset: int) -> None:
             material = space.read(offset + slot.key_material_offset * SECTOR, 512)
             if slot.iterations and any(slot.salt) and any(material):
                 title = f"mark key slot {number} active again: it holds a key, and no other slot does"
-                space.put(offset + _SLOTS_AT + number * _SLOT_SIZE, SLOT_ACTIVE.to_bytes(4, "big"), code="LUKS-NO-SLOT", title=title, kind="luks", tier=Tier.JUDGEMENT)
+                space.put(offset + _SLOTS_AT + number * _SLOT_SIZE, SLOT_ACTIVE.to_bytes(4, "big"), code="LUKS-MAGIC", title=title, kind="luks", tier=Tier.JUDGEMENT)
 
 
 def _mend_slots(space: Workspace, offset: int, luks: LuksHeader) -> None:
@@ -85,14 +85,14 @@ def _mend_slots(space: Workspace, offset: int, luks: LuksHeader) -> None:
         right = first + number * stride
         if place != right:
             title = f"point key slot {number} at its key material again"
-            space.put(offset + _SLOTS_AT + number * _SLOT_SIZE + 40, right.to_bytes(4, "big"), code="LUKS-SLOT", title=title, kind="luks", tier=Tier.JUDGEMENT)
+            space.put(offset + _SLOTS_AT + number * _SLOT_SIZE + 40, right.to_bytes(4, "big"), code="LUKS-MAGIC", title=title, kind="luks", tier=Tier.JUDGEMENT)
 
 
 RULES = (
     Rule(
         "luks-pointer",
         "Find the LUKS header",
-        codes("ENCRYPTION-MISSING", "ENCRYPTION-EXTENSION", "LUKS-UNALIGNED", "LUKS-BEYOND-EOF", "LUKS-LENGTH", "LUKS-MAGIC", "LUKS-SLOT", "LUKS-NO-SLOT"),
+        codes("ENCRYPTION-MISSING", "ENCRYPTION-EXTENSION", "LUKS-UNALIGNED", "LUKS-BEYOND-EOF", "LUKS-LENGTH", "LUKS-MAGIC"),
         Tier.SAFE,
         run,
     ),

@@ -1,1 +1,178 @@
-RULES = ()
+"""Two owners on one cluster: each gets its own copy, so that what the guest reads stays as it is everywhere.
+
+Metadata keeps its place; guest data moves away from it. Of two guest clusters on one host cluster the first keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from workbench.check.kinds import Owner
+from workbench.check.problems import Tier
+from workbench.check.tables import ACTIVE, Batch
+from workbench.repair.fixes.base import Alternative, Rule, codes
+from workbench.repair.ledger import CROSSED, DATA, META, OLD_DATA, PACKED, Ledger, batches
+from workbench.repair.workspace import Workspace
+
+_J: Final = Tier.JUDGEMENT
+_MOST: Final = 1 << 18
+"""Clusters copied in one plan at most."""
+_ALL: Final = (1 << 64) - 1
+
+
+def run_tables(space: Workspace) -> None:
+    """Two active L1 entries on one L2 table: the later one gets a copy."""
+    meta = space.meta
+    if meta.header.l1_table_offset % space.cluster or not meta.l1.size:
+        return
+    offset = meta.l1 & np.uint64(OFFSET_MASK)
+    used = np.flatnonzero((offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end)))
+    _, first = np.unique(offset[used], return_index=True)
+    again = np.setdiff1d(np.arange(used.size), first)
+    place = meta.header.l1_table_offset
+    for index in used[again].tolist()[:4096]:
+        source = int(offset[index])
+        new = space.append()
+        guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
+        title = f"copy the L2 table that L1 entry {index} shares with another"
+        space.put(new, space.read_cluster(source), code="L2-TABLE-SHARED", title=title, kind="l2", tier=_J, guest=guest)
+        title = f"point L1 entry {index} at its own copy"
+        space.put(place + index * 8, (new | COPIED).to_bytes(8, "big"), code="L2-TABLE-SHARED", title=title, kind="l1", tier=_J, guest=guest)
+
+
+def run_data(space: Workspace) -> None:
+    """Guest data on metadata, on compressed data, or on other guest data."""
+    ledger = space.ledger
+    wanted = np.flatnonzero(_conflicts(space, ledger))
+    if not wanted.size:
+        return
+    if wanted.size > _MOST:
+        space.note(f"{wanted.size} clusters have several owners: too many to copy in one plan")
+        return
+    mover = _Mover(space, ledger)
+    for batch in batches(space, ledger.tables):
+        mover.batch(batch)
+
+
+def _conflicts(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
+    """Clusters whose data side must move. Those that only refcount structures claim are left to the refcount fix."""
+    flags = ledger.flags
+    guest = (flags & (DATA | OLD_DATA | PACKED)) != 0
+    hit = guest & ((flags & META) != 0)
+    for number in np.flatnonzero(hit).tolist():
+        owners = {claim.owner for claim in ledger.claims_at(number << ledger.cluster_bits)}
+        if owners and owners <= {Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK} and not _is_table(ledger, number):
+            hit[number] = False
+    hit |= (flags & CROSSED) != 0
+    hit |= ((flags & PACKED) != 0) & ((flags & (DATA | OLD_DATA)) != 0)
+    return hit
+
+
+def _is_table(ledger: Ledger, number: int) -> bool:
+    offset = np.uint64(number << ledger.cluster_bits)
+    at = int(np.searchsorted(ledger.tables.offset, offset))
+    return at < len(ledger.tables) and bool(ledger.tables.offset[at] == offset)
+
+
+class _Mover:
+    """Walks the L2 tables in file order and gives away copies."""
+
+    def __init__(self, space: Workspace, ledger: Ledger) -> None:
+        self.space = space
+        self.ledger = ledger
+        self.hit = _conflicts(space, ledger)
+        self.kept: set[int] = set()
+        """Cross-linked clusters whose first owner has been met."""
+        self.moved: dict[tuple[int, int], int] = {}
+
+    def batch(self, batch: Batch) -> None:
+        words = batch.words
+        packed = (words & np.uint64(COMPRESSED)) != 0
+        numbers = ((words & np.uint64(OFFSET_MASK)) >> np.uint64(self.ledger.cluster_bits)).astype(np.int64)
+        inside = ~packed & (numbers > 0) & (numbers < self.ledger.clusters)
+        at_header = ~packed & (numbers == 0) & ((words & np.uint64(OFFSET_MASK)) != 0)
+        chosen = np.zeros(words.shape, dtype=bool)
+        chosen[inside] = self.hit[numbers[inside]]
+        chosen |= at_header
+        for row, column in np.argwhere(chosen).tolist():
+            self._plain(batch, row, column, int(numbers[row, column]))
+        if packed.any():
+            self._packed(batch, packed)
+
+    def _where(self, batch: Batch, row: int, column: int) -> tuple[int, int, bool, tuple[str, ...]]:
+        """(host offset of the entry, guest offset, active, snapshot IDs)."""
+        tables, number = self.ledger.tables, int(batch.rows[row])
+        place = int(tables.offset[number]) + column * self.space.geometry.l2_entry_size
+        guest = int(tables.index[number]) * self.space.geometry.l2_coverage + column * self.space.cluster
+        snapshot = int(tables.snapshot[number])
+        ids = () if snapshot == ACTIVE else (self.space.meta.snapshots[snapshot].id,)
+        return place, guest, bool(tables.active[number]), ids
+
+    def _plain(self, batch: Batch, row: int, column: int, number: int) -> None:
+        place, guest, active, ids = self._where(batch, row, column)
+        flags = int(self.ledger.flags[number])
+        if not flags & (META | PACKED):
+            if not active:
+                return  # cross-linked within the active disk only: a snapshot shares the first owner's
+            if number not in self.kept:
+                self.kept.add(number)
+                return
+        code, what = "DATA-CROSS-LINKED", "another guest cluster"
+        if flags & META:
+            code, what = "DATA-OVERLAPS-METADATA", self._owner(number)
+        elif flags & PACKED:
+            code, what = "DATA-OVERLAPS-COMPRESSED", "compressed data"
+        word = int(batch.words[row, column])
+        new = self.moved.get((number, guest))
+        if new is None:
+            new = self.space.append()
+            title = f"copy the cluster at {number << self.ledger.cluster_bits:#x}, which {what} owns too"
+            content = self.space.read_cluster(number << self.ledger.cluster_bits)
+            self.space.put(new, content, code=code, title=title, kind="data", tier=_J, guest=[(guest, self.space.cluster)], snapshots=ids)
+            self.moved[(number, guest)] = new
+        value = (word & ~OFFSET_MASK & _ALL) | new | (COPIED if active else 0)
+        title = f"point guest offset {guest:#x} at its own copy"
+        self.space.put(place, value.to_bytes(8, "big"), code=code, title=title, kind="l2", tier=_J, guest=[(guest, self.space.cluster)], snapshots=ids)
+
+    def _owner(self, number: int) -> str:
+        claims = self.ledger.claims_at(number << self.ledger.cluster_bits)
+        return f"the {claims[0].owner.title}" if claims else "an L2 table"
+
+    def _packed(self, batch: Batch, packed: NDArray[np.bool_]) -> None:
+        bits = self.ledger.cluster_bits
+        start, end = compressed_range(batch.words, bits)
+        first = (start >> np.uint64(bits)).astype(np.int64)
+        last = np.minimum(((end - np.uint64(1)) >> np.uint64(bits)).astype(np.int64), self.ledger.clusters - 1)
+        inside = packed & (first < self.ledger.clusters)
+        for row, column in np.argwhere(inside).tolist():
+            low, high = int(first[row, column]), int(last[row, column])
+            if not any(self.hit[n] and self.ledger.flags[n] & META for n in range(low, high + 1)):
+                continue
+            place, guest, _, ids = self._where(batch, row, column)
+            word, begin, stop = int(batch.words[row, column]), int(start[row, column]), int(end[row, column])
+            inner = begin & (self.space.cluster - 1)
+            new = self.space.append(-(-(inner + stop - begin) // self.space.cluster))
+            why = {"code": "DATA-OVERLAPS-METADATA", "tier": _J, "guest": [(guest, self.space.cluster)], "snapshots": ids}
+            data = self.space.read(begin, stop - begin)
+            self.space.put(new + inner, data, title="copy compressed data out of metadata", kind="data", **why)  # type: ignore[arg-type]
+            value = word - begin + new + inner
+            title = f"point the compressed cluster of guest offset {guest:#x} at its own copy"
+            self.space.put(place, value.to_bytes(8, "big"), title=title, kind="l2", **why)  # type: ignore[arg-type]
+
+
+_COPY = (Alternative("copy", "Give each owner its own copy", "every owner reads what it reads now"),)
+RULES = (
+    Rule("shared-tables", "Copy shared L2 tables", codes("L2-TABLE-SHARED"), _J, run_tables, alternatives=_COPY),
+    Rule(
+        "overlaps",
+        "Give every owner its own cluster",
+        codes("DATA-CROSS-LINKED", "DATA-OVERLAPS-METADATA", "DATA-OVERLAPS-COMPRESSED", "METADATA-OVERLAP", "REFCOUNT-OVERFLOW"),
+        _J,
+        run_data,
+        alternatives=_COPY,
+    ),
+)

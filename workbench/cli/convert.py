@@ -81,10 +81,12 @@ def command(
             if target_format == "raw":
                 result = convert_to_raw(opened, target, in_place=no_create, salvage=salvage, progress=progress)
             else:
+                from workbench.cli.create import parse_options
                 from workbench.engine.convert_qcow2 import convert_to_qcow2
 
+                chosen = parse_options(options)
                 result = convert_to_qcow2(
-                    opened, target, options=options, compress=compress, salvage=salvage, progress=progress
+                    opened, target, options=chosen, compress=compress, salvage=salvage, progress=progress
                 )
     _report_losses(result)
 

@@ -67,7 +67,7 @@ def plan(layers: Sequence[Layer], size: int) -> Iterator[list[Piece]]:
     job: list[Piece] = []
     room = JOB
     for flat in flatten(layers, 0, size, places=True):
-        for start, length, layer, kind, host in _readable(layers, flat):
+        for start, length, layer, kind, host in readable(layers, flat):
             at, left = start, length
             while left:
                 step = min(left, room)
@@ -83,7 +83,7 @@ def plan(layers: Sequence[Layer], size: int) -> Iterator[list[Piece]]:
         yield job
 
 
-def _readable(layers: Sequence[Layer], flat: Flat) -> Iterator[tuple[int, int, int, int, int]]:
+def readable(layers: Sequence[Layer], flat: Flat) -> Iterator[tuple[int, int, int, int, int]]:
     """(start, length, layer, kind, host) of the runs that must be read: not zeros."""
     import numpy as np
 

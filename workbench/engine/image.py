@@ -148,6 +148,13 @@ class Image:
         return extents_of(merged_stream(flats), self.chain)
 
     def _range(self, start: int, length: int | None) -> tuple[int, int]:
+        """[start, end) within the disk; what a writer still holds back is written first, since maps look at the file."""
+        if self._writer is not None:
+            import numpy as np
+
+            self._writer.flush()
+            self.top.walker.l1 = np.array(self._writer.core.tables.l1, dtype=np.uint64)
+            self.top.forget()
         end = self.size if length is None else start + length
         if not 0 <= start <= end:
             raise ArgumentError(f"no guest range: {start}..{end}", path=self.path)

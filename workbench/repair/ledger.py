@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import limits, refcounts
-from formats.qcow2.tables import BITMAP_TABLE_ENTRY, COMPRESSED, L1_ENTRY, OFFSET_MASK, REFCOUNT_TABLE_ENTRY, compressed_range
+from formats.qcow2.tables import (
+    BITMAP_TABLE_ENTRY,
+    COMPRESSED,
+    L1_ENTRY,
+    OFFSET_MASK,
+    REFCOUNT_TABLE_ENTRY,
+    compressed_range,
+)
 from workbench.check.kinds import Owner
 from workbench.check.tables import ACTIVE, Batch, Collector, L1Table, L2Set, empty_set, read_batch
 from workbench.engine.metadata import Metadata

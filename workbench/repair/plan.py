@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from workbench.check import check
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckResult
-from workbench.check import check
 from workbench.engine.metadata import load_metadata
 from workbench.errors import ArgumentError, ImageError, QwbError
 from workbench.repair import fingerprint
@@ -304,4 +304,15 @@ def problem_severity(code: str) -> Severity:
     return problem.severity if problem else Severity.CORRUPTION
 
 
-__all__ = ["Plan", "PlanRefused", "Verdict", "make_plan", "read_change", "verdict_of"]
+def hand_edit(storage: Storage, offset: int, data: bytes, title: str) -> Change:
+    """A change made by hand, for `apply`: journaled, fingerprinted and undoable like any repair."""
+    old = storage.read(offset, len(data))
+    size = storage.size()
+    if not data or offset < 0 or offset > size:
+        raise ArgumentError(f"cannot edit {len(data)} bytes at {offset:#x} of a file of {size} bytes", path=storage.path)
+    edit = ByteEdit(offset, old, data)
+    plan = {"mode": "by hand", "steps": [{"number": 1, "title": title, "offset": offset, "length": len(data)}]}
+    return Change(title, lambda: [edit], size, max(size, offset + len(data)), fingerprint.take(storage), plan)
+
+
+__all__ = ["Plan", "PlanRefused", "Verdict", "hand_edit", "make_plan", "read_change", "verdict_of"]

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.luks.header import MAGIC as LUKS_MAGIC
-from formats.qcow2.tables import COMPRESSED, COPIED, L1_ENTRY, L2_EXTENDED, L2_STANDARD, OFFSET_MASK, ZERO, compressed_range
+from formats.qcow2.tables import (
+    COMPRESSED,
+    COPIED,
+    L1_ENTRY,
+    L2_EXTENDED,
+    L2_STANDARD,
+    OFFSET_MASK,
+    ZERO,
+    compressed_range,
+)
 
 if TYPE_CHECKING:
     from workbench.repair.workspace import Workspace
@@ -126,7 +135,7 @@ def l1_score(space: Workspace, offset: int, entries: int) -> tuple[int, int]:
 def l1_bad(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """L1 entries (not 0) with reserved bits, an unaligned offset, offset 0 or one past the end of the file."""
     offset = words & np.uint64(OFFSET_MASK)
-    bad = (words & np.uint64(L1_ENTRY.reserved_mask)) != 0
+    bad: NDArray[np.bool_] = (words & np.uint64(L1_ENTRY.reserved_mask)) != 0
     bad |= (offset & np.uint64(space.cluster - 1)) != 0
     bad |= (offset == 0) | (offset >= np.uint64(space.end))
     return bad

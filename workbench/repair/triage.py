@@ -22,7 +22,8 @@ def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     for result in (space.found, check(space.meta)):
         if result is not None:
             _mark(result, ledger, kept)
-    return kept & (ledger.counts == 0) & (ledger.stored > 0)
+    kept &= (ledger.counts == 0) & (ledger.stored > 0)
+    return kept
 
 
 def _mark(result: CheckResult, ledger: Ledger, kept: NDArray[np.bool_]) -> None:

@@ -21,6 +21,7 @@ from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.fixes.extensions import add_extension, drop_extension
 from workbench.repair.probe import clusters
 from workbench.repair.workspace import Workspace
+from workbench.units import div_round_up
 
 _J = Tier.JUDGEMENT
 _IN_USE = 1
@@ -130,7 +131,9 @@ def _read(space: Workspace, offset: int, *, strict: bool) -> _Entry | None:
 
 def _entries_needed(space: Workspace, bits: int) -> int:
     size = space.meta.header.size
-    return max(1, -(-(-(-(-(-size // (1 << bits))) // 8)) // space.cluster)) if size < 1 << 62 else 0
+    if size >= 1 << 62:
+        return 0
+    return max(1, div_round_up(div_round_up(div_round_up(size, 1 << bits), 8), space.cluster))
 
 
 def _text_run(raw: bytes) -> bytes:

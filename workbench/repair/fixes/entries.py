@@ -151,7 +151,8 @@ def _bitmap_trouble(words: NDArray[np.uint64], bitmaps: NDArray[np.uint64]) -> N
     packed = (words & np.uint64(COMPRESSED)) != 0
     both = (bitmaps & low & (bitmaps >> np.uint64(32))) != 0
     nowhere = ((words & np.uint64(OFFSET_MASK)) == 0) & ((bitmaps & low) != 0)
-    return (packed & (bitmaps != 0)) | (~packed & (both | nowhere))
+    trouble: NDArray[np.bool_] = (packed & (bitmaps != 0)) | (~packed & (both | nowhere))
+    return trouble
 
 
 class _L2Mender:

@@ -6,7 +6,14 @@ import os
 from typing import Final
 
 from formats.qcow2 import limits
-from formats.qcow2.extensions import EXTENSION_NAMES, Extension, ExtensionArea, ExtensionType, build_extensions, parse_extensions
+from formats.qcow2.extensions import (
+    EXTENSION_NAMES,
+    Extension,
+    ExtensionArea,
+    ExtensionType,
+    build_extensions,
+    parse_extensions,
+)
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.workspace import Workspace

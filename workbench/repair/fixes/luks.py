@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from formats.luks.header import HEADER_SIZE, KEY_SLOTS, MAGIC, SECTOR, SLOT_ACTIVE, LuksHeader, parse_luks
 from formats.qcow2.extensions import ExtensionType
 from workbench.check.problems import Tier
@@ -75,7 +77,7 @@ def _mend_header(space: Workspace, offset: int) -> None:
 def _mend_slots(space: Workspace, offset: int, luks: LuksHeader) -> None:
     """Key material lies at a constant stride; one slot out of line is put back."""
     places = [slot.key_material_offset for slot in luks.key_slots]
-    strides = [b - a for a, b in zip(places, places[1:], strict=False)]
+    strides = [b - a for a, b in itertools.pairwise(places)]
     stride = max(set(strides), key=strides.count)
     anchors = [place - number * stride for number, place in enumerate(places)]
     first = max(set(anchors), key=anchors.count)

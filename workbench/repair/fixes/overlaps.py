@@ -62,7 +62,7 @@ def _conflicts(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     """Clusters whose data side must move. Those that only refcount structures claim are left to the refcount fix."""
     flags = ledger.flags
     guest = (flags & (DATA | OLD_DATA | PACKED)) != 0
-    hit = guest & ((flags & META) != 0)
+    hit: NDArray[np.bool_] = guest & ((flags & META) != 0)
     for number in np.flatnonzero(hit).tolist():
         owners = {claim.owner for claim in ledger.claims_at(number << ledger.cluster_bits)}
         if owners and owners <= {Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK} and not _is_table(ledger, number):

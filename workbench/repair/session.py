@@ -1,0 +1,167 @@
+"""One guided repair, step by step, as the command line and the workbench both walk it.
+
+Holds what was found, the choices made so far, and the newest plan; writing happens in `apply` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from workbench.check import CheckResult, check
+from workbench.check.problems import PROBLEMS, Severity, Tier
+from workbench.engine.metadata import load_metadata
+from workbench.errors import ArgumentError
+from workbench.repair import recovery, undo
+from workbench.repair.apply import Applied, Change, OnProgress, apply
+from workbench.repair.casefile import Session
+from workbench.repair.fixes import RULES, Alternative, Rule
+from workbench.repair.plan import OnPhase, Plan, make_plan, verdict_of
+from workbench.repair.policy import Mode, Policy
+from workbench.storage.base import Storage
+from workbench.storage.file import FileStorage
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Like findings that one decision covers. count: items found.  fixes: the rules that answer it, with alternatives.
+
+    tier: the highest risk of what would be done; None when nothing can be done.  default: done unless refused.
+    """
+
+    code: str
+    title: str
+    severity: Severity
+    count: int
+    meaning: str
+    guest_impact: str
+    fixes: tuple[Rule, ...]
+    tier: Tier | None
+    default: bool
+
+    @property
+    def alternatives(self) -> tuple[tuple[str, Alternative], ...]:
+        """(fix id, alternative) in order; the first of each fix is its default."""
+        return tuple((rule.id, each) for rule in self.fixes for each in rule.alternatives)
+
+
+def groups_of(result: CheckResult) -> tuple[Group, ...]:
+    """The findings of a check as questions to decide, worst first."""
+    found = []
+    for code, (count, counted) in result.findings.by_code.items():
+        problem = PROBLEMS[code]
+        fixes = tuple(rule for rule in RULES if code in rule.codes)
+        order = (Tier.SAFE, Tier.JUDGEMENT, Tier.DESTRUCTIVE)
+        tier = max((rule.tier for rule in fixes), key=order.index, default=None)
+        default = tier is not None and tier is not Tier.DESTRUCTIVE
+        found.append(
+            Group(code, problem.title, problem.severity, max(count, counted), problem.meaning, problem.guest_impact, fixes, tier, default)
+        )
+    return tuple(sorted(found, key=lambda each: (each.severity.rank, each.code)))
+
+
+class Guide:
+    """A repair of one image. Make it, look at `groups`, set choices, `plan`, `apply`; `undo` takes it back.
+
+    Opens the image read-only; `close` (or a with block) ends that. Safe to use from one worker thread at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, case: str | os.PathLike[str] | None = None, storage: Storage | None = None) -> None:
+        self.path = Path(path)
+        self.case = case
+        self._own = storage is None
+        self.storage: Storage = storage if storage is not None else FileStorage.open(path)
+        self.policy = Policy()
+        self.found: CheckResult | None = None
+        self.current: Plan | None = None
+
+    def __enter__(self) -> Guide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the image back."""
+        self.current = None
+        if self._own:
+            self.storage.close()
+
+    # -- choose
+
+    def interrupted(self) -> Session | None:
+        """A session that was cut off and must be ended first (`recover`)."""
+        return recovery.interrupted(self.path, case=self.case)
+
+    def look(self, *, cancel: Callable[[], bool] | None = None, found: CheckResult | None = None) -> tuple[Group, ...]:
+        """Check the image (or take the check that is there already) and return what can be decided."""
+        self.found = found if found is not None else check(load_metadata(self.storage), cancel=cancel)
+        return groups_of(self.found)
+
+    def choose(
+        self,
+        *,
+        mode: Mode | None = None,
+        codes: frozenset[str] | None = None,
+        choices: dict[str, str] | None = None,
+        free_orphans: bool | None = None,
+        destructive: bool | None = None,
+    ) -> Policy:
+        """Change the choices (those not given stay); the next `plan` follows them. ArgumentError for unknown ones."""
+        for fix, alternative in (choices or {}).items():
+            known = {rule.id: {each.id for each in rule.alternatives} for rule in RULES}
+            if not fix.startswith("relink:") and alternative not in known.get(fix, set()):
+                raise ArgumentError(f"fix {fix!r} has no alternative {alternative!r}")
+        now = self.policy
+        self.policy = replace(
+            now,
+            mode=now.mode if mode is None else mode,
+            codes=now.codes if codes is None else codes,
+            choices={**now.choices, **(choices or {})},
+            free_orphans=now.free_orphans if free_orphans is None else free_orphans,
+            destructive=now.destructive if destructive is None else destructive,
+        )
+        return self.policy
+
+    # -- plan, apply, undo
+
+    def plan(self, *, on_phase: OnPhase | None = None, cancel: Callable[[], bool] | None = None) -> Plan:
+        """The plan for the choices made, with its simulated verdict. Raises PlanRefused, CheckCancelled."""
+        self.current = make_plan(self.storage, self.policy, before=self.found, on_phase=on_phase, cancel=cancel)
+        return self.current
+
+    def apply(self, *, progress: OnProgress | None = None, change: Change | None = None) -> Applied:
+        """Carry out the newest plan (or `change`, a saved plan or an edit by hand) and check again."""
+        wanted = change if change is not None else self.current.change() if self.current else None
+        if wanted is None:
+            raise ArgumentError("there is no plan yet", path=str(self.path))
+        done = apply(wanted, self.path, case=self.case, recheck=recheck(self.current), progress=progress)
+        self.found = self.current = None
+        return done
+
+    def history(self) -> list[Session]:
+        """All sessions of this image, oldest first."""
+        return undo.sessions(self.path, case=self.case)
+
+    def undo(self, number: int | None = None, *, force: bool = False, progress: OnProgress | None = None) -> Session:
+        """Take the newest (or the given) session back."""
+        self.found = self.current = None
+        return undo.undo(self.path, number, case=self.case, force=force, progress=progress)
+
+    def recover(self, *, complete: bool = False, force: bool = False) -> recovery.Recovered | None:
+        """End an interrupted session: roll back, or complete it."""
+        self.found = self.current = None
+        return recovery.recover(self.path, case=self.case, complete=complete, force=force, recheck=recheck(None))
+
+
+def recheck(plan: Plan | None) -> Callable[[Storage], dict[str, Any]]:
+    """What apply calls after writing: the verdict of a new check, as JSON values."""
+    kept: Final = plan.after.orphans if plan is not None else None
+
+    def run(storage: Storage) -> dict[str, Any]:
+        return verdict_of(check(load_metadata(storage)), kept).as_json()
+
+    return run

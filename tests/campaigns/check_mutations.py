@@ -158,7 +158,10 @@ def main() -> int:
         if outcome.differences:
             different += 1
             crashed += outcome.differences[0].startswith("traceback")
-            print(f"{outcome.base} seed {outcome.seed}: {outcome.damage}\n    {'; '.join(outcome.differences)}", flush=True)
+            print(
+                f"{outcome.base} seed {outcome.seed}: {outcome.damage}\n    {'; '.join(outcome.differences)}",
+                flush=True,
+            )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{total} images, {different} different ({100 - 100 * different / max(total, 1):.2f} % equal), {crashed} tracebacks, "

@@ -156,30 +156,32 @@ class _Grouping:
         )  # fmt: skip
 
     def _lost_tables(self) -> None:
-        for table in self.triage.lost[:256]:
-            runs = [run for run in self.triage.runs if f"{table.offset:#x}" in run.reason]
-            size = self.geometry.cluster_size
-            ranges = [(run.offset, run.length) for run in runs] + [(table.offset, size)]
-            where = self.inside(ranges)
-            rows = self.take("CLUSTER-LEAKED", where=where)
-            text = (
-                f"An L2 table with {table.entries} entries stands at {table.offset:#x}, but no L1 entry refers to it. "
-                "The guest reads its range as empty; the data is still in the file."
-            )
-            guest: tuple[tuple[int, int], ...] = ()
-            if table.fits:
-                guest = (self.window(table.fits[0]),)
-                text += f" It most likely belongs to L1 entry {table.fits[0]}: {self.window_text(table.fits[0])}."
-                damaged = self.findings.columns["index"] == table.fits[0]
-                more = self.take(
-                    "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "L1-ENTRY-RESERVED",
-                    where=damaged,
-                )  # fmt: skip
-                rows = np.concatenate([rows, more])
-            self.add(
-                "L1-ENTRY-LOST", "An L1 entry was lost", text, max(0.5, table.confidence), rows, *table.evidence,
-                guest=guest, host=((table.offset, size),),
-            )  # fmt: skip
+        lost = self.triage.lost
+        if not lost:
+            return
+        size = self.geometry.cluster_size
+        runs = [run for run in self.triage.runs if "lost L2 table" in run.reason]
+        hosts = [(table.offset, size) for table in lost]
+        rows = self.take("CLUSTER-LEAKED", where=self.inside([(run.offset, run.length) for run in runs] + hosts))
+        indices = [table.fits[0] for table in lost if table.fits]
+        damaged = np.isin(self.findings.columns["index"], indices)
+        codes = ("L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "L1-ENTRY-RESERVED")
+        rows = np.concatenate([rows, self.take(*codes, where=damaged)])
+        entries = sum(table.entries for table in lost)
+        places = ", ".join(f"{table.offset:#x}" for table in lost[:4]) + (" …" if len(lost) > 4 else "")
+        text = (
+            f"{len(lost)} L2 table(s) with {entries} entries stand at {places}, but no L1 entry refers to them. The guest "
+            "reads their range as empty; the data is still in the file. qemu-img check -r leaks would throw it away."
+        )
+        if indices:
+            shown = "; ".join(f"L1 entry {index}, {self.window_text(index)}" for index in indices[:4])
+            text += f" Most likely place: {shown}."
+        evidence = [line for table in lost[:4] for line in table.evidence]
+        self.add(
+            "L1-ENTRY-LOST", "An L1 entry was lost" if len(lost) == 1 else "L1 entries were lost", text,
+            max(0.5, *(table.confidence for table in lost), 0.5), rows, *evidence,
+            guest=tuple(self.window(index) for index in indices), host=tuple(hosts),
+        )  # fmt: skip
 
     def _lost_windows(self) -> None:
         """Emptied or overwritten L2 tables that explain leaks."""
@@ -224,19 +226,18 @@ class _Grouping:
         guest = tuple((run.guest or 0, run.length) for run in runs)
         self.add(
             "L2-ENTRIES-LOST", "L2 entries were lost",
-            f"{self.count(rows)} leaked clusters fit exactly between the clusters of mapped guest neighbours, where the disk "
-            "now has nothing. They are most likely the missing data.",
+            f"{self.count(rows)} leaked clusters lie between or beside mapped clusters, just where the disk now has nothing. They are most likely the missing data.",
             0.85, rows, *(f"host {run.offset:#x} fits guest {run.guest or 0:#x}" for run in runs[:4]), guest=guest,
         )  # fmt: skip
 
     def _luks(self) -> None:
-        keys = [run for run in self.triage.runs if run.content == "LUKS header"]
+        keys = [run for run in self.triage.runs if run.reason == "it holds encryption keys"]
         rows = self.take("LUKS-LENGTH", "LUKS-MAGIC", "LUKS-BEYOND-EOF", "LUKS-UNALIGNED", "ENCRYPTION-EXTENSION",
-                         "ENCRYPTION-MISSING", "ENCRYPTION-UNEXPECTED")  # fmt: skip
+                         "ENCRYPTION-MISSING", "ENCRYPTION-UNEXPECTED", "LUKS-VERSION", "LUKS-KEY-SLOT", "LUKS-NO-KEY")  # fmt: skip
         leaks = self.take("CLUSTER-LEAKED", where=self.inside([(run.offset, run.length) for run in keys]))
         if rows.size or leaks.size:
             self.add(
-                "LUKS-POINTER", "The pointer to the LUKS header is damaged",
+                "LUKS-DAMAGED", "The LUKS header or the pointer to it is damaged",
                 "Without it the disk cannot be decrypted. Leaked clusters may hold the keys: freeing them loses the disk.",
                 0.9, np.concatenate([rows, leaks]), *(self.findings[int(row)].message for row in rows[:3]),
             )  # fmt: skip
@@ -279,7 +280,8 @@ class _Grouping:
             "REFCOUNTS-LOST", "Refcounts were lost",
             f"The refcounts of {self.count(zero) or 'some'} clusters in use are gone. The mapping is not affected: all data can "
             "be read, and the refcounts can be worked out again from it. Nothing may be written before that.",
-            0.9, np.concatenate([rows, more]), *(self.findings[int(row)].message for row in rows[:4]),
+            0.9, np.concatenate([rows, more]), f"{self.count(zero)} clusters in use count as free",
+            *(self.findings[int(row)].message for row in rows[:4]),
         )  # fmt: skip
 
     def _two_writers(self) -> None:

@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 from formats.qcow2 import limits
+from workbench.check.census import WINDOW
 from workbench.check.findings import FindingLog
 from workbench.check.result import Cancel, CheckResult, ProgressSink
-from workbench.check.run import WINDOW, check
+from workbench.check.run import check
 from workbench.engine.metadata import Metadata, load_metadata
 from workbench.engine.opening import refusal_of
 from workbench.errors import StorageError

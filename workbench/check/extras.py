@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ def table_notes(
     size = geometry.cluster_size
     kinds: dict[int, str] = {}
 
-    def place(row: int) -> dict[str, int]:
+    def place(row: int) -> dict[str, Any]:
         index = int(tables.index[row])
         return {
             "table": int(tables.offset[row]),

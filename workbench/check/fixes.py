@@ -17,13 +17,17 @@ REBUILD_REFCOUNTS: Final = Fix("rebuild-refcounts", SAFE, "write new refcount st
 REPLACE_BLOCK: Final = Fix("replace-refcount-block", SAFE, "write a new refcount block for its range")
 CORRECT_COPIED: Final = Fix("correct-copied", SAFE, "make the COPIED flag agree with the refcount")
 CLEAR_RESERVED: Final = Fix("clear-reserved", SAFE, "clear the reserved bits")
-UNMAP_ENTRY: Final = Fix("unmap-entry", JUDGEMENT, "mark the range unallocated: it reads from the backing file, or zeros")
+UNMAP_ENTRY: Final = Fix(
+    "unmap-entry", JUDGEMENT, "mark the range unallocated: it reads from the backing file, or zeros"
+)
 ZERO_ENTRY: Final = Fix("zero-entry", JUDGEMENT, "make the range read as zeros")
 ALIGN_ENTRY: Final = Fix("align-entry", JUDGEMENT, "round the offset down to its cluster and keep the mapping")
 DROP_L1_ENTRY: Final = Fix("drop-l1-entry", JUDGEMENT, "clear the L1 entry: its whole range becomes unallocated")
 COPY_CLUSTER: Final = Fix("copy-cluster", JUDGEMENT, "give every owner its own copy of the cluster")
 COPY_L2_TABLE: Final = Fix("copy-l2-table", JUDGEMENT, "give every L1 entry its own copy of the L2 table")
-RELOCATE_DATA: Final = Fix("relocate-data", JUDGEMENT, "copy the data away from the metadata, then restore the metadata")
+RELOCATE_DATA: Final = Fix(
+    "relocate-data", JUDGEMENT, "copy the data away from the metadata, then restore the metadata"
+)
 DERIVE_FIELD: Final = Fix("derive-header-field", JUDGEMENT, "work the header field out from the rest of the image")
 FIND_TABLE: Final = Fix("find-table", JUDGEMENT, "search the file for the lost table and point the header at it")
 CLEAR_DIRTY: Final = Fix("clear-dirty", SAFE, "clear the dirty bit once the refcounts are right")
@@ -33,7 +37,9 @@ SET_FEATURE: Final = Fix("set-feature", JUDGEMENT, "set the feature bit that bel
 DROP_EXTENSION: Final = Fix("drop-extension", JUDGEMENT, "remove the header extension")
 PAD_SNAPSHOT: Final = Fix("pad-snapshot-extra", SAFE, "rewrite the snapshot table with complete entries")
 TRIM_SNAPSHOT: Final = Fix("trim-snapshot-extra", JUDGEMENT, "drop the extra data that is too large")
-FIX_DISK_SIZE: Final = Fix("fix-snapshot-disk-size", JUDGEMENT, "set the disk size to what the snapshot's L1 table covers")
+FIX_DISK_SIZE: Final = Fix(
+    "fix-snapshot-disk-size", JUDGEMENT, "set the disk size to what the snapshot's L1 table covers"
+)
 RENUMBER_SNAPSHOT: Final = Fix("renumber-snapshot", SAFE, "give the snapshot an unused ID")
 DROP_SNAPSHOT: Final = Fix("drop-snapshot", DESTRUCTIVE, "remove the snapshot's entry from the table")
 CUT_SNAPSHOTS: Final = Fix("cut-snapshot-table", DESTRUCTIVE, "keep only the entries that can be read")
@@ -41,7 +47,9 @@ DROP_BITMAP: Final = Fix("drop-bitmap", DESTRUCTIVE, "remove the bitmap: the nex
 DROP_BITMAPS: Final = Fix("drop-bitmaps", DESTRUCTIVE, "remove the bitmaps extension and all bitmaps")
 CLEAR_IN_USE: Final = Fix("clear-in-use", JUDGEMENT, "trust the bitmap although it was not saved properly")
 RESTORE_BITMAPS_BIT: Final = Fix("restore-bitmaps-bit", JUDGEMENT, "set the bitmaps autoclear bit again")
-CLEAR_BITMAP_ENTRY: Final = Fix("clear-bitmap-entry", JUDGEMENT, "mark the entry's range dirty (all ones), which is safe")
+CLEAR_BITMAP_ENTRY: Final = Fix(
+    "clear-bitmap-entry", JUDGEMENT, "mark the entry's range dirty (all ones), which is safe"
+)
 LUKS_POINTER: Final = Fix("fix-luks-pointer", SAFE, "take offset and length from the LUKS header itself")
 CLEAR_SUBCLUSTERS: Final = Fix("clear-subclusters", JUDGEMENT, "let the allocated state win over the zero state")
 RECORD_FORMAT: Final = Fix("record-backing-format", JUDGEMENT, "record the backing file's format in the header")

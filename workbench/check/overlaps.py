@@ -56,7 +56,9 @@ def intervals(
 ) -> Intervals:
     """All metadata structures inside the file."""
     bits = geometry.cluster_bits
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64], NDArray[np.int32]]] = []
+    parts: list[
+        tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64], NDArray[np.int32]]
+    ] = []
 
     def add(
         first: NDArray[np.int64], last: NDArray[np.int64], owner: NDArray[np.uint8] | int, index: NDArray[np.int64] | int,
@@ -164,7 +166,7 @@ def _data_on_metadata(found: Intervals, census: Census, geometry: Geometry, log:
         if used.size:
             rows.append((row, int(used[0]) + low + census.first, int(used[-1] - used[0]) + 1))
     for row, start, clusters in rows[:MOST]:
-        flags = int(np.bitwise_or.reduce(census.flags[start - census.first : start - census.first + clusters]))
+        sort = int(np.bitwise_or.reduce(census.flags[start - census.first : start - census.first + clusters]))
         names = [
             owner.title
             for owner, flag in (
@@ -172,7 +174,7 @@ def _data_on_metadata(found: Intervals, census: Census, geometry: Geometry, log:
                 (Owner.COMPRESSED, kinds.PACKED),
                 (Owner.SNAPSHOT_DATA, kinds.INACTIVE),
             )
-            if flags & flag
+            if sort & flag
         ]
         log.add(
             "DATA-OVERLAPS-METADATA", start * size, clusters * size, count=clusters,
@@ -185,7 +187,9 @@ def missing_blocks(stored: StoredRefcounts, census: Census, geometry: Geometry, 
     base = stored.meta.refcount_table_region.offset
     size = geometry.cluster_size
     if stored.blocks.size * stored.entries < census.end:
-        blocks = np.concatenate([stored.blocks, np.zeros(-(-census.end // stored.entries) - stored.blocks.size, np.uint64)])
+        blocks = np.concatenate(
+            [stored.blocks, np.zeros(-(-census.end // stored.entries) - stored.blocks.size, np.uint64)]
+        )
     else:
         blocks = stored.blocks
     first, last = census.first // stored.entries, -(-census.end // stored.entries)

@@ -86,8 +86,11 @@ class L2Pass:
         good &= (last & np.uint64(OFFSET_MASK)) < np.uint64(self.file_size)
         if self.has_data_file:
             good[:] = False
-        for row in np.flatnonzero(good):
-            good[row] = (words[row, 1:] - words[row, :-1] == size).all()
+        if good.all():
+            good = (words[:, 1:] - words[:, :-1] == size).all(axis=1)
+        else:
+            for row in np.flatnonzero(good):
+                good[row] = (words[row, 1:] - words[row, :-1] == size).all()
         if batch.bitmaps is not None:
             for row in np.flatnonzero(good):
                 bitmaps = batch.bitmaps[row]
@@ -338,8 +341,11 @@ class L2Pass:
             log("SUBCLUSTER-CONFLICT", mapped & (((bitmap >> np.uint64(32)) & bitmap & _LOW32) != 0))
             idle = ~mapped if packed is None else ~mapped & ~packed
             log("SUBCLUSTER-UNALLOCATED", idle & ((bitmap & _LOW32) != 0))
-            log("L2-ENTRY-BIT0-EXTENDED", (word & np.uint64(ZERO)) != 0 if packed is None else
-                ((word & np.uint64(ZERO)) != 0) & ~packed, counted=False)
+            log(
+                "L2-ENTRY-BIT0-EXTENDED",
+                (word & np.uint64(ZERO)) != 0 if packed is None else ((word & np.uint64(ZERO)) != 0) & ~packed,
+                counted=False,
+            )
         else:
             zero = (word & np.uint64(ZERO)) != 0
             if packed is not None:
@@ -398,7 +404,9 @@ class L2Pass:
         base = self.tables.offset[table]
         index = self.tables.index[table].astype(np.uint64)
         span = stop - start + np.uint64(1)
-        guest = (index << np.uint64(geometry.l2_bits + geometry.cluster_bits)) + (start << np.uint64(geometry.cluster_bits))
+        guest = (index << np.uint64(geometry.l2_bits + geometry.cluster_bits)) + (
+            start << np.uint64(geometry.cluster_bits)
+        )
         self.log.add_columns(
             code,
             first.size,

@@ -97,6 +97,7 @@ class StoredRefcounts:
         size = self.geometry.cluster_size
         low_block, high_block = census.first // self.entries, div_round_up(census.end, self.entries)
         present = np.flatnonzero(self.blocks[low_block:high_block]) + low_block
+        ones = b"\0\1" * (size // 2)
         for index in present.tolist():
             low = max(census.first, index * self.entries)
             high = min(census.end, (index + 1) * self.entries)
@@ -114,6 +115,9 @@ class StoredRefcounts:
                 continue
             if len(data) < size:
                 data = data.ljust(size, b"\0")
+            if order == 4 and not skip and high - low == self.entries and data == ones:
+                flags |= np.uint8(kinds.STORED_ONE | kinds.STORED)
+                continue
             if order == 4:
                 raw = np.frombuffer(data, dtype="<u2")[skip : skip + high - low]
                 one, some = raw == 0x0100, raw != 0
@@ -163,12 +167,11 @@ def judge_blocks(stored: StoredRefcounts, total_clusters: int, file_size: int, l
     # Only a cluster that another region's overrun added to the image can still be past the end of the file.
     beyond = blocks[used] >= np.uint64(file_size)
     report("REGION-BEYOND-EOF", used[beyond])
-    return used[~beyond]
+    kept: NDArray[np.intp] = used[~beyond]
+    return kept
 
 
-def count_blocks(
-    stored: StoredRefcounts, rows: NDArray[np.intp], census: Census, log: FindingLog
-) -> None:
+def count_blocks(stored: StoredRefcounts, rows: NDArray[np.intp], census: Census, log: FindingLog) -> None:
     """Add the blocks `rows` to the census; a block whose cluster has other users is reported, as QEMU does."""
     clusters = as_clusters(stored.blocks[rows], stored.geometry.cluster_bits)
     here = (clusters >= census.first) & (clusters < census.end)
@@ -220,8 +223,9 @@ def log_overflow(census: Census, cluster_bits: int, log: FindingLog) -> None:
     )
 
 
-_STEP: Final = 1 << 20
+_STEP: Final = 1 << 18
 _MOST_RUNS: Final = 1 << 14
+_BYTES: Final = np.uint64(0x0101_0101_0101_0101)
 
 
 def compare(stored: StoredRefcounts, census: Census, end: int, log: FindingLog) -> int:
@@ -236,6 +240,9 @@ def compare(stored: StoredRefcounts, census: Census, end: int, log: FindingLog) 
         high = min(stop, at + _STEP)
         counts = census.counts[at - census.first : high - census.first]
         flags = census.flags[at - census.first : high - census.first]
+        if _all_used_once(counts, flags):
+            highest = high - 1
+            continue
         state = flags & np.uint8(kinds.STORED | kinds.STORED_ONE | kinds.UNREADABLE)
         # Free and unreferenced, or stored 1 and referenced once: fine; anything else needs the exact numbers.
         fine = ((state == 0) & (counts == 0)) | ((state == (kinds.STORED | kinds.STORED_ONE)) & (counts == 1))
@@ -256,6 +263,20 @@ def compare(stored: StoredRefcounts, census: Census, end: int, log: FindingLog) 
         _log_mismatches((odd + at)[different], values[different], found[different], bits, log)
         _log_runs("REFCOUNT-UNREADABLE", (odd + at)[unreadable], None, None, bits, log)
     return highest
+
+
+def _all_used_once(counts: NDArray[np.uint8], flags: NDArray[np.uint8]) -> bool:
+    """Whether every cluster is referenced once and has refcount 1; eight clusters at a time."""
+    if counts.size % 8:
+        return False
+    state = kinds.STORED | kinds.STORED_ONE | kinds.UNREADABLE
+    if not (counts.view(np.uint64) == _BYTES).all():
+        return False
+    return bool(
+        (
+            (flags.view(np.uint64) & (_BYTES * np.uint64(state))) == _BYTES * np.uint64(kinds.STORED | kinds.STORED_ONE)
+        ).all()
+    )
 
 
 def _log_mismatches(

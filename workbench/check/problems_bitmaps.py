@@ -86,7 +86,11 @@ p(
     fix.DROP_BITMAPS,
 )
 for _code, _title, _meaning in (
-    ("BITMAP-TABLE-SIZE", "Bitmap table has the wrong size", "The table does not have the entries that the disk needs."),
+    (
+        "BITMAP-TABLE-SIZE",
+        "Bitmap table has the wrong size",
+        "The table does not have the entries that the disk needs.",
+    ),
     ("BITMAP-TABLE-UNALIGNED", "Bitmap table not aligned", "The table must start at a cluster, and not at the header."),
     ("BITMAP-NAME", "Bitmap name too long or empty", "A name has 1 to 1023 bytes."),
     ("BITMAP-FLAGS", "Reserved bitmap flags", "Flags 3 to 31 must be zero."),

@@ -265,6 +265,36 @@ p(
     spec=ENCRYPTION,
 )
 p(
+    "LUKS-VERSION",
+    ERROR,
+    "Unsupported LUKS version",
+    "qcow2 images carry a LUKS1 header.",
+    "The LUKS header was overwritten.",
+    CLOSED,
+    spec=ENCRYPTION,
+    template="LUKS version {value} is not supported",
+)
+p(
+    "LUKS-KEY-SLOT",
+    ERROR,
+    "LUKS key slot is damaged",
+    "A key slot's material must lie behind the header and before the payload, with 4000 stripes.",
+    "The LUKS header was overwritten.",
+    "The image cannot be opened, although other key slots may be whole.",
+    spec=ENCRYPTION,
+    template="LUKS key slot {index} is damaged: key material at {value:#x}, payload at {other:#x}",
+)
+p(
+    "LUKS-NO-KEY",
+    ERROR,
+    "No LUKS key slot in use",
+    "All eight key slots are disabled, so no passphrase leads to the master key.",
+    "The LUKS header was overwritten, or the last key was removed.",
+    "The disk cannot be decrypted without a copy of the LUKS header.",
+    spec=ENCRYPTION,
+    template="no LUKS key slot is in use",
+)
+p(
     "BACKING-OFFSET",
     ERROR,
     "Backing file name outside the header",

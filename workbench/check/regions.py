@@ -84,14 +84,21 @@ class RegionWalk:
         if self.found.abort is None:
             self.found.abort = reason
 
-    def claim(self, owner: Owner, offset: int, length: int, *, index: int = -1, snapshot: int = -1, count: int = 1) -> None:
+    def claim(
+        self, owner: Owner, offset: int, length: int, *, index: int = -1, snapshot: int = -1, count: int = 1
+    ) -> None:
         """Count a region, as qcow2_inc_refcounts_imrt judges it; `count` users of the same region."""
         if length <= 0:
             return
         if offset >= INT64:
             self.found.check_errors += 1
             self.log.add(
-                "REGION-BEYOND-EOF", offset, length, counted=0, index=max(index, 0), snapshot=snapshot,
+                "REGION-BEYOND-EOF",
+                offset,
+                length,
+                counted=0,
+                index=max(index, 0),
+                snapshot=snapshot,
                 numbers={"owner": owner.title},
             )
             self.give_up(f"the {owner.title} at {offset:#x} is beyond any file")
@@ -159,11 +166,17 @@ class RegionWalk:
         for index, each in enumerate(walked):
             place = {"offset": each.offset, "length": each.length, "index": index, "snapshot": index}
             if header.version >= 3 and each.extra_size < limits.MIN_SNAPSHOT_EXTRA_DATA_V3:
-                self.log.add("SNAPSHOT-EXTRA-TOO-SMALL", **place, counted=1, value=each.extra_size, numbers={"name": each.name})
+                self.log.add(
+                    "SNAPSHOT-EXTRA-TOO-SMALL", **place, counted=1, value=each.extra_size, numbers={"name": each.name}
+                )
             if each.l1_offset % self.geometry.cluster_size:
-                self.log.add("SNAPSHOT-L1-UNALIGNED", **place, counted=1, value=each.l1_offset, numbers={"name": each.name})
+                self.log.add(
+                    "SNAPSHOT-L1-UNALIGNED", **place, counted=1, value=each.l1_offset, numbers={"name": each.name}
+                )
             elif each.l1_size * 8 > limits.MAX_L1_SIZE:
-                self.log.add("SNAPSHOT-L1-TOO-LARGE", **place, counted=1, value=each.l1_size, numbers={"name": each.name})
+                self.log.add(
+                    "SNAPSHOT-L1-TOO-LARGE", **place, counted=1, value=each.l1_size, numbers={"name": each.name}
+                )
             elif each.l1_size:
                 tables.setdefault((each.l1_offset, each.l1_size), []).append(index)
         for (offset, size), users in tables.items():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +13,7 @@ from workbench.check.causes import Cause, find_causes
 from workbench.check.census import WINDOW, Census, as_clusters
 from workbench.check.extras import log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
+from workbench.check.luks import check_luks
 from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
 from workbench.check.passes_l2 import Flags, L2Pass, MappingStats
 from workbench.check.passes_refcounts import (
@@ -25,18 +23,17 @@ from workbench.check.passes_refcounts import (
     judge_blocks,
     log_overflow,
 )
+from workbench.check.pipeline import Pipeline
 from workbench.check.problems import Severity
 from workbench.check.regions import Regions, RegionWalk, log_l1
 from workbench.check.result import Cancel, CheckCancelled, CheckResult, Progress, ProgressSink, Stats
-from workbench.check.tables import ACTIVE, Batch, L1Table, L2Set, empty_set, plan_batches, read_batch
+from workbench.check.tables import ACTIVE, L1Table, L2Set, empty_set, plan_batches
 from workbench.check.triage import Judge, Triage
 from workbench.engine.metadata import Metadata
 from workbench.engine.opening import refusal_of
-from workbench.errors import StorageError
 from workbench.units import Geometry, div_round_up
 
 _COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
-_AHEAD = 3
 
 
 def check(
@@ -94,6 +91,7 @@ class _Check:
                 self.log.add(fault.code, fault.offset, fault.length, numbers={**fault.numbers, "what": fault.what})
         refusal = refusal_of(self.meta, for_check=True)
         aborted = refusal.what if refusal is not None else aborted
+        aborted = aborted or check_luks(self.meta, self.log)
         geometry = self.meta.geometry
         if geometry is None:
             return self._result(aborted or "not a qcow2 image", None, Regions(), empty_set())
@@ -151,8 +149,14 @@ class _Check:
             geometry, self.meta.header.version, self.meta.file_size, self.meta.header.has("data_file"), tables, copied,
             census, stored.one_far, self.log, judge=judge, raw_data_file=self.meta.header.has("data_file_raw"),
         )  # fmt: skip
-        for batch, runs in self._decoded(work, tables, geometry, batches):
-            work.apply(batch, runs)
+        for rows, *loaded in Pipeline(self.meta, work, tables, geometry, batches, self.threads):
+            self._tick("reading L2 tables", rows.size * geometry.cluster_size)
+            if len(loaded) == 2:
+                work.apply(loaded[0], loaded[1])
+            elif judge:
+                self.log.add(
+                    "READ-ERROR", int(tables.offset[rows[0]]), rows.size, counted=1, numbers={"what": loaded[0].what}
+                )
         if judge:
             self.mapping = work.stats
             self.empty = np.concatenate([np.zeros(0, np.intp), *work.empty])
@@ -224,54 +228,6 @@ class _Check:
             return (flags & kinds.STORED_ONE) != 0, (flags & kinds.UNREADABLE) != 0
         return stored.one_far(clusters)
 
-    def _decoded(
-        self, work: L2Pass, tables: L2Set, geometry: Geometry, batches: list[NDArray[np.intp]]
-    ) -> Iterator[tuple[Batch, Flags]]:
-        """Batches read and looked through by helper threads, in order."""
-
-        def load(rows: NDArray[np.intp]) -> tuple[Batch, Flags]:
-            batch = read_batch(self.meta, tables, rows, geometry)
-            return batch, work.find_runs(batch)
-
-        size = geometry.cluster_size
-        if self.threads < 2 or len(batches) < 4:
-            for rows in batches:
-                self._tick("reading L2 tables", rows.size * size)
-                done = self._guarded(lambda rows=rows: load(rows), tables, rows)  # type: ignore[misc]
-                if done is not None:
-                    yield done
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[tuple[NDArray[np.intp], Future[tuple[Batch, Flags]]]] = deque()
-            try:
-                for rows in batches:
-                    waiting.append((rows, pool.submit(load, rows)))
-                    if len(waiting) > _AHEAD:
-                        yield from self._finish(waiting, tables, size)
-                while waiting:
-                    yield from self._finish(waiting, tables, size)
-            finally:
-                for _, future in waiting:
-                    future.cancel()
-
-    def _finish(
-        self, waiting: deque[tuple[NDArray[np.intp], Future[tuple[Batch, Flags]]]], tables: L2Set, size: int
-    ) -> Iterator[tuple[Batch, Flags]]:
-        rows, future = waiting.popleft()
-        self._tick("reading L2 tables", rows.size * size)
-        done = self._guarded(future.result, tables, rows)
-        if done is not None:
-            yield done
-
-    def _guarded(self, call, tables: L2Set, rows: NDArray[np.intp]):  # type: ignore[no-untyped-def]
-        """The call's result; an I/O error becomes a check error."""
-        try:
-            return call()
-        except StorageError as error:
-            self.check_errors += 1
-            self.log.add("READ-ERROR", int(tables.offset[rows[0]]), rows.size, counted=1, numbers={"what": error.what})
-            return None
-
     def _cancelled(self) -> None:
         if self.cancel is not None and self.cancel():
             raise CheckCancelled("the check was cancelled", path=self.meta.storage.path)
@@ -292,10 +248,7 @@ class _Check:
         corruptions = findings.counted(Severity.CORRUPTION)
         leaks = findings.counted(Severity.LEAK)
         errors = self.check_errors + findings.counted(Severity.ERROR)
-        if aborted is not None or errors:
-            code = 1
-        else:
-            code = 2 if corruptions else 3 if leaks else 0
+        code = 1 if aborted is not None or errors else 2 if corruptions else 3 if leaks else 0
         geometry = self.meta.geometry
         size = geometry.cluster_size if geometry else 0
         stats = Stats(

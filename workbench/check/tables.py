@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -130,22 +132,34 @@ def plan_batches(tables: L2Set, geometry: Geometry, file_size: int) -> Iterator[
         yield rows[at : at + step]
 
 
-def read_batch(meta: Metadata, tables: L2Set, rows: NDArray[np.intp], geometry: Geometry) -> Batch:
-    """Read and byte-swap the tables `rows`; neighbours with one call. StorageError on I/O errors."""
+def read_batch(
+    meta: Metadata,
+    tables: L2Set,
+    rows: NDArray[np.intp],
+    geometry: Geometry,
+    buffer: NDArray[np.uint8] | None = None,
+) -> Batch:
+    """Read and byte-swap the tables `rows`; neighbours with one call. StorageError on I/O errors.
+
+    buffer: memory to read into (the batch is a view of it); its own without one.
+    """
     size = geometry.cluster_size
-    raw = np.empty((rows.size, size), dtype=np.uint8)
+    if buffer is None:
+        buffer = np.empty(rows.size * size, dtype=np.uint8)
+    raw = buffer[: rows.size * size].reshape(rows.size, size)
     flat = memoryview(raw.reshape(-1).data)
     offsets = tables.offset[rows].astype(np.int64)
     breaks = np.flatnonzero(np.diff(offsets) != size) + 1
     edges = [0, *breaks.tolist(), rows.size]
     starts = offsets.tolist()
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         piece = flat[first * size : last * size]
         got = meta.storage.readinto(starts[first], piece)
         if got < len(piece):
             raw.reshape(-1)[first * size + got : last * size] = 0
     words: NDArray[Any] = raw.view(np.uint64)
-    words.byteswap(inplace=True)
+    if sys.byteorder == "little":
+        words.byteswap(inplace=True)
     if not geometry.extended_l2:
         return Batch(rows, words, None)
     return Batch(rows, np.ascontiguousarray(words[:, 0::2]), np.ascontiguousarray(words[:, 1::2]))

@@ -8,18 +8,22 @@ a table, a compressed stream or a recognisable file system.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
+from formats.luks.header import MAGIC as LUKS_MAGIC
+from formats.luks.header import parse_luks
+from formats.qcow2 import limits
 from formats.qcow2.tables import OFFSET_MASK
 from workbench.check import content, kinds
 from workbench.check.census import Census
 from workbench.check.findings import Findings
-from workbench.check.neighbours import guest_of_clusters
+from workbench.check.neighbours import guest_of_clusters, is_unmapped
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
 from workbench.units import Geometry
@@ -264,6 +268,21 @@ class Judge:
             for target in targets.tolist():
                 self.claimed.setdefault(target, cluster)
             self.out.lost.append(self._fit(cluster, entries, leaked, tables))
+        self._share_out()
+
+    def _share_out(self) -> None:
+        """Lost tables with the same choice of L1 entries get different first ones, in the order they have in the file."""
+        taken: set[int] = set()
+        shared: list[LostTable] = []
+        for table in sorted(self.out.lost, key=lambda each: each.offset):
+            first = next((index for index in table.fits if index not in taken), None)
+            if first is not None:
+                taken.add(first)
+                rest = tuple(index for index in table.fits if index != first)
+                shared.append(replace(table, fits=(first, *rest)))
+            else:
+                shared.append(table)
+        self.out.lost = shared
 
     def _fit(self, cluster: int, entries: int, leaked: int, old: list[tuple[int, NDArray[np.uint64]]]) -> LostTable:
         """Which L1 entries a lost table can belong to."""
@@ -286,7 +305,9 @@ class Judge:
             )
         ]
         if near:
-            evidence.append(f"the damaged L1 entry {near[0]} ({int(self.l1[near[0]]):#x}) differs only a little from it")
+            evidence.append(
+                f"the damaged L1 entry {near[0]} ({int(self.l1[near[0]]):#x}) differs only a little from it"
+            )
             return LostTable(offset, entries, leaked, tuple(near), 0.95, tuple(evidence))
         if free.size == 0:
             evidence.append("no L1 entry of the disk is free")
@@ -305,14 +326,16 @@ class Judge:
             evidence.append(f"L2 tables lie in the order of their L1 entries, and entry {ordered[0]} is free there")
             return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.75, tuple(evidence))
         evidence.append(f"{free.size} L1 entries are free; {len(ordered)} fit the order of the tables in the file")
-        return LostTable(offset, entries, leaked, tuple(ranked[:64]), 1 / max(1, len(ordered) or free.size), tuple(evidence))
+        return LostTable(
+            offset, entries, leaked, tuple(ranked[:64]), 1 / max(1, len(ordered) or free.size), tuple(evidence)
+        )
 
     def _by_order(self, offset: int, free: NDArray[np.intp]) -> list[int]:
         """Free L1 entries between the tables whose host offsets are just below and above `offset`."""
         used = np.flatnonzero(self.l1[: self.needed])
         used = used[~np.isin(used, free)]
         if not used.size:
-            return [int(free[0])]
+            return [int(index) for index in free]
         offsets = self.l1[used] & np.uint64(OFFSET_MASK)
         below, above = used[offsets < np.uint64(offset)], used[offsets > np.uint64(offset)]
         low = int(below.max()) if below.size else -1
@@ -328,8 +351,12 @@ class Judge:
         room = sum(gap.room for gap in self.out.gaps)
         total = int((ends - starts).sum())
         lost_tables = {table.offset >> self.bits: table for table in self.out.lost}
+        exact, beside = neighbours
+        keys = self._key_areas()
         for start, end in zip(starts.tolist()[:MAX_RUNS], ends.tolist()[:MAX_RUNS], strict=True):
-            kind = next((self.contents[c] for c in range(start, min(end, start + 64)) if c in self.contents), "not read")
+            kind = next(
+                (self.contents[c] for c in range(start, min(end, start + 64)) if c in self.contents), "not read"
+            )
             verdict, confidence, reason, guest = Verdict.WASTE, 0.7, "nothing suggests that it was in use", None
             if any(cluster in self.claimed or cluster in lost_tables for cluster in range(start, end)):
                 table = next(
@@ -337,10 +364,10 @@ class Judge:
                 )
                 reason = f"it is mapped by, or is, the lost L2 table at {table << self.bits:#x}"
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.97
-            elif kind == "LUKS header":
+            elif kind == "LUKS header" or any(start < high and low < end for low, high in keys):
                 verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.99, "it holds encryption keys"
-            elif start in neighbours:
-                guest = neighbours[start]
+            elif start in exact:
+                guest = exact[start]
                 reason = f"it lies between the clusters of guest neighbours: guest {guest:#x} has lost its mapping"
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.9
             elif self.out.gaps and total <= room + len(self.out.gaps):
@@ -354,9 +381,17 @@ class Judge:
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.5
             elif kind == "zeros":
                 confidence, reason = 0.9, "it is empty"
+            elif start in beside and kind not in ("a refcount block", "an L1 table"):
+                guest = beside[start]
+                reason = f"it lies beside mapped clusters, and the guest has nothing at {guest:#x}, where it would fit"
+                verdict, confidence = Verdict.POSSIBLE_DATA, 0.6
             elif kind == "a refcount block":
                 confidence, reason = 0.9, "it is a refcount block that is no longer used"
-            elif kind in ("an L2 table", "an L1 table", "a compressed stream") or kind not in ("data", "text", "not read"):
+            elif kind in ("an L2 table", "an L1 table", "a compressed stream") or kind not in (
+                "data",
+                "text",
+                "not read",
+            ):
                 verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.7, f"it holds {kind}"
             elif kind == "not read":
                 confidence, reason = 0.5, "its content was not looked at"
@@ -380,15 +415,44 @@ class Judge:
                 )
             )
 
-    def _neighbours(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> dict[int, int]:
-        """run start -> guest offset, where a run fits exactly between two guest neighbours that are still mapped."""
+    def _key_areas(self) -> list[tuple[int, int]]:
+        """Host clusters [start, end) of LUKS headers with their key material, where the header says or a leak shows one."""
+        places = [cluster << self.bits for cluster, kind in self.contents.items() if kind == "LUKS header"]
+        if self.meta.encryption is not None:
+            places.append(self.meta.encryption.offset)
+        areas = []
+        for offset in places[:64]:
+            luks = (
+                parse_luks(self.meta.storage.read(offset, LUKS_HEADER_SIZE)) if offset < self.meta.file_size else None
+            )
+            if luks is not None and luks.magic == LUKS_MAGIC:
+                slots = [each.key_material_offset * 512 + luks.key_bytes * each.stripes for each in luks.key_slots]
+                length = min(max(luks.payload_offset * 512, *slots), limits.MAX_LUKS_HEADER_SIZE)
+                areas.append((offset >> self.bits, self.geometry.clusters(offset + length)))
+        return areas
+
+    def _neighbours(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[dict[int, int], dict[int, int]]:
+        """Run start -> guest offset: (exactly between two guest neighbours, beside one with nothing mapped there).
+
+        The last clusters in use are left out of the second: an interrupted write leaves its leak there.
+        """
         few = slice(0, MAX_RUNS)
         wanted = np.unique(np.concatenate([starts[few] - 1, ends[few]]))
         guest = guest_of_clusters(self.meta, self.tables, self.geometry, wanted)
         size = self.geometry.cluster_size
-        out: dict[int, int] = {}
+        last = int(self.census.end - 1 - np.argmax((self.census.counts != 0)[::-1])) if len(self.census) else 0
+        exact: dict[int, int] = {}
+        beside: dict[int, int] = {}
         for start, end in zip(starts[few].tolist(), ends[few].tolist(), strict=True):
             before, after = guest.get(start - 1), guest.get(end)
-            if before is not None and after is not None and after - before == (end - start + 1) * size:
-                out[start] = before + size
-        return out
+            length = (end - start) * size
+            if before is not None and after is not None and after - before == length + size:
+                exact[start] = before + size
+            elif start < last:
+                places = [before + size] if before is not None else []
+                places += [after - length] if after is not None and after >= length else []
+                for place in places:
+                    if is_unmapped(self.meta, self.geometry, self.l1, place):
+                        beside[start] = place
+                        break
+        return exact, beside

@@ -1,0 +1,136 @@
+"""Conversion: the same bytes, holes where zeros are, nothing half done left behind, sources never touched."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from formats.qcow2.tables import COPIED, compressed_entry
+from tests.engine.tiny import DATA, tiny
+from workbench.engine.codecs import compress
+from workbench.engine.convert import Cancelled, Source, convert_to_raw, data_spans
+from workbench.engine.convert_qcow2 import convert_to_qcow2
+from workbench.engine.image import Image
+from workbench.errors import ArgumentError, CorruptError, LockedError
+from workbench.storage.file import FileStorage
+from workbench.storage.locks import LockMode, acquire
+
+C = 1 << 16
+
+
+def sample(folder: Path, *, damaged: bool = False) -> Path:
+    """Data, a hole, two compressed clusters, a half-zero cluster, an odd end."""
+    packed = compress(b"compress me " * 5461 + b"....", 0)
+    assert packed is not None
+    at = (DATA + 3) * C + 11
+    words = [
+        COPIED | DATA * C,
+        COPIED | (DATA + 1) * C,
+        0,
+        compressed_entry(at, len(packed), 16),
+        compressed_entry(at, len(packed), 16),
+        COPIED | (DATA + 2) * C,
+        *([COPIED | 0x50200] if damaged else [0]),
+    ]
+    noise = random.Random(1).randbytes(2 * C)
+    storage = tiny(words, size=7 * C + 512, data={DATA: noise, DATA + 2: bytes(C // 2) + b"\x99" * (C // 2)})
+    storage.write(at, packed)
+    path = folder / "source.qcow2"
+    path.write_bytes(storage.getvalue())
+    return path
+
+
+def source(image: Image) -> Source:
+    return Source(image.chain, image.size)
+
+
+def test_raw_output_has_the_same_bytes_and_holes(tmp_path: Path) -> None:
+    with Image.open(sample(tmp_path)) as image:
+        seen: list[tuple[int, int]] = []
+        result = convert_to_raw(source(image), tmp_path / "out.raw", progress=lambda done, total: seen.append((done, total)))
+        content = image.read(0, image.size)
+        assert result.data == 5 * C and not result.lost and seen[-1] == (image.size, image.size)
+    assert (tmp_path / "out.raw").read_bytes() == content
+    assert (tmp_path / "out.raw").stat().st_blocks * 512 <= 5 * C
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out.raw", "source.qcow2"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"cluster_size": 512}, {"cluster_size": 2 << 20}, {"extended_l2": True}, {"compat": 2}]
+)
+def test_qcow2_output_has_the_same_bytes(tmp_path: Path, options: dict[str, object], packed: bool) -> None:
+    out = tmp_path / "out.qcow2"
+    with Image.open(sample(tmp_path)) as image:
+        convert_to_qcow2(source(image), out, options=options, compress=packed)
+        with Image.open(out) as copy:
+            assert copy.size == image.size
+            assert copy.read(0, copy.size) == image.read(0, image.size)
+            assert any(each.compressed for each in copy.extents()) == packed
+            assert any(not each.present for each in copy.extents()) or options.get("cluster_size") == 2 << 20
+
+
+def test_damage_ends_the_copy_and_leaves_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "out.raw"
+    out.write_bytes(b"precious")
+    with Image.open(sample(tmp_path, damaged=True)) as image:
+        with pytest.raises(CorruptError):
+            convert_to_raw(source(image), out)
+        assert out.read_bytes() == b"precious"
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["out.raw", "source.qcow2"]
+        result = convert_to_raw(source(image), out, salvage=True)
+        assert [(start, length) for start, length, _ in result.lost] == [(6 * C, C)]
+        assert out.read_bytes() == image.read(0, 6 * C) + bytes(C + 512)
+
+
+def test_cancelling_leaves_no_file(tmp_path: Path) -> None:
+    with Image.open(sample(tmp_path)) as image, pytest.raises(Cancelled):
+        convert_to_raw(source(image), tmp_path / "out.raw", cancel=lambda: True)
+    assert [each.name for each in tmp_path.iterdir()] == ["source.qcow2"]
+
+
+def test_a_source_is_never_written_over(tmp_path: Path) -> None:
+    path = sample(tmp_path)
+    (tmp_path / "other-name").symlink_to(path)
+    before = path.read_bytes()
+    with Image.open(path) as image:
+        for name in ("source.qcow2", "other-name"):
+            with pytest.raises(ArgumentError, match="read by this very conversion"):
+                convert_to_raw(source(image), tmp_path / name)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_a_vm_holds_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out.raw"
+    out.write_bytes(b"in use")
+    with (
+        FileStorage.open(out) as held,
+        acquire(held, LockMode.READ),
+        Image.open(sample(tmp_path)) as image,
+        pytest.raises(LockedError),
+    ):
+        convert_to_raw(source(image), out)
+    assert out.read_bytes() == b"in use"
+
+
+def test_in_place_zeroes_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "out.raw"
+    out.write_bytes(b"\xff" * 9 * C)
+    inode = out.stat().st_ino
+    with Image.open(sample(tmp_path)) as image:
+        convert_to_raw(source(image), out, in_place=True)
+        assert out.read_bytes() == image.read(0, image.size)
+    assert out.stat().st_ino == inode
+
+
+def test_spans_of_data_are_whole_blocks() -> None:
+    block = 4096
+    data = bytearray(5 * block + 100)
+    data[block + 17] = 1
+    data[2 * block] = 1
+    assert data_spans(memoryview(data)) == [(block, 3 * block)]
+    data[-1] = 1
+    assert data_spans(memoryview(data)) == [(block, 3 * block), (5 * block, 5 * block + 100)]
+    assert data_spans(memoryview(bytes(3 * block))) == []

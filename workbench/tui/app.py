@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import ClassVar
 from textual.app import App
 from textual.binding import BindingType
 
-from workbench.tui.commands import BY_ID, bindings
+from workbench.tui.commands import BY_ID, COMMANDS, bindings, key_name
 from workbench.tui.keymap import Keymap, load_keymap
 from workbench.tui.place import Place, View
 from workbench.tui.screens.browser import BrowserScreen
+from workbench.tui.screens.core import BrowserCore
+from workbench.tui.screens.dialogs import ChooseDialog
+from workbench.tui.screens.gallery import GalleryScreen
+from workbench.tui.screens.help import HelpDialog, PaletteDialog
+from workbench.tui.screens.moving import structure_names
+from workbench.tui.screens.problem import ProblemScreen
 from workbench.tui.session import Loaded, Session, Trouble, load
 from workbench.tui.state import State
 from workbench.tui.themes import CYCLE, OWN_THEMES
@@ -57,26 +64,95 @@ class Workbench(App[None]):
         self.set_keymap(self.user_keys.keys)
         for complaint in self.user_keys.complaints:
             self.notify(complaint.replace("[", "\\["), severity="warning")
+        if not self.images:
+            self.do_open()
         for path in self.images:
             self.open_image(path)
 
     # Images
 
     def open_image(self, path: str, title: str | None = None) -> None:
-        """Open an image as a new tab; what cannot be opened gets a screen that says why."""
-        self.opened(load(path), title)
+        """Open an image as a new tab, reading in a worker; what cannot be opened gets a screen that says why."""
+        for index, screen in enumerate(self.browsers):
+            if os.path.abspath(screen.session.path) == os.path.abspath(path):
+                self.show_image(index)
+                return
+        self.run_worker(lambda: self.call_from_thread(self.opened, load(path), title), thread=True, group="open")
 
     def opened(self, loaded: Loaded, title: str | None = None) -> None:
         """Show what `load` gave."""
+        name = title or Path(loaded.path).name or loaded.path
         if loaded.trouble is Trouble.NONE:
-            self.add_browser(Session(loaded, title=title))
+            self.browse(loaded, name)
+        else:
+            self.push_screen(ProblemScreen(loaded, name))
 
-    def add_browser(self, session: Session) -> None:
-        """Put an image in front."""
+    def browse(self, loaded: Loaded, title: str) -> None:
+        """Put an image in front; also one that is none, for its bytes."""
+        session = Session(loaded, title=title)
         session.secret = self.secret
         screen = BrowserScreen(session)
         self.browsers.append(screen)
-        self.push_screen(screen)
+        self.memory.remember(os.path.abspath(loaded.path))
+        self._bring(screen)
+
+    def _bring(self, screen: BrowserScreen) -> None:
+        """Make a screen the only one above the base, so that tabs do not pile up."""
+        name = f"image-{id(screen)}"
+        if not self.is_screen_installed(name):
+            self.install_screen(screen, name)
+        self.pop_to_base()
+        self.push_screen(name)
+
+    def pop_to_base(self) -> None:
+        """Take away whatever lies above the base screen."""
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+
+    def show_image(self, index: int) -> None:
+        """Bring an open image to the front."""
+        if 0 <= index < len(self.browsers) and self.screen is not self.browsers[index]:
+            self._bring(self.browsers[index])
+
+    @property
+    def front(self) -> BrowserScreen | None:
+        """The image in front (under a dialog, too)."""
+        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, BrowserScreen)), None)
+
+    def do_next_tab(self, step: int = 1) -> None:
+        if self.front is not None:
+            self.show_image((self.browsers.index(self.front) + step) % len(self.browsers))
+
+    def do_previous_tab(self) -> None:
+        self.do_next_tab(-1)
+
+    def do_close_tab(self) -> None:
+        screen = self.front
+        if screen is None:
+            return
+        self._remember(screen)
+        at = self.browsers.index(screen)
+        self.browsers.remove(screen)
+        self.pop_to_base()
+        self.uninstall_screen(screen)
+        screen.session.close()
+        screen.remove()
+        if self.browsers:
+            self.show_image(min(at, len(self.browsers) - 1))
+        else:
+            self.do_open()
+
+    def do_open(self, folder: str | None = None) -> None:
+        self.push_screen(GalleryScreen(folder))
+
+    def _remember(self, screen: BrowserScreen) -> None:
+        self.memory.remember(os.path.abspath(screen.session.path), screen.leave())
+
+    def restore_layout(self, screen: BrowserCore) -> None:
+        """The panes as they were the last time."""
+        found = self.memory.places.get(os.path.abspath(screen.session.path), {})
+        screen.set_class(found.get("explain") is False, "no-explain")
+        screen.fold = found.get("fold") is not False
 
     def start_place(self, session: Session) -> Place | str | None:
         """Where to begin in an image: the place asked for, or where one was the last time."""
@@ -91,10 +167,7 @@ class Workbench(App[None]):
         wanted, self.first_view = self.first_view, None
         return View(wanted) if wanted in list(View) else None
 
-    def show_image(self, index: int) -> None:
-        """Bring an open image to the front."""
-
-    def update_image_tabs(self, screen: BrowserScreen) -> None:
+    def update_image_tabs(self, screen: BrowserCore) -> None:
         """The strip of open images."""
         from workbench.tui.widgets.chrome import ImageTabs
 
@@ -102,6 +175,10 @@ class Workbench(App[None]):
         screen.query_one(ImageTabs).show([each.session.title for each in self.browsers], current)
 
     # Commands
+
+    def key_of(self, ident: str) -> str:
+        """The first key of a command, as people write it."""
+        return key_name(self.keys_of(ident).split(",")[0])
 
     def keys_of(self, ident: str) -> str:
         """The keys that a command has, comma-separated."""
@@ -123,24 +200,85 @@ class Workbench(App[None]):
         self.memory.theme = self.theme
         self.notify(f"Theme: {self.theme}", timeout=2)
 
+    def do_help(self) -> None:
+        front = self.screen
+        available = front.available() if isinstance(front, BrowserScreen) else [each for each in COMMANDS if not each.where]
+        self.push_screen(HelpDialog(frozenset(each.id for each in available)), self._run_chosen)
+
+    def _run_chosen(self, ident: str | None) -> None:
+        if ident is None:
+            return
+        if ident.startswith("nav."):
+            action = getattr(self.screen.focused, f"action_nav_{ident[4:]}", None)
+            if action is not None:
+                action()
+            return
+        screen = self.screen
+        if isinstance(screen, BrowserScreen):
+            if screen.check_action("command", (ident,)):
+                screen.action_command(ident)
+        else:
+            self.run_command(ident)
+
+    def do_palette(self) -> None:
+        screen = self.screen
+        if not isinstance(screen, BrowserScreen):
+            self.push_screen(PaletteDialog([each for each in COMMANDS if not each.where], ()), self._palette_done)
+            return
+        outline = screen.session.outline
+
+        def show(names: list[tuple[str, str]]) -> None:
+            self.push_screen(PaletteDialog(screen.available(), names), self._palette_done)
+
+        screen.session.background.submit(lambda _job: structure_names(outline), show, screen.failed, title="structures")
+
+    def _palette_done(self, value: str | None) -> None:
+        kind, _, rest = (value or "").partition(" ")
+        if kind == "command":
+            self._run_chosen(rest)
+        elif kind == "jump" and isinstance(self.screen, BrowserScreen):
+            self.screen.jump(rest)
+
+    def do_screenshot(self) -> None:
+        """An SVG of the screen in the working directory."""
+        number = 1
+        while Path(f"qwb-{number}.svg").exists():
+            number += 1
+        try:
+            Path(f"qwb-{number}.svg").write_text(self.export_screenshot(title="qwb"), encoding="utf-8")
+        except OSError as error:
+            self.notify(f"The picture could not be saved: {error.strerror}", severity="error")
+            return
+        self.notify(f"Saved qwb-{number}.svg", timeout=4)
+
     def do_quit(self) -> None:
         for screen in self.browsers:
-            self.memory.remember(os.path.abspath(screen.session.path), screen.leave())
+            self._remember(screen)
             screen.session.close()
         if self.remember:
             self.memory.save()
         self.exit()
 
     def do_interrupt(self) -> None:
-        self.do_quit()
+        """Quit, but ask first when something is running."""
+        busy = next((job for screen in self.browsers if (job := screen.session.background.busy)), None)
+        if busy is None:
+            self.do_quit()
+            return
+        if isinstance(self.screen, ChooseDialog):
+            return
+        options = [("stay", "(s) stay"), ("quit", "(q) quit, and stop it")]
+        self.push_screen(ChooseDialog(f"Still running: {busy.title}", options), lambda value: self.do_quit() if value == "quit" else None)
 
     # Pictures and tests
 
     async def settled(self) -> None:
         """Wait until everything asked for has been read and drawn."""
         for _ in range(6):
+            await self.workers.wait_for_complete()
             for screen in self.browsers:
-                await screen.session.background.idle()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(screen.session.background.idle(), 30)
             await asyncio.sleep(0.01)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from workbench.errors import QwbError
 
-Failure = QwbError | OSError | ValueError | MemoryError | ArithmeticError | LookupError | TypeError
+Failure: Final = (QwbError, OSError, ValueError, MemoryError, ArithmeticError, LookupError, TypeError)
 
 
 class Cancelled(Exception):

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, REFCOUNT_OFFSET_MASK, ZERO, compressed_range, l2_layout, words
+from formats.qcow2.tables import (
+    COMPRESSED,
+    COPIED,
+    OFFSET_MASK,
+    REFCOUNT_OFFSET_MASK,
+    ZERO,
+    compressed_range,
+    l2_layout,
+    words,
+)
 from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Run, Table, TableKind
 from workbench.errors import ArgumentError
@@ -154,8 +163,8 @@ class EntryRows:
         assert geometry is not None
         if self.table.kind is TableKind.REFCOUNT_BLOCK:
             inside = self.hosts() < np.uint64(self.meta.file_size)
-            found: NDArray[np.bool_] = (self.first == 0) == inside
-            return found & ((self.first > 1) | (self.first == 0) & inside)
+            odd: NDArray[np.bool_] = ((self.first == 0) & inside) | ((self.first != 0) & ~inside)
+            return odd
         host = self.hosts()
         bad = np.zeros(len(self.first), dtype=bool)
         packed = np.zeros(len(self.first), dtype=bool)
@@ -166,9 +175,9 @@ class EntryRows:
                 bad |= (packed == bool(flag)) & ((self.first & np.uint64(layout.reserved_mask)) != 0)
             bad |= packed & ((self.first & np.uint64(COPIED)) != 0)
         else:
-            layout = self.table.layout(self.meta, 0)
-            if layout is not None:
-                bad |= (self.first & np.uint64(layout.reserved_mask)) != 0
+            plain = self.table.layout(self.meta, 0)
+            if plain is not None:
+                bad |= (self.first & np.uint64(plain.reserved_mask)) != 0
         bad |= ~packed & ((host & np.uint64(geometry.cluster_size - 1)) != 0)
         if not (self.table.kind is TableKind.L2 and self.meta.header.has("data_file")):
             bad |= host >= np.uint64(max(1, self.meta.file_size))
@@ -242,3 +251,20 @@ class EntryRows:
         if self.starts is None:
             return min(index, max(0, self.rows - 1))
         return max(0, int(np.searchsorted(self.starts, index, side="right")) - 1)
+
+    def find_value(self, value: int, row: int, direction: int) -> int | None:
+        """The next row (in `direction`, going around) with an entry of that raw value or host offset."""
+        import numpy as np
+
+        if not 0 <= value < 1 << 64:
+            return None
+        hits = (self.first.astype(np.uint64) == np.uint64(value)) | (self.hosts() == np.uint64(value))
+        index = np.flatnonzero(hits)
+        if not len(index):
+            return None
+        rows = np.unique([self.row_of(int(each)) for each in index[:100_000].tolist()])
+        if direction > 0:
+            later = rows[rows > row]
+            return int(later[0]) if len(later) else int(rows[0])
+        earlier = rows[rows < row]
+        return int(earlier[-1]) if len(earlier) else int(rows[-1])

@@ -14,7 +14,7 @@ from workbench.engine.tables import Run, Table, TableKind, read_entry
 from workbench.render.entries import covers, run_raw, run_words
 from workbench.render.sizes import span
 from workbench.render.tree import value_text
-from workbench.tui.outline import Item, Kind, Outline
+from workbench.tui.outline import TABLES, Item, Kind, Outline
 from workbench.units import format_size
 
 _POINTERS = {
@@ -25,6 +25,9 @@ _POINTERS = {
     "extension.data.bitmap_directory_offset": "bitmaps",
     "extension.data.offset": "luks",
 }
+
+
+_WORDS = {Kind.FILE: "image", Kind.DISK: "disk", Kind.GROUP: "group"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,64 +46,17 @@ class Explanation:
     spec: str = ""
 
 
-def image_facts(meta: Metadata) -> dict[str, Any]:
-    """Numbers of the image that any lesson may use."""
-    header, geometry = meta.header, meta.geometry
-    facts: dict[str, Any] = {
-        "version": header.version,
-        "virtual_size": format_size(header.size),
-        "virtual_bytes": f"{header.size:,}",
-        "file_size": format_size(meta.file_size),
-        "file_bytes": f"{meta.file_size:,}",
-        "l1_size": f"{header.l1_size:,}",
-        "nb_snapshots": header.nb_snapshots,
-        "header_length": header.header_length,
-    }
-    if geometry is not None:
-        facts |= {
-            "cluster_size": format_size(geometry.cluster_size),
-            "cluster_bytes": geometry.cluster_size,
-            "cluster_bits": geometry.cluster_bits,
-            "clusters": f"{geometry.clusters(meta.file_size):,}",
-            "l2_entries": f"{geometry.l2_entries:,}",
-            "l2_coverage": format_size(geometry.l2_coverage),
-            "l2_entry_size": geometry.l2_entry_size,
-            "l1_needed": f"{geometry.l1_entries_for(header.size):,}",
-            "l1_coverage": format_size(header.l1_size * geometry.l2_coverage),
-            "refcount_bits": geometry.refcount_bits,
-            "refcount_max": f"{geometry.refcount_max:,}",
-            "block_entries": f"{geometry.refcount_block_entries:,}",
-            "block_coverage": format_size(geometry.refcount_block_coverage),
-            "subcluster_size": format_size(geometry.subcluster_size),
-        }
-    return facts
-
-
-def node_facts(node: Node) -> dict[str, Any]:
-    """Numbers of one field."""
-    facts: dict[str, Any] = {"shown": value_text(node), "raw": node.raw[:16].hex(" "), "bytes": node.size, "name": node.name}
-    if isinstance(node.value, int):
-        facts |= {"value": node.value, "hex": f"{node.value:#x}", "count": f"{node.value:,}", "meaning": node.symbol or str(node.value)}
-        facts["size"] = format_size(node.value)
-        facts["power"] = format_size(1 << node.value) if 0 <= node.value < 64 else "more than any disk"
-        facts["sectors"] = format_size(node.value * 512)
-        facts["yes"] = "set" if node.value else "not set"
-    elif isinstance(node.value, str):
-        facts["text"] = node.value
-    return facts
-
-
-def told(key: str, facts: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """Title and paragraphs of a lesson; empty when there is none."""
+def told(key: str, facts: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, str], ...], str]:
+    """Title, paragraphs and specification of the lesson on a schema path."""
     found = teach.explain(key, facts)
-    return (found.title, found.paragraphs) if found is not None else ("", ())
+    return found.title, found.paragraphs, found.spec
 
 
 def explain_node(outline: Outline, item: Item, node: Node) -> Explanation:
     """One field of a record."""
     meta = outline.meta
-    facts = image_facts(meta) | node_facts(node) | _item_facts(outline, item)
-    title, sections = told(node.schema, facts)
+    facts = {**outline.facts, **_item_facts(outline, item), **teach.facts_of_node(node)}
+    title, sections, spec = told(node.schema, facts)
     where = span(node.offset, node.size)
     if node.bits is not None:
         low, high = node.bits
@@ -116,22 +72,22 @@ def explain_node(outline: Outline, item: Item, node: Node) -> Explanation:
         problems=tuple(_problems(meta, node.offset, node.size)),
         sections=sections,
         links=tuple(_node_links(meta, node)),
-        spec=node.spec,
+        spec=node.spec or spec,
     )
 
 
 def explain_item(outline: Outline, item: Item) -> Explanation:
     """A structure as a whole."""
     meta = outline.meta
-    facts = image_facts(meta) | _item_facts(outline, item)
-    title, sections = told(f"structure.{item.kind.value}", facts)
+    facts = {**outline.facts, **_item_facts(outline, item)}
+    title, sections, spec = told(_WORDS.get(item.kind, item.kind.value), facts)
     problems = [("bad" if item.mark == "bad" else "warn", item.why)] if item.mark else []
     if item.kind is Kind.FILE:
         problems += [("bad" if fault.refusal >= Refusal.OPEN else "warn", fault.what) for fault in meta.faults[:20]]
     elif item.length:
         problems += [each for each in _problems(meta, item.offset, item.length) if each[1] != item.why]
     where = f"{span(item.offset, item.length)}  ({format_size(item.length)})" if item.length else ""
-    return Explanation(title or item.label, where, f"{item.label}{', ' + item.note if item.note else ''}", tuple(problems[:12]), sections)
+    return Explanation(title or item.label, where, f"{item.label}{', ' + item.note if item.note else ''}", tuple(problems[:12]), sections, (), spec)
 
 
 def explain_entry(outline: Outline, item: Item, table: Table, index: int) -> Explanation:
@@ -139,11 +95,11 @@ def explain_entry(outline: Outline, item: Item, table: Table, index: int) -> Exp
     meta = outline.meta
     words = read_entry(meta, table, index)
     run = Run(index, 1, words or (0,), missing=words is None)
-    facts = image_facts(meta) | _item_facts(outline, item) | {"index": index, "covers": covers(meta, table, run)}
-    key, says = entry_lesson(table, words), run_words(meta, table, run)
+    facts: dict[str, Any] = {**outline.facts, **teach.facts_of_table(meta, table, index)}
+    key, says, covered = entry_lesson(table, words), run_words(meta, table, run), covers(meta, table, run)
     if words is not None:
-        facts |= {"word": f"{words[0]:#018x}", "value": words[0], "says": says}
-    title, sections = told(key, facts)
+        facts |= {"word": words[0], "value": words[0]}
+    title, sections, spec = told(key, facts)
     size = max(1, table.entry_bits(meta) // 8)
     offset = table.entry_offset(meta, index)
     layout = table.layout(meta, words[0]) if words else None
@@ -162,9 +118,9 @@ def explain_entry(outline: Outline, item: Item, table: Table, index: int) -> Exp
         f"{span(offset, size)}  raw {run_raw(meta, table, run)}",
         says,
         tuple(problems),
-        (*(((("", f"Describes {facts['covers']}."),)) if facts["covers"] else ()), *sections),
+        (*((("", f"Describes {covered}."),) if covered else ()), *sections),
         tuple(entry_links(meta, table, index, words)),
-        layout.fields[0].spec if layout is not None and layout.fields else "",
+        spec,
     )
 
 
@@ -227,16 +183,12 @@ def _node_links(meta: Metadata, node: Node) -> Iterator[tuple[str, str]]:
         yield f"bytes at {node.value:#x}", f"{node.value:#x}"
 
 
-def _item_facts(outline: Outline, item: Item) -> dict[str, Any]:
-    geometry = outline.geometry
-    facts: dict[str, Any] = {"label": item.label, "note": item.note, "number": item.index, "offset": f"{item.offset:#x}", "length": format_size(item.length)}
-    if item.kind is Kind.L2 and geometry is not None:
-        start = item.index * geometry.l2_coverage
-        facts |= {"guest_start": f"{start:#x}", "guest_end": f"{start + geometry.l2_coverage - 1:#x}", "guest_start_size": format_size(start)}
-    if item.kind is Kind.REFCOUNT_BLOCK and geometry is not None:
-        start = item.index * geometry.refcount_block_coverage
-        facts |= {"host_start": f"{start:#x}", "host_end": f"{start + geometry.refcount_block_coverage - 1:#x}"}
-    return facts
+def _item_facts(outline: Outline, item: Item) -> Mapping[str, Any]:
+    """Facts of a table item as a whole, or of a numbered part."""
+    table = outline.table(item) if item.kind in TABLES else None
+    if table is not None:
+        return teach.facts_of_table(outline.meta, table)
+    return {"index": item.index} if item.index >= 0 else {}
 
 
 def _problems(meta: Metadata, offset: int, size: int) -> Iterator[tuple[str, str]]:

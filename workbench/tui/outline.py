@@ -6,9 +6,10 @@ found on demand (in a worker) from bounded table reads; more than 64 siblings ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from formats.annotate import Node
@@ -23,6 +24,7 @@ from workbench.engine.metadata import Metadata, Region
 from workbench.engine.structures import Part, Structure
 from workbench.engine.tables import Table
 from workbench.render.text import printable
+from workbench.teach import facts_of
 from workbench.units import Geometry, format_size
 
 if TYPE_CHECKING:
@@ -101,6 +103,11 @@ class Outline:
         self.meta = meta
         self.geometry: Geometry | None = meta.geometry
         self.faults: tuple[Fault, ...] = meta.faults
+
+    @cached_property
+    def facts(self) -> Mapping[str, object]:
+        """The image's numbers, for explanations."""
+        return facts_of(self.meta)
 
     # The top level
 
@@ -220,26 +227,19 @@ class Outline:
 
     def children(self, item: Item) -> list[Item]:
         """What is below an item; reads at most one table and a cluster per L2 table shown."""
-        key = item.key
-        if item.kind is Kind.GROUP:
-            return self._group_children(key)
-        if item.kind is Kind.EXTENSIONS:
-            return [self._extension(index) for index in range(len(self.meta.extensions))]
-        if item.kind is Kind.L1:
-            return self._grouped(key, self._l1_indices(key))
-        if item.kind is Kind.REFCOUNT_TABLE:
-            return self._grouped(key, self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK))
-        if item.kind is Kind.SNAPSHOTS:
-            return self._many(key, len(self.meta.snapshots), self._snapshot)
-        if item.kind is Kind.SNAPSHOT:
-            return [self._snapshot_l1(item.index)]
-        if item.kind is Kind.BITMAPS:
-            return self._many(key, len(self.meta.bitmap_directory.bitmaps), self._bitmap)
-        if item.kind is Kind.BITMAP:
-            return [self._bitmap_table(item.index)]
-        if item.kind is Kind.LUKS:
-            return [self._slot(index) for index in range(8)]
-        return []
+        meta, key = self.meta, item.key
+        makers: dict[Kind, Callable[[], list[Item]]] = {
+            Kind.GROUP: lambda: self._group_children(key),
+            Kind.EXTENSIONS: lambda: [self._extension(index) for index in range(len(meta.extensions))],
+            Kind.L1: lambda: self._grouped(key, self._l1_indices(key)),
+            Kind.REFCOUNT_TABLE: lambda: self._grouped(key, self._indices(meta.refcount_table, REFCOUNT_OFFSET_MASK)),
+            Kind.SNAPSHOTS: lambda: self._many(key, len(meta.snapshots), self._snapshot),
+            Kind.SNAPSHOT: lambda: [self._snapshot_l1(item.index)],
+            Kind.BITMAPS: lambda: self._many(key, len(meta.bitmap_directory.bitmaps), self._bitmap),
+            Kind.BITMAP: lambda: [self._bitmap_table(item.index)],
+            Kind.LUKS: lambda: [self._slot(index) for index in range(8)],
+        }
+        return makers[item.kind]() if item.kind in makers else []
 
     def _extension(self, index: int) -> Item:
         each = self.meta.extensions[index]
@@ -280,7 +280,7 @@ class Outline:
 
     def _l1_words(self, key: str) -> NDArray[np.uint64]:
         if key.startswith("snapshot:"):
-            return self.meta.snapshot_l1(self.meta.snapshots[int(key[9:].split("/")[0])])
+            return self.meta.snapshot_l1(self.meta.snapshots[int(key[9:].split("/", maxsplit=1)[0])])
         return self.meta.l1
 
     def _l1_indices(self, key: str) -> list[int]:
@@ -389,34 +389,28 @@ class Outline:
             return None
 
     def _find(self, key: str) -> Item | None:
-        for root in self.roots():
-            if root.key == key:
-                return root
+        root = next((each for each in self.roots() if each.key == key), None)
+        if root is not None:
+            return root
         base, _, last = key.rpartition("/")
         name, _, number = (last if base else key).partition(":")
         if "#" in key:
             return Item(key, key, Kind.GROUP, branch=True)
         if name == "l2":
             owner = f"{base}/l1" if base else "l1"
-            index = int(number)
-            words = self._l1_words(owner)
-            if not 0 <= index < len(words) or not int(words[index]) & OFFSET_MASK:
-                return None
-            return self._l2(owner, index)
+            return self._l2(owner, int(number)) if self._points(self._l1_words(owner), int(number), OFFSET_MASK) else None
         if name == "refcount-block":
-            index = int(number)
-            table = self.meta.refcount_table
-            if not 0 <= index < len(table) or not int(table[index]) & REFCOUNT_OFFSET_MASK:
-                return None
-            return self._block(index)
+            return self._block(int(number)) if self._points(self.meta.refcount_table, int(number), REFCOUNT_OFFSET_MASK) else None
         if base.startswith("snapshot:") and last == "l1":
             return self._snapshot_l1(int(base[9:]))
-        if name == "bitmap-table":
-            return self._bitmap_table(int(number))
-        makers = {"extension": self._extension, "snapshot": self._snapshot, "bitmap": self._bitmap, "slot": self._slot}
-        if name in makers and number and int(number) >= 0:
-            return makers[name](int(number))
-        return None
+        makers = {
+            "extension": self._extension, "snapshot": self._snapshot, "bitmap": self._bitmap, "slot": self._slot, "bitmap-table": self._bitmap_table,
+        }  # fmt: skip
+        return makers[name](int(number)) if name in makers and number.isdigit() else None
+
+    @staticmethod
+    def _points(words: NDArray[np.uint64], index: int, mask: int) -> bool:
+        return 0 <= index < len(words) and bool(int(words[index]) & mask)
 
     def parents(self, key: str) -> list[str]:
         """Keys from the top down to (not with) `key`, groups included, for opening the tree there."""

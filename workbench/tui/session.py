@@ -120,11 +120,16 @@ class Session:
         self.bookmarks: list[Place] = []
         self.secret: bytes | None = None
         self.image: Image | None = None
-        self.backing_allowed: bool | None = None
+        self.opening = False
+        self.allowed: dict[str, bool] = {}
+        self.sources: dict[int, str] = {}
+        self.asked: set[int] = set()
         self.changed_underneath = ""
         self.check: Any = None
         self.search: Any = None
         self.mark: tuple[int, int] | None = None
+        self.mark_from: int | None = None
+        self.mark_hash = ""
         self.on_pages: Callable[[], None] = lambda: None
         self.adopt(loaded)
 
@@ -134,8 +139,12 @@ class Session:
         self.storage, self.meta, self.outline = loaded.storage, loaded.meta, loaded.outline
         self.trouble, self.what = loaded.trouble, loaded.what
         self.lock, self.identity = loaded.lock, loaded.identity
-        self.pages = Pages(self.background, self.storage.read, lambda: self.on_pages())
+        self.pages = Pages(self.background, self.storage.read, self.more_pages)
         self.guest_pages: Pages | None = None
+
+    def more_pages(self) -> None:
+        """Bytes have come in: whoever shows them draws again."""
+        self.on_pages()
 
     @property
     def condition(self) -> Condition:
@@ -166,10 +175,16 @@ class Session:
     def encrypted(self) -> bool:
         return self.meta.geometry is not None and self.meta.header.crypt_method in (1, 2)
 
+    def release(self) -> None:
+        """Close the files, to take over new ones."""
+        if self.image is not None:
+            self.image.close()
+        self.image = self.guest_pages = None
+        self.sources.clear()
+        self.asked.clear()
+        self.storage.close()
+
     def close(self) -> None:
         """Stop all work and close the files."""
         self.background.close()
-        if self.image is not None:
-            self.image.close()
-            self.image = None
-        self.storage.close()
+        self.release()

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual import on
 from textual.containers import Container
 from textual.widget import Widget
 
 from formats.annotate import Node, NodeKind
-from workbench.engine.explain import explain_guest
-from workbench.render.explain import translation_lines
-from workbench.tui.background import Pages
 from workbench.tui.entries import EntryRows, Filter
 from workbench.tui.outline import Kind
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, hex_place
+from workbench.tui.screens.core import BrowserCore
 from workbench.tui.widgets.chrome import ViewTabs
 from workbench.tui.widgets.entries import EntriesView
 from workbench.tui.widgets.explain import ExplainPane
 from workbench.tui.widgets.fields import FieldsView
+from workbench.tui.widgets.guestmap import GuestMapView
 from workbench.tui.widgets.hexview import HexView, Tint
-from workbench.tui.widgets.lines import LinesView, TextLine
+from workbench.tui.widgets.lines import LinesView
 from workbench.tui.widgets.rows import Rows
 
-if TYPE_CHECKING:
-    from workbench.tui.screens.browser import BrowserScreen
 
-    Base = BrowserScreen
-else:
-    Base = object
-
-
-class Viewing(Base):
-    """Views of the middle pane; part of BrowserScreen."""
-
-    fold = True
-    filters: dict[str, Filter]
+class Viewing(BrowserCore):
+    """Views of the middle pane; part of the browser."""
 
     def view_widget(self, view: View) -> Any:
         """The widget of a view, made and mounted at first use."""
@@ -59,6 +48,8 @@ class Viewing(Base):
             return HexView(id=ident)
         if view is View.ENTRIES:
             return EntriesView(id=ident)
+        if view is View.GUEST_MAP:
+            return GuestMapView(id=ident)
         return LinesView(id=ident)
 
     def current_view(self) -> Widget | None:
@@ -246,66 +237,3 @@ class Viewing(Base):
         if run is not None and self.prepared is not None and self.prepared.table is not None:
             place = entry_place(self.session.meta, self.prepared.item, self.prepared.table, run.first, View.ENTRIES)
             self.select(place, record=False, source="entries")
-
-    # Guest: translation and data
-
-    def feed_translation(self, widget: LinesView, found: Prepared, place: Place, source: str) -> None:
-        meta, guest = self.session.meta, place.guest or 0
-        snapshot = self.snapshot_of(found.item.key)
-
-        def work() -> list[TextLine]:
-            told = explain_guest(meta, guest, snapshot)
-            prefix = f"snapshot:{snapshot}/" if snapshot is not None else ""
-            targets = _translation_targets(told, prefix)
-            lines = []
-            number = -1
-            for text in translation_lines(meta, told):
-                if text[:1].isdigit():
-                    number += 1
-                    lines.append(TextLine(text, "accent", targets.get(number, "")))
-                elif text.startswith("=>"):
-                    lines.append(TextLine(text, "good", f"{told.host:#x}" if told.host is not None and not told.external else f"{told.run.offset:#x}" if told.run else ""))
-                else:
-                    lines.append(TextLine(text, "accent" if not lines else ""))
-            return lines
-
-        self.session.background.submit(lambda _job: work(), widget.show, self.failed, title="translating")
-
-    def snapshot_of(self, key: str) -> int | None:
-        """Index of the snapshot that a structure belongs to."""
-        if key.startswith("snapshot:"):
-            digits = key[9:].split("/")[0]
-            return int(digits) if digits.isdigit() else None
-        return None
-
-    def feed_guest_hex(self, widget: HexView, found: Prepared, place: Place, source: str) -> None:
-        guest = place.guest or 0
-
-        def ready(pages: Pages) -> None:
-            widget.show(pages, self.session.meta.header.size)
-            widget.footnote = self.guest_note
-            if source != "guest_hex":
-                widget.select(guest, 1)
-
-        self.with_guest(ready)
-
-    @on(HexView.ByteMoved, "#view-guest_hex")
-    def guest_hex_moved(self, event: HexView.ByteMoved) -> None:
-        place = Place(self.place.node, self.place.offset, self.place.length, self.place.path, View.GUEST_HEX, event.offset)
-        self.select(place, record=False, source="guest_hex")
-
-
-def _translation_targets(told: Any, prefix: str) -> dict[int, str]:
-    """Step number -> address of what the step looks at."""
-    found = {}
-    for number, step in enumerate(told.steps):
-        kind = step.kind.value
-        if kind == "l1-index":
-            found[number] = f"{prefix}l1:{step.result}"
-        elif kind == "l1-entry":
-            found[number] = f"{prefix}l1:{step.numbers['index']}"
-        elif kind in ("l2-index", "l2-entry") and step.where is not None:
-            found[number] = f"{step.where.offset:#x}"
-        elif step.where is not None:
-            found[number] = f"{step.where.offset:#x}"
-    return found

@@ -1,51 +1,155 @@
-"""Working on an image: check, passphrase, backing files, marks, copying, reloading."""
+"""Working on an image: marks, copying, reloading, entering the backing file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
 
-from workbench.tui.explaining import Explanation
+from workbench.engine.gate import OpenRequest, resolve_name
+from workbench.render.sizes import span
+from workbench.tui.background import Job
+from workbench.tui.place import View
+from workbench.tui.screens.core import BrowserCore
+from workbench.tui.screens.dialogs import ChooseDialog
+from workbench.tui.session import Loaded, load
+from workbench.tui.widgets.hexview import HexView
+from workbench.units import format_size
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from workbench.tui.background import Pages
-    from workbench.tui.prepare import Prepared
-    from workbench.tui.screens.browser import BrowserScreen
-
-    Base = BrowserScreen
-else:
-    Base = object
+HASH_STEP: Final = 4 << 20
+COPY_LIMIT: Final = 1 << 16
+"""Bytes that go to the clipboard as hex at most."""
 
 
-class Working(Base):
-    """Commands that read more, or give something out; part of BrowserScreen."""
+class Working(BrowserCore):
+    """Commands that read more, or give something out; part of the browser."""
 
-    def start_check(self) -> None:
-        """Check in the background."""
+    # Marking a range
 
-    def verdict(self) -> tuple[str, str]:
-        """The check's result in words, with its level."""
-        return ("", "")
+    def do_mark(self) -> None:
+        """First press: one end. Second: the other; then length and hash. Third: away."""
+        session = self.session
+        at = self._byte()
+        if session.mark_from is None and session.mark is None:
+            session.mark_from = at
+            self.notify(f"Marked from {at:#x}; go to the other end and press {self.app.key_of('mark')} again.", timeout=4)
+        elif session.mark_from is not None:
+            low, high = sorted((session.mark_from, at))
+            session.mark_from, session.mark, session.mark_hash = None, (low, high + 1), ""
+            self._hash_mark()
+        else:
+            session.mark, session.mark_hash = None, ""
+        for widget in self.query(HexView):
+            widget.marked = session.mark
+            widget.refresh()
+        self.update_title()
 
-    def has_findings(self) -> bool:
-        """Whether the check found something."""
-        return False
+    def _byte(self) -> int:
+        """The byte under the cursor in the hex view, else where the selection starts."""
+        widget = self.current_view()
+        return widget.at if isinstance(widget, HexView) and self.place.view is View.HEX else self.place.offset
+
+    def _hash_mark(self) -> None:
+        session = self.session
+        assert session.mark is not None
+        low, high = session.mark
+        storage = session.storage
+
+        def work(job: Job) -> str:
+            digest = hashlib.sha256()
+            for at in range(low, high, HASH_STEP):
+                job.step(at - low, high - low)
+                digest.update(storage.read(at, min(HASH_STEP, high - at)))
+            return digest.hexdigest()
+
+        def done(text: str) -> None:
+            session.mark_hash = text
+            self.update_title()
+
+        session.background.submit(work, done, self.failed, title="hashing", long=True)
 
     def mark_note(self) -> str:
-        """What is marked."""
-        return ""
+        """Length and hash of the marked range."""
+        session = self.session
+        if session.mark is None:
+            return f"marked from {session.mark_from:#x}" if session.mark_from is not None else ""
+        low, high = session.mark
+        return f"{span(low, high - low)}: {format_size(high - low)}, sha256 {session.mark_hash[:16] or '…'}"
 
-    def explanation_of(self, found: Prepared) -> Explanation:
-        """The explanation, with what the check knows."""
-        return found.explanation
+    # Copying
+
+    def do_copy(self) -> None:
+        found = self.prepared
+        if found is None:
+            return
+        session, place = self.session, self.place
+        low, high = session.mark or (place.offset, place.end)
+        options = [("offset", f"(o) offset   {place.offset:#x}"), ("hex", f"(h) bytes in hex   {span(low, high - low)}")]
+        value = found.explanation.value
+        if value:
+            options.insert(1, ("value", f"(v) value   {value[:60]}"))
+        if place.guest is not None:
+            options.append(("guest", f"(g) guest offset   {place.guest:#x}"))
+        if session.mark_hash:
+            options.append(("hash", f"(s) SHA-256 of the marked range   {session.mark_hash[:16]}…"))
+        self.app.push_screen(ChooseDialog("Copy", options), self._copy)
+
+    def _copy(self, what: str | None) -> None:
+        found, place, session = self.prepared, self.place, self.session
+        if what is None or found is None:
+            return
+        if what == "hex":
+            low, high = session.mark or (place.offset, place.end)
+            storage = session.storage
+            size = min(high - low, COPY_LIMIT)
+            session.background.submit(lambda _job: storage.read(low, size).hex(" "), self._copied, self.failed)
+            return
+        texts = {"offset": f"{place.offset:#x}", "value": found.explanation.value, "guest": f"{place.guest or 0:#x}", "hash": session.mark_hash}
+        self._copied(texts[what])
+
+    def _copied(self, text: str) -> None:
+        self.app.copy_to_clipboard(text)
+        shown = text if len(text) <= 48 else text[:47] + "…"
+        self.notify(f"Copied: {shown}".replace("[", "\\["), timeout=3)
+
+    # The file again
+
+    def do_reload(self) -> None:
+        """Read the image anew; the place is kept where it still exists."""
+        session = self.session
+
+        def done(loaded: Loaded) -> None:
+            if loaded.storage is None:
+                self.notify(f"It can no longer be read: {loaded.what}", severity="error")
+                return
+            session.release()
+            session.adopt(loaded)
+            session.changed_underneath = ""
+            self.fill_tree(lambda: self.select(self.place, record=False))
+            self.start_check()
+            self.notify("Read again.", timeout=2)
+
+        session.background.submit(lambda _job: load(session.path), done, self.failed, title="reading")
+
+    # The backing file
 
     def enter_backing(self) -> None:
-        """Open the backing file as another image."""
+        """Open the backing file as an image of its own, after asking."""
+        meta, path = self.session.meta, self.session.path
+        name = meta.backing_name
+        if not name:
+            self.notify("The backing file name cannot be read.", severity="warning")
+            return
+        resolved = resolve_name(name, path, "backing")
+        request = OpenRequest("backing", name, resolved, path, meta.backing_format, 0)
 
-    def with_guest(self, ready: Callable[[Pages], None]) -> None:
-        """Open the guest's view of the image, asking for what it needs."""
+        def answer(chosen: Path | None) -> None:
+            if chosen is not None:
+                self.app.open_image(str(chosen))
 
-    def guest_note(self, offset: int) -> str:
-        """Where a guest byte comes from."""
-        return ""
+        key = f"backing:{name}"
+        if self.session.allowed.get(key) is False:
+            with suppress(KeyError):
+                del self.session.allowed[key]
+        self.ask_gate(request, answer)

@@ -88,7 +88,7 @@ class FieldsView(Rows):
 
     def _columns(self, width: int) -> tuple[int, int, int, int, int]:
         """Widths of name, offset, raw, value, meaning; columns that find no room are 0."""
-        name = min(30, max(16, width * 2 // 5)) if width < 70 else 28
+        name = min(28, max(16, width * 9 // 20))
         where = 11
         rest = width - name - where - 1
         if rest < 18:

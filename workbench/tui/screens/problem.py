@@ -1,0 +1,124 @@
+"""What to show when a file cannot be browsed as an image: what is the matter, and what can be done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.screen import Screen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from workbench.tui.commands import BY_ID, bindings
+from workbench.tui.session import Loaded, Trouble
+from workbench.tui.widgets.chrome import Footer, Line
+
+if TYPE_CHECKING:
+    from workbench.tui.app import Workbench
+
+ADVICE: Final = {
+    Trouble.MISSING: ("There is no such file", "Check the name. A relative name starts in the folder where the program was started."),
+    Trouble.DIRECTORY: ("This is a directory", "An image is a file. Pick one of the files in it."),
+    Trouble.PERMISSION: ("You may not read this file", "Run the program as a user who may, or copy the file to where you may read it. The workbench only reads."),
+    Trouble.UNREADABLE: ("The file cannot be read", "If the disk underneath is failing, copy what can be read with ddrescue first and look at the copy."),
+    Trouble.EMPTY: ("The file is empty", "It has no bytes at all: a copy or a download that never started, or a file that was truncated to nothing."),
+    Trouble.TRUNCATED: ("The file ends inside the header", "A qcow2 header has at least 72 bytes. What is there can be looked at; the rest is gone."),
+    Trouble.NOT_QCOW2: (
+        "This is not a qcow2 image",
+        "A qcow2 image begins with the bytes 51 46 49 fb ('QFI' and 0xfb). This may be a raw disk, another format, or an image whose first bytes were overwritten.",
+    ),
+}
+_COMMANDS: Final = ("open", "help", "quit")
+
+
+class ProblemScreen(Screen[None]):
+    """Explains, and offers ways on."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings([BY_ID[ident] for ident in ("open", "help", "palette", "quit", "theme")])]
+    DEFAULT_CSS = """
+    ProblemScreen { align: center middle; }
+    ProblemScreen > #box { width: 72; max-width: 96%; height: auto; border: round $error; padding: 1 2; background: $surface; }
+    ProblemScreen #what { color: $error; text-style: bold; }
+    ProblemScreen OptionList { border: none; height: auto; background: $surface; margin: 1 0 0 0; }
+    """
+
+    app: Workbench
+
+    def __init__(self, loaded: Loaded, title: str) -> None:
+        super().__init__()
+        self.loaded, self.name_shown = loaded, title
+
+    def compose(self) -> ComposeResult:
+        what, advice = ADVICE[self.loaded.trouble]
+        with Vertical(id="box"):
+            yield Static(f"✗ {what}", id="what", markup=False)
+            yield Static(self.name_shown, markup=False)
+            yield Static("", markup=False)
+            yield Static(self.detail(), markup=False)
+            yield Static(advice, markup=False)
+            yield OptionList(*(Option(Text(label), id=value) for value, label in self.ways()), id="choices")
+        yield Footer(id="footer")
+
+    def detail(self) -> str:
+        """The particulars: the system's reason, or what the first bytes look like."""
+        if self.loaded.trouble is Trouble.NOT_QCOW2 and self.loaded.meta is not None:
+            head = self.loaded.meta.head[:16]
+            guess = guess_format(self.loaded.meta.head)
+            return f"It begins with {head.hex(' ')}." + (f" That looks like {guess}." if guess else "") + "\n"
+        return self.loaded.what.capitalize() + ".\n" if self.loaded.trouble is Trouble.UNREADABLE else ""
+
+    def ways(self) -> list[tuple[str, str]]:
+        """What can be done from here."""
+        found = []
+        if self.loaded.meta is not None and self.loaded.meta.file_size:
+            found.append(("bytes", "Look at the bytes"))
+        if self.loaded.trouble is Trouble.DIRECTORY:
+            found.append(("files", "Pick a file in it"))
+        return [*found, ("again", "Try again"), ("open", "Open something else"), ("quit", "Quit")]
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).focus()
+        self.query_one(OptionList).highlighted = 0
+        self.query_one(Footer).show([BY_ID[ident] for ident in _COMMANDS], {ident: self.app.keys_of(ident) for ident in _COMMANDS})
+
+    @on(OptionList.OptionSelected)
+    def chosen(self, event: OptionList.OptionSelected) -> None:
+        value = event.option.id
+        if value == "bytes":
+            self.dismiss(None)
+            self.app.browse(self.loaded, self.name_shown)
+        elif value == "again":
+            self.dismiss(None)
+            self.app.open_image(self.loaded.path)
+        elif value == "files":
+            self.app.do_open(self.loaded.path)
+        else:
+            self.app.run_command(str(value))
+
+    @on(Line.Hit)
+    def hit(self, event: Line.Hit) -> None:
+        self.app.run_command(event.value)
+
+    def action_command(self, ident: str) -> None:
+        """Run a command of the table."""
+        self.app.run_command(ident)
+
+
+_MAGICS: Final = (
+    (b"QFI\xfb", 0, "qcow2"), (b"KDMV", 0, "a VMDK image"), (b"vhdxfile", 0, "a VHDX image"), (b"conectix", 0, "a VHD image"),
+    (b"LUKS\xba\xbe", 0, "a LUKS volume"), (b"\x1f\x8b", 0, "gzip-compressed data"), (b"\xfd7zXZ", 0, "xz-compressed data"), (b"PK\x03\x04", 0, "a zip archive"),
+    (b"<<< ", 0, "a VirtualBox VDI image"), (b"\x28\xb5\x2f\xfd", 0, "zstd-compressed data"), (b"\x55\xaa", 510, "a raw disk with a boot sector"),
+    (b"\x53\xef", 1080, "a raw ext2/3/4 file system"), (b"QED\0", 0, "a QED image"),
+)  # fmt: skip
+
+
+def guess_format(head: bytes) -> str:
+    """What a file that is no qcow2 image may be, from well-known magic numbers; empty when nothing fits."""
+    for magic, at, name in _MAGICS:
+        if head[at : at + len(magic)] == magic:
+            return name
+    return "an area of zeros" if head and not any(head) else ""

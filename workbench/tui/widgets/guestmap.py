@@ -1,0 +1,223 @@
+"""The virtual disk as cells: colour and shape say what is there; zoom from the whole disk to single clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from workbench.tui.guestmap import Fill, GuestCells
+from workbench.tui.widgets.rows import Part, Rows
+from workbench.units import format_size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Measure = Callable[[int, int, int, Callable[[GuestCells], None]], None]
+
+GLYPHS: Final = {
+    Fill.DATA: ("█", "data", "data"),
+    Fill.COMPRESSED: ("≡", "packed", "compressed"),
+    Fill.ZERO_ALLOC: ("0", "meta", "zero, allocated"),
+    Fill.ZERO_PLAIN: ("o", "zero", "zero"),
+    Fill.UNALLOCATED: ("·", "free", "unallocated"),
+    Fill.INVALID: ("✗", "bad", "invalid"),
+}
+PARTLY: Final = "▒"
+BACKING: Final = ("b", "backing", "from backing file")
+
+
+class GuestMapView(Rows):
+    """Rows of cells; each cell is `per_cell` guest bytes. Only the visible cells are measured."""
+
+    head_height = 2
+
+    def __init__(self, **more: object) -> None:
+        super().__init__(**more)
+        self.disk = 0
+        self.cluster = 1 << 16
+        self.per_cell = 0
+        self.guest = 0
+        self._measure: Measure | None = None
+        self._cells: GuestCells | None = None
+        self._asked: tuple[int, int, int] | None = None
+
+    def show(self, disk: int, cluster: int, measure: Measure) -> None:
+        """Show a disk of `disk` bytes in clusters of `cluster` bytes."""
+        if (disk, cluster) != (self.disk, self.cluster) or not self.per_cell:
+            self.disk, self.cluster, self.per_cell = disk, cluster, 0
+            self._cells = self._asked = None
+        self._measure = measure
+        self._fit()
+        self._ask()
+        self.refresh()
+
+    @property
+    def columns(self) -> int:
+        """Cells to a row: as many as fit, a multiple of 8."""
+        return max(8, (self.inner_width - 14) // 8 * 8)
+
+    @property
+    def whole(self) -> int:
+        """Bytes per cell at which the whole disk fits."""
+        cells = self.columns * max(1, self.page)
+        return max(self.cluster, -(-self.disk // cells))
+
+    def _fit(self) -> None:
+        if not self.per_cell and self.size.width > 0:
+            self.per_cell = self._round(self.whole)
+
+    def _round(self, size: int) -> int:
+        """A power of two times the cluster size, so that cells are whole clusters."""
+        cell = self.cluster
+        while cell < size:
+            cell *= 2
+        return cell
+
+    def zoom(self, direction: int) -> None:
+        """Closer (1) or wider (-1), around the cursor."""
+        if not self.per_cell:
+            return
+        wanted = self.per_cell // 8 if direction > 0 else self.per_cell * 8
+        self.per_cell = max(self.cluster, min(wanted, self._round(self.whole)))
+        self._cells = self._asked = None
+        self.select(self.guest)
+
+    def select(self, guest: int) -> None:
+        """Put the cursor on the cell with a guest offset; tells no one."""
+        self.guest = max(0, min(guest, max(0, self.disk - 1)))
+        if self.per_cell:
+            row = self.guest // self.per_cell // self.columns
+            self.set_reactive(Rows.cursor, row)
+            self.show_row(row, middle=True)
+        self._ask()
+        self.refresh()
+
+    def row_count(self) -> int:
+        return -(-self.disk // (self.per_cell * self.columns)) if self.per_cell else 0
+
+    def marks_row(self) -> bool:
+        return False
+
+    def on_resize(self) -> None:
+        self._fit()
+        self._cells = self._asked = None
+        self.select(self.guest)
+
+    def watch_top(self) -> None:
+        self._ask()
+        self.refresh()
+
+    def _ask(self) -> None:
+        if not self.per_cell or self._measure is None or self.size.width <= 0:
+            return
+        start = self.top * self.columns * self.per_cell
+        question = (start, self.per_cell, self.columns * self.page)
+        if question != self._asked:
+            self._asked = question
+            self._measure(*question, self._measured)
+
+    def _measured(self, cells: GuestCells) -> None:
+        if self._asked is not None and (cells.start, cells.per_cell) == self._asked[:2]:
+            self._cells = cells
+            self.refresh()
+
+    def head_parts(self, line: int, width: int) -> Iterable[Part]:
+        if line == 0:
+            yield f" one cell = {format_size(self.per_cell)}   ", ""
+            for glyph, style, text in (*(GLYPHS[fill] for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)), BACKING if self._cells is not None and self._cells.backing else GLYPHS[Fill.UNALLOCATED]):
+                yield glyph, style
+                yield f" {text}  ", ""
+            yield PARTLY, "data"
+            yield " partly", ""
+            return
+        yield f" guest {self.guest:#x} ({format_size(self.guest)}): {self.describe(self.guest)}", ""
+
+    def describe(self, guest: int) -> str:
+        """What the cell of a guest offset holds, in words."""
+        counts = self._counts(guest // self.per_cell) if self.per_cell else None
+        if counts is None:
+            return "measuring …"
+        total = counts.sum()
+        if not total:
+            return "past the end of the disk"
+        parts = []
+        for fill in Fill:
+            if counts[fill]:
+                text = BACKING[2] if fill is Fill.UNALLOCATED and self._cells is not None and self._cells.backing else GLYPHS[fill][2]
+                share = counts[fill] / total
+                parts.append(text if share == 1 else f"{share:.0%} {text}")
+        return ", ".join(parts)
+
+    def _counts(self, cell: int) -> np.ndarray | None:
+        if self._cells is None or self._cells.per_cell != self.per_cell:
+            return None
+        index = cell - self._cells.start // self.per_cell
+        return self._cells.counts[index] if 0 <= index < len(self._cells.counts) else None
+
+    def row_parts(self, row: int, width: int) -> Iterable[Part]:
+        columns = self.columns
+        yield f"{row * columns * self.per_cell:>12x} ", "dim"
+        here = self.guest // self.per_cell
+        for cell in range(row * columns, (row + 1) * columns):
+            if cell * self.per_cell >= self.disk:
+                return
+            glyph, style = self._look(cell)
+            yield glyph, ("lit" if self.has_focus else "select") if cell == here else style
+
+    def _look(self, cell: int) -> tuple[str, str]:
+        counts = self._counts(cell)
+        if counts is None:
+            return " ", "dim"
+        total = counts.sum()
+        if counts[Fill.INVALID]:
+            return GLYPHS[Fill.INVALID][:2]
+        best = Fill(int(counts.argmax()))
+        if counts[best] < total:
+            used = [fill for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN) if counts[fill]]
+            return PARTLY, GLYPHS[used[0]][1]
+        if best is Fill.UNALLOCATED and self._cells is not None and self._cells.backing:
+            return BACKING[:2]
+        return GLYPHS[best][:2]
+
+    # Moving
+
+    def _go(self, cell: int) -> None:
+        last = max(0, (self.disk - 1) // self.per_cell) if self.per_cell else 0
+        cell = max(0, min(cell, last))
+        if self.per_cell and cell != self.guest // self.per_cell:
+            self.guest = cell * self.per_cell
+            row = cell // self.columns
+            self.set_reactive(Rows.cursor, row)
+            self.show_row(row)
+            self.refresh()
+            self.cursor_moved()
+
+    @property
+    def _cell(self) -> int:
+        return self.guest // self.per_cell if self.per_cell else 0
+
+    def action_nav_up(self) -> None:
+        if self._cell >= self.columns:
+            self._go(self._cell - self.columns)
+
+    def action_nav_down(self) -> None:
+        self._go(self._cell + self.columns)
+
+    def action_nav_left(self) -> None:
+        self._go(self._cell - 1)
+
+    def action_nav_right(self) -> None:
+        self._go(self._cell + 1)
+
+    def _page(self, direction: int) -> None:
+        self._go(self._cell + direction * self.page * self.columns)
+
+    def action_nav_home(self) -> None:
+        self._go(0)
+
+    def action_nav_end(self) -> None:
+        self._go(1 << 62)
+
+    def clicked(self, x: int, row: int) -> None:
+        if 0 <= x - 13 < self.columns:
+            self._go(row * self.columns + x - 13)

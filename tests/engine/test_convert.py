@@ -49,7 +49,9 @@ def source(image: Image) -> Source:
 def test_raw_output_has_the_same_bytes_and_holes(tmp_path: Path) -> None:
     with Image.open(sample(tmp_path)) as image:
         seen: list[tuple[int, int]] = []
-        result = convert_to_raw(source(image), tmp_path / "out.raw", progress=lambda done, total: seen.append((done, total)))
+        result = convert_to_raw(
+            source(image), tmp_path / "out.raw", progress=lambda done, total: seen.append((done, total))
+        )
         content = image.read(0, image.size)
         assert result.data == 5 * C and not result.lost and seen[-1] == (image.size, image.size)
     assert (tmp_path / "out.raw").read_bytes() == content

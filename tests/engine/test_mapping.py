@@ -137,7 +137,19 @@ def test_compressed_clusters_never_merge_even_with_equal_descriptors() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_random_tables_decode_as_one_entry_at_a_time(seed: int, rules: MappingRules) -> None:
     rng = random.Random(seed)
-    choices = [0, ZERO, COPIED, C, COPIED | C, 2 * C | ZERO, COMPRESSED | 7, C - 512, (1 << 56) - C, 1 << 56, C | 1 << 60]
+    choices = [
+        0,
+        ZERO,
+        COPIED,
+        C,
+        COPIED | C,
+        2 * C | ZERO,
+        COMPRESSED | 7,
+        C - 512,
+        (1 << 56) - C,
+        1 << 56,
+        C | 1 << 60,
+    ]
     words: list[int] = []
     while len(words) < 600:
         word = rng.choice(choices)

@@ -63,7 +63,8 @@ def test_reads_outside_the_disk_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "says"), [(DATA * C + 512, "not cluster aligned"), (COMPRESSED | 9 * C, "compressed cluster cannot be read")]
+    ("word", "says"),
+    [(DATA * C + 512, "not cluster aligned"), (COMPRESSED | 9 * C, "compressed cluster cannot be read")],
 )
 def test_damage_raises_with_table_index_and_offset_and_spares_the_rest(word: int, says: str) -> None:
     with opened(tiny([COPIED | DATA * C, word], data={DATA: b"\x33" * C})) as image:
@@ -97,7 +98,9 @@ def test_decoded_tables_are_remembered_within_a_bound_and_forgotten_on_request()
 def test_version_2_and_every_cluster_size() -> None:
     for bits in range(9, 22):
         cluster = 1 << bits
-        storage = tiny([COPIED | DATA * cluster], cluster_bits=bits, version=2, size=cluster, data={DATA: b"\x66" * cluster})
+        storage = tiny(
+            [COPIED | DATA * cluster], cluster_bits=bits, version=2, size=cluster, data={DATA: b"\x66" * cluster}
+        )
         with opened(storage) as image:
             assert image.read(0, cluster) == b"\x66" * cluster
 
@@ -108,7 +111,9 @@ def test_version_2_and_every_cluster_size() -> None:
 def with_backing(name: str, size: int = 4 * C, format_name: str = "raw") -> bytes:
     """An empty overlay that names `name`."""
     raw = name.encode()
-    extension = (0xE2792ACA).to_bytes(4, "big") + len(format_name).to_bytes(4, "big") + format_name.encode().ljust(8, b"\0")
+    extension = (
+        (0xE2792ACA).to_bytes(4, "big") + len(format_name).to_bytes(4, "big") + format_name.encode().ljust(8, b"\0")
+    )
     storage = tiny([], size=size, header={"backing_file_offset": 512, "backing_file_size": len(raw)})
     storage.write(104, extension if format_name else b"")
     storage.write(512, raw)
@@ -169,7 +174,9 @@ def test_the_gate_sees_each_name_and_may_redirect(tmp_path: Path) -> None:
 
     with Image.open(tmp_path / "top.qcow2", gate=gate) as image:
         assert image.read(0, 2) == b"\x88\x88"
-    assert [(each.kind, each.stored_name, each.format, each.depth) for each in seen] == [("backing", "gone.raw", "raw", 0)]
+    assert [(each.kind, each.stored_name, each.format, each.depth) for each in seen] == [
+        ("backing", "gone.raw", "raw", 0)
+    ]
     assert seen[0].resolved == tmp_path / "gone.raw"
 
 

@@ -195,7 +195,10 @@ def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage
         try:
             return open_file(os.fspath(path), opening, writable=writable), None
         except QwbError as error:
-            error.hint = error.hint or f"it is the external data file of {base}, looked for in the working directory and beside the image"
+            error.hint = (
+                error.hint
+                or f"it is the external data file of {base}, looked for in the working directory and beside the image"
+            )
             raise
     except QwbError as error:
         opening.problem("DATA-FILE-UNAVAILABLE", error, 72, 8)

@@ -225,9 +225,7 @@ def _copy_compressed(layer: Qcow2Layer, group: list[Piece], target: Storage) -> 
         write_sparse(target, piece.start, plain)
 
 
-def _salvage(
-    layers: Sequence[Layer], group: list[Piece], target: Storage, result: CopyResult, error: QwbError
-) -> None:
+def _salvage(layers: Sequence[Layer], group: list[Piece], target: Storage, result: CopyResult, error: QwbError) -> None:
     """Piece by piece, by cluster: what reads is written, the rest stays zeros and is listed."""
     for piece in group:
         layer = layers[piece.layer]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from workbench.engine.metadata import Metadata
     from workbench.engine.structures import Structure
 
+LINES_IN_OVERVIEW: Final = 4096
+RECORDS_IN_OVERVIEW: Final = 256
+
 HELP = """Any structure of IMAGE: host offset, raw bytes, value, meaning.
 
 \b
@@ -38,7 +42,7 @@ PART is one of
   bitmap:N  bitmap-table:N  extension:N
   cluster:N  c:N  0xOFFSET          the bytes of a cluster, in hex
   all                               everything, every L2 table and refcount block too
-Without PART: all but the L2 tables and refcount blocks.
+Without PART: an overview, all but the L2 tables and refcount blocks; very long tables and lists are cut there.
 
 Entries that say the same, and clusters that lie side by side, are folded into one line (--full: every entry alone).
 """
@@ -67,6 +71,7 @@ def command(
 
             require_openable(meta)
         places = list(dump.structures()) if part in (None, "all") else [dump.find(part or "")]
+        dump.overview = part is None
         if as_json:
             _json(dump, places, everything=part == "all", single=part not in (None, "all"))
         else:
@@ -95,6 +100,7 @@ class _Dump:
     def __init__(self, meta: Metadata, *, full: bool, docs: bool, width: int) -> None:
         self.meta, self.full, self.docs, self.width = meta, full, docs, width
         self.color = sys.stdout.isatty()
+        self.overview = False
         self.shown: dict[tuple[str, int], str] = {}
 
     def find(self, part: str) -> Place:
@@ -143,13 +149,19 @@ class _Dump:
         if other := self._repeated(what):
             yield f"   the same table as {other}"
         elif what.table is not None:
-            yield from table_lines(self.meta, what.table, fold=not self.full)
+            lines = table_lines(self.meta, what.table, fold=not self.full)
+            yield from islice(lines, LINES_IN_OVERVIEW if self.overview else None)
+            if self.overview and next(lines, None) is not None:
+                yield f"   … and more: `qwb dump IMAGE {what.path}` shows all of it"
         elif (node := what.annotate()) is not None:
             yield from tree_lines(node, width=self.width, docs=self.docs, color=self.color)
         if what.part in (Part.SNAPSHOTS, Part.BITMAPS, Part.EXTENSIONS) or (everything and what.expandable()):
             for child in self._children(what):
                 yield ""
                 yield from self._structure(child, everything)
+            if self.overview and what.child_count() > RECORDS_IN_OVERVIEW:
+                yield ""
+                yield f"   … and {what.child_count() - RECORDS_IN_OVERVIEW} more: `qwb dump IMAGE {what.path}` shows them all"
 
     def _repeated(self, what: Structure) -> str | None:
         """The structure under which this very table has been shown already (snapshots share L2 tables)."""
@@ -162,7 +174,9 @@ class _Dump:
         """Children in portions: an L1 table may have millions."""
         start, step = 0, 1 << 14
         while portion := what.children(start, step):
-            yield from portion
+            yield from portion[: RECORDS_IN_OVERVIEW if self.overview else None]
+            if self.overview:
+                return
             start += step
 
     def _entry(self, place: Place) -> Iterator[str]:
@@ -248,10 +262,11 @@ class _Dump:
         if length is None and (other := self._repeated(what)):
             return self._head(what) | {"entries": what.table.entries, "same-as": other}
         runs = what.table.runs(self.meta, first, length, fold=not self.full)
-        return self._head(what) | {
-            "entries": what.table.entries,
-            "runs": [run_json(self.meta, what.table, run) for run in runs],
-        }
+        shown = [
+            run_json(self.meta, what.table, run) for run in islice(runs, LINES_IN_OVERVIEW if self.overview else None)
+        ]
+        more = {"cut": True} if self.overview and next(runs, None) is not None else {}
+        return self._head(what) | {"entries": what.table.entries, "runs": shown} | more
 
     def _bytes_json(self, place: Place) -> dict[str, Any]:
         from workbench.engine.owners import owners_of

@@ -133,7 +133,7 @@ class Table:
         pending: Run | None = None
         at = first & ~7
         while at < readable:
-            hole = self._hole(meta, at, readable) if fold else 0
+            hole = self.hole(meta, at, readable) if fold else 0
             block = self.columns(meta, at, 0 if hole else min(_WINDOW, readable - at))
             if not len(block) and not hole:
                 break
@@ -154,7 +154,7 @@ class Table:
         if start < end:
             yield Run(start, end - start, (0,), 0, missing=True)
 
-    def _hole(self, meta: Metadata, at: int, end: int) -> int:
+    def hole(self, meta: Metadata, at: int, end: int) -> int:
         """Entries from `at` on that lie in a hole of the file: zeros that need not be read. 0 for a short one."""
         bits = self.entry_bits(meta)
         start = self.region.offset + at * bits // 8

@@ -155,6 +155,8 @@ class Image:
             self._writer.flush()
             self.top.walker.l1 = np.array(self._writer.core.tables.l1, dtype=np.uint64)
             self.top.forget()
+        if self._writer is not None:
+            self._writer.publish()
         end = self.size if length is None else start + length
         if not 0 <= start <= end:
             raise ArgumentError(f"no guest range: {start}..{end}", path=self.path)

@@ -25,7 +25,7 @@ def resize(core: Core, size: int, preallocation: Preallocation = Preallocation.O
     A crash leaves the old size or the new one.
     """
     if size % SECTOR_SIZE or size < 0:
-        raise ArgumentError(f"the new size must be a multiple of {SECTOR_SIZE}, not {size}", path=core.path)
+        raise ArgumentError(f"the new size must be a multiple of {SECTOR_SIZE}", path=core.path)
     old = core.layer.size
     if core.header.nb_snapshots and core.header.version < 3:
         raise UnsupportedError("an image of version 2 with snapshots cannot be resized", path=core.path)
@@ -43,7 +43,7 @@ def resize(core: Core, size: int, preallocation: Preallocation = Preallocation.O
 
 def _grow(core: Core, old: int, size: int, preallocation: Preallocation) -> None:
     grow_l1(core, core.geometry.l1_entries_for(size))
-    core.layer.size = size
+    core.resized(size)
     try:
         # What the last cluster holds behind the old end, and what a longer backing file would let through, must not show.
         below = core.chain[1].size if core.backed else 0
@@ -56,14 +56,14 @@ def _grow(core: Core, old: int, size: int, preallocation: Preallocation) -> None
             preallocate(core, old, size, preallocation)
         core.flush()
     except BaseException:
-        core.layer.size = old
+        core.resized(old)
         raise
     core.write_header_fields(size=size)
 
 
 def _shrink(core: Core, old: int, size: int) -> None:
     core.write_header_fields(size=size)
-    core.layer.size = size
+    core.resized(size)
     first = round_up(size, core.cluster_size)
     whole = round_up(old, core.cluster_size)
     if first < whole:

@@ -43,7 +43,7 @@ def check_range(core: Core, offset: int, length: int) -> None:
 def write_compressed_guest(core: Core, offset: int, data: memoryview) -> None:
     """Write whole clusters compressed; those that do not shrink are stored plain. See `check_range`.
 
-    Raises StorageError where a cluster has plain data already: compressed data cannot replace it (QEMU says EIO).
+    Raises StorageError where a cluster is allocated already: compressed data replaces nothing (QEMU says EIO).
     """
     for guest, plain, packed in _squeezed(core, offset, data):
         if packed is None:
@@ -77,9 +77,9 @@ def _whole(plain: memoryview, size: int) -> bytes | memoryview:
 def _store(core: Core, guest: int, packed: bytes) -> None:
     tables = core.tables
     old, _ = _entry(core, guest)
-    if old & COPIED or (old & OFFSET_MASK and not old & COMPRESSED):
+    if old & (COPIED | COMPRESSED | OFFSET_MASK):
         raise StorageError(
-            f"cluster at guest offset {guest:#x} is allocated: compressed data cannot replace it",
+            f"cluster at guest offset {guest:#x} is allocated: compressed data can replace nothing",
             path=core.path,
             hint="discard it first, or write it uncompressed",
         )
@@ -94,13 +94,10 @@ def _store(core: Core, guest: int, packed: bytes) -> None:
     core.references_changed()
     piece = tables.own_slice(guest)
     word = ((guest >> tables.cluster_bits) & tables.index_mask) * tables.width
-    old = piece.data[word]
     piece.data[word] = compressed_entry(host, len(packed), tables.cluster_bits)
     if tables.width == 2:
         piece.data[word + 1] = 0
     tables.cache.mark_dirty(piece)
-    if old:
-        core.allocator.free_entry(old)
 
 
 def _entry(core: Core, guest: int) -> tuple[int, int]:

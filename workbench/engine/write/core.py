@@ -70,6 +70,7 @@ class Core:
             self.header.refcount_table_offset,
             self.header.refcount_table_clusters * self.cluster_size,
         )
+        self._options = options
         self.sizes = cache_sizes(self.geometry, self.header.size, options)
         self.dead: str | None = None
         self.allocator = Allocator(self)
@@ -151,6 +152,12 @@ class Core:
         """Flush when too much waits to be freed. To be called between operations."""
         if self.allocator.overdue:
             self.flush()
+
+    def resized(self, size: int) -> None:
+        """The disk has `size` bytes now: the L2 cache covers that much."""
+        self.layer.size = size
+        self.sizes = cache_sizes(self.geometry, size, self._options)
+        self.tables.cache.capacity = max(self.tables.cache.capacity, self.sizes.l2_pieces)
 
     # -- the header
 

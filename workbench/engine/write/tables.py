@@ -107,6 +107,16 @@ class Tables:
         """Clusters from that of `guest` to the end of its slice."""
         return self.slice_entries - ((guest >> self.cluster_bits) & self.index_mask)
 
+    def whole_table(self, offset: int) -> array[int]:
+        """All words of the L2 table at host `offset`, with what is in the cache and not on disk."""
+        words = decode_words(self._core.file.read(offset, self._core.cluster_size))
+        step = self.cache.piece_size
+        for at in range(0, self._core.cluster_size, step):
+            piece = self.cache.pieces.get(offset + at)
+            if piece is not None:
+                words[at // 8 : (at + step) // 8] = piece.data
+        return words
+
     # -- L1
 
     def set_l1(self, index: int, entry: int) -> None:

@@ -17,6 +17,9 @@ from workbench.engine.write.zero import discard_guest, zero_guest
 from workbench.errors import ArgumentError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from workbench.engine.image import Image
 
 
@@ -59,6 +62,22 @@ class Writer:
         with self._lock:
             read_guest(self.core, offset, buffer)
 
+    def publish(self) -> None:
+        """Show the tables as they are now to whoever walks the image's mapping (`Image.extents`)."""
+        import numpy as np
+
+        with self._lock:
+            walker, tables = self._image.top.walker, self.core.tables
+            walker.l1 = np.frombuffer(tables.l1, dtype=np.uint64).copy()
+            walker.load_table = self._table
+            walker.invalidate()
+
+    def _table(self, l1_index: int, offset: int) -> NDArray[np.uint64]:
+        import numpy as np
+
+        with self._lock:
+            return np.frombuffer(self.core.tables.whole_table(offset), dtype=np.uint64).copy()
+
     # -- writing
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -75,12 +94,15 @@ class Writer:
                 if core.allocator.overdue:
                     core.flush()
 
-    def write_zeroes(self, offset: int, length: int, *, unmap: bool = False) -> None:
-        """Make a range read as zeros, by flags in the tables where possible. unmap: give its clusters back."""
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = False, fallback: bool = True) -> None:
+        """Make a range read as zeros, by flags in the tables where possible. unmap: give its clusters back.
+
+        fallback: write zeros where flags will not do; else UnsupportedError, with what comes before done.
+        """
         with self._lock:
             self._prepare(offset, length)
             if length:
-                zero_guest(self.core, offset, length, unmap=unmap)
+                zero_guest(self.core, offset, length, unmap=unmap, fallback=fallback)
 
     def discard(self, offset: int, length: int) -> None:
         """Give the whole clusters within the range back; they read as zeros afterwards."""

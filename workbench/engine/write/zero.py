@@ -8,6 +8,7 @@ from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
 from workbench.engine.mapping import ClusterType
 from workbench.engine.write.guest import write_guest
 from workbench.engine.write.reading import cluster_kind, is_zero
+from workbench.errors import UnsupportedError
 from workbench.units import SUBCLUSTERS, round_up
 
 if TYPE_CHECKING:
@@ -17,24 +18,25 @@ _ALL_ZERO: Final = ((1 << SUBCLUSTERS) - 1) << SUBCLUSTERS
 _STEP: Final = 1 << 20
 
 
-def zero_guest(core: Core, offset: int, length: int, *, unmap: bool) -> None:
+def zero_guest(core: Core, offset: int, length: int, *, unmap: bool, fallback: bool = True) -> None:
     """Make guest range [offset, offset + length) read as zeros. unmap: allocated clusters are given back.
 
-    Partial (sub)clusters whose rest is zero already become zero as a whole; others get zeros written.
+    Partial (sub)clusters whose rest is zero already become zero as a whole; others get zeros written, or, without
+    `fallback`, end in UnsupportedError.
     """
     unit, end = core.geometry.subcluster_size, offset + length
     disk_end = core.layer.size
     first = round_up(offset, unit)
     last = round_up(end, unit) if end == disk_end else end - end % unit
     if first > last:  # within one unit
-        _zero_partly(core, offset, length, unmap=unmap)
+        _zero_partly(core, offset, length, unmap=unmap, fallback=fallback)
         return
     if offset < first:
-        _zero_partly(core, offset, min(first, end) - offset, unmap=unmap)
+        _zero_partly(core, offset, min(first, end) - offset, unmap=unmap, fallback=fallback)
     if first < last:
-        _zero_units(core, first, last, unmap=unmap)
+        _zero_units(core, first, last, unmap=unmap, fallback=fallback)
     if last < end:
-        _zero_partly(core, last, end - last, unmap=unmap)
+        _zero_partly(core, last, end - last, unmap=unmap, fallback=fallback)
 
 
 def discard_guest(core: Core, offset: int, length: int, *, full: bool = False) -> None:
@@ -56,7 +58,7 @@ def discard_guest(core: Core, offset: int, length: int, *, full: bool = False) -
 # -- zeros
 
 
-def _zero_partly(core: Core, offset: int, length: int, *, unmap: bool) -> None:
+def _zero_partly(core: Core, offset: int, length: int, *, unmap: bool, fallback: bool) -> None:
     """Zeros in a part of one subcluster."""
     if length <= 0:
         return
@@ -73,19 +75,21 @@ def _zero_partly(core: Core, offset: int, length: int, *, unmap: bool) -> None:
         and is_zero(core, start, offset - start)
         and is_zero(core, offset + length, stop - offset - length)
     ):
-        _zero_units(core, start, start + unit, unmap=unmap)
+        _zero_units(core, start, start + unit, unmap=unmap, fallback=fallback)
         return
-    _write_zeros(core, offset, length)
+    _write_zeros(core, offset, length, fallback=fallback)
 
 
-def _write_zeros(core: Core, offset: int, length: int) -> None:
+def _write_zeros(core: Core, offset: int, length: int, *, fallback: bool) -> None:
+    if not fallback:
+        raise UnsupportedError(f"guest range {offset:#x} cannot be made zero without writing zeros", path=core.path)
     zeros = memoryview(bytes(min(length, _STEP)))
     for at in range(offset, offset + length, _STEP):
         write_guest(core, at, zeros[: min(_STEP, offset + length - at)])
         core.relieve()
 
 
-def _zero_units(core: Core, start: int, end: int, *, unmap: bool) -> None:
+def _zero_units(core: Core, start: int, end: int, *, unmap: bool, fallback: bool) -> None:
     """Whole subclusters (clusters without extended entries); the last may reach past the end of the disk."""
     if core.raw_external:
         stop = min(end, core.layer.size)
@@ -95,7 +99,7 @@ def _zero_units(core: Core, start: int, end: int, *, unmap: bool) -> None:
         if not core.backed:
             discard_guest(core, start, end - start)
         else:
-            _write_zeros(core, start, min(end, core.layer.size) - start)
+            _write_zeros(core, start, min(end, core.layer.size) - start, fallback=fallback)
         return
     size, at = core.cluster_size, start
     while at < end:
@@ -103,7 +107,7 @@ def _zero_units(core: Core, start: int, end: int, *, unmap: bool) -> None:
         if at != base or end - at < size:
             stop = min(end, base + size)
             if not _zero_subclusters(core, at, stop):
-                _write_zeros(core, at, min(stop, core.layer.size) - at)
+                _write_zeros(core, at, min(stop, core.layer.size) - at, fallback=fallback)
             at = stop
         else:
             at = _zero_slice(core, at, end, unmap=unmap)

@@ -3,7 +3,7 @@
     from workbench.check import check
     result = check(load_metadata(storage))            # never writes, never raises on content
 
-``check(meta, *, fast=False, progress=None, cancel=None, window=…, threads=2) -> CheckResult`` (run.py)
+``check(meta, *, fast=False, progress=None, cancel=None, window=…, threads=1) -> CheckResult`` (run.py)
     progress(Progress(phase, done, total)) in bytes; cancel() -> bool, then CheckCancelled is raised.
 
 ``CheckResult`` (result.py)
@@ -29,7 +29,7 @@
 ``kinds.Owner``: HEADER, ACTIVE_L1, … (.title); ``Claim(owner, offset, length, index, snapshot)``: metadata regions.
 ``L2Set`` (tables.py): columns offset, active, inactive (references), snapshot, index (first L1 entry): every L2 table once.
 
-``owners.find_owners(meta, result, start_cluster, clusters) -> list[Reference]``: who references these clusters, exactly.
+``owners.find_owners(meta, clusters) -> list[Reference(cluster, owner, table, index, entry, snapshot, guest)]``: who references
 ``triage``: LeakRun (run of leaked clusters: offset, length, verdict WASTE/POSSIBLE_DATA/…, confidence, reason, kind of content);
     LostTable (leaked or overwritten L2 table found: offset, fits=(L1 indices), evidence).
 ``causes``: Cause(code, title, confidence, evidence lines, rows of findings, guest ranges, host ranges).

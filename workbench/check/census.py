@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workbench.check import kinds
 from workbench.check.kinds import Owner
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WINDOW: Final = 1 << 30
 """Clusters per window: 2 GiB of memory at most."""

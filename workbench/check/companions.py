@@ -32,7 +32,7 @@ def check_file(
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
-    threads: int = 2,
+    threads: int = 1,
 ) -> CheckResult:
     """Check an image and look whether its companions can be opened, as `qemu-img check` would have to.
 

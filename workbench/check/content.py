@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2.tables import COMPRESSED, COPIED, L1_ENTRY, L2_STANDARD, OFFSET_MASK, compressed_range, words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _MAGICS: Final = (  # (offset, bytes, name)
     (0, b"LUKS\xba\xbe", "LUKS header"),

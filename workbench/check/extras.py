@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2.tables import BITMAP_TABLE_ENTRY
-from workbench.check import content
 from workbench.check.findings import FindingLog
 from workbench.check.passes_l2 import MappingStats
 from workbench.check.passes_refcounts import StoredRefcounts
@@ -16,6 +14,9 @@ from workbench.check.regions import Regions
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata, Region
 from workbench.units import Geometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MOST: Final = 4096
 
@@ -49,6 +50,8 @@ def table_notes(
         offset = int(tables.offset[row])
         kind = "something else"
         if number < 256:
+            from workbench.check import content
+
             data = meta.storage.read(offset, min(size, 72 << 10))
             kind = content.describe(data, meta.file_size, geometry.cluster_bits)
             kind = {"data": "other data", "zeros": "zeros"}.get(kind, kind)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workbench.check.problems import PROBLEMS, Problem, Severity
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NOWHERE: Final = (1 << 64) - 1
 """Value of `guest` when a finding concerns no guest range."""

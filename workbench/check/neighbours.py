@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
 from workbench.check.tables import L2Set, plan_batches, read_batch
 from workbench.engine.metadata import Metadata
 from workbench.errors import StorageError
 from workbench.units import Geometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def guest_of_clusters(meta: Metadata, tables: L2Set, geometry: Geometry, clusters: NDArray[np.int64]) -> dict[int, int]:

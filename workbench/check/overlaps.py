@@ -6,10 +6,9 @@ qemu-img sees most of these only as refcounts that are too low; here both owners
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workbench.check import kinds
 from workbench.check.census import Census, Claim
@@ -18,6 +17,9 @@ from workbench.check.kinds import Owner
 from workbench.check.passes_refcounts import StoredRefcounts
 from workbench.check.tables import L2Set
 from workbench.units import Geometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MOST: Final = 4096
 """Overlaps that are listed one by one."""
@@ -124,10 +126,20 @@ def _having(census: Census, flags: int) -> NDArray[np.int64]:
     out = []
     step = 1 << 20
     for at in range(0, len(census), step):
+        if not _any_of(census.flags[at : at + step], flags & (kinds.CROSSED | kinds.PACKED)):
+            continue
         hit = np.flatnonzero((census.flags[at : at + step] & np.uint8(flags)) == flags)
         if hit.size:
             out.append(hit.astype(np.int64) + at + census.first)
     return np.concatenate(out) if out else np.zeros(0, np.int64)
+
+
+def _any_of(flags: NDArray[np.uint8], bits: int) -> bool:
+    """Whether any byte has one of `bits`; eight bytes at a time."""
+    whole = flags[: flags.size & ~7].view(np.uint64)
+    word = int(np.bitwise_or.reduce(whole)) if whole.size else 0
+    word |= int(np.bitwise_or.reduce(flags[flags.size & ~7 :])) if flags.size % 8 else 0
+    return bool(word & (bits * 0x0101_0101_0101_0101))
 
 
 def _metadata(found: Intervals, geometry: Geometry, log: FindingLog) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2.tables import COMPRESSED, OFFSET_MASK, compressed_range
 from workbench.check.kinds import Owner
@@ -19,6 +19,9 @@ from workbench.check.tables import L2Set, plan_batches, read_batch, read_l1
 from workbench.engine.metadata import Metadata
 from workbench.errors import StorageError
 from workbench.units import Geometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, ZERO, compressed_layout, compressed_range
 from workbench.check import kinds
@@ -20,10 +19,14 @@ from workbench.check.findings import FindingLog, runs_of
 from workbench.check.tables import Batch, L2Set
 from workbench.units import Geometry
 
-Flags = NDArray[np.bool_]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Flags = NDArray[np.bool_]
 
 # Bit 0 is not counted: it is the zero flag, and with extended entries QEMU lets it pass.
 RESERVED: Final = L2_STANDARD["reserved_low"].mask | L2_STANDARD["reserved_high"].mask
+_USED_ONCE: Final = np.uint8(kinds.STORED | kinds.STORED_ONE)
 _LOW32: Final = np.uint64(0xFFFF_FFFF)
 
 
@@ -101,11 +104,20 @@ class L2Pass:
         """Count the batch. Not thread-safe: one at a time."""
         entries = batch.words.shape[1]
         rest = ~runs
-        for row in np.flatnonzero(runs):
-            table = int(batch.rows[row])
-            word = int(batch.words[row, 0])
+        chosen = np.flatnonzero(runs)
+        tables = batch.rows[chosen]
+        for row, table, word, active, inactive in zip(
+            chosen.tolist(),
+            tables.tolist(),
+            batch.words[chosen, 0].tolist(),
+            self.tables.active[tables].tolist(),
+            self.tables.inactive[tables].tolist(),
+            strict=True,
+        ):
             start = (word & OFFSET_MASK) >> self.geometry.cluster_bits
-            active, inactive = int(self.tables.active[table]), int(self.tables.inactive[table])
+            if active == 1 and not inactive and word & COPIED and self._fresh_run(start, entries):
+                self.stats.allocated += entries
+                continue
             if active:
                 self.census.add_run(start, entries, active, kinds.DATA)
                 self.stats.allocated += active * entries
@@ -116,6 +128,19 @@ class L2Pass:
         if rest.any():
             rows = np.flatnonzero(rest)
             self._general(batch, rows, counted=runs[rows])
+
+    def _fresh_run(self, start: int, entries: int) -> bool:
+        """Count a COPIED run of clusters that have refcount 1 and no reference so far; False when it is not that simple."""
+        low = start - self.census.first
+        if low < 0 or start + entries > self.census.end:
+            return False
+        counts = self.census.counts[low : low + entries]
+        flags = self.census.flags[low : low + entries]
+        if counts.any() or not (flags == _USED_ONCE).all():
+            return False
+        counts.fill(1)
+        flags.fill(int(_USED_ONCE) | kinds.DATA)
+        return True
 
     def _run_copied(self, start: int, entries: int, copied: bool) -> bool:
         """Whether the COPIED flag fits every cluster of a run (readable, inside the window)."""
@@ -206,7 +231,7 @@ class L2Pass:
         """References of entries, grouped by how many users their tables have."""
         for column, flag in ((self.tables.active, active), (self.tables.inactive, inactive)):
             weights = column[tables]
-            for weight in np.unique(weights).tolist():
+            for weight in sorted(set(weights.tolist())):
                 if not weight:
                     continue
                 same = weights == weight

@@ -5,10 +5,9 @@ Counts as QEMU's check_refblocks, qcow2_get_refcount and compare_refcounts do.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2.refcounts import unpack
 from formats.qcow2.tables import REFCOUNT_OFFSET_MASK, REFCOUNT_TABLE_ENTRY
@@ -18,6 +17,9 @@ from workbench.check.findings import FindingLog
 from workbench.engine.metadata import Metadata
 from workbench.errors import StorageError
 from workbench.units import Geometry, div_round_up
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 READ_LIMIT: Final = (1 << 63) - (1 << 30)
 """QEMU cannot read past this offset (BDRV_MAX_LENGTH)."""

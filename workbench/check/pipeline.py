@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from workbench.check.passes_l2 import Flags, L2Pass
+from workbench.check.passes_l2 import L2Pass
 from workbench.check.tables import Batch, L2Set, read_batch
 from workbench.engine.metadata import Metadata
 from workbench.errors import StorageError
 from workbench.units import Geometry
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from workbench.check.passes_l2 import Flags
+
 _BUFFERS_PER_THREAD: Final = 2
-Loaded = tuple[NDArray[np.intp], Batch, Flags] | tuple[NDArray[np.intp], StorageError]
+_TRIAL: Final = 4
+_SLOW: Final = 0.004
+"""Seconds per batch above which the storage is slow enough for threads to pay: from the page cache they only cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One batch. error: why there is none; runs: tables that are one run (L2Pass.find_runs)."""
+
+    rows: NDArray[np.intp]
+    batch: Batch | None
+    runs: Flags | None
+    error: StorageError | None = None
 
 
 class Pipeline:
-    """Iterating gives, for each batch in order: (rows, batch, runs), or (rows, StorageError). Close it when done early."""
+    """Iterating gives the batches in order."""
 
     def __init__(
         self,
@@ -34,18 +52,22 @@ class Pipeline:
     ) -> None:
         self.meta, self.work, self.tables, self.geometry = meta, work, tables, geometry
         self.batches = batches
-        self.threads = min(threads, len(batches) // 4)
+        self.threads = threads
         self.stopped = False
 
     def __iter__(self) -> Iterator[Loaded]:
-        if self.threads < 1:
-            buffer: NDArray[np.uint8] | None = None
-            for rows in self.batches:
-                if buffer is None:
-                    buffer = self._buffer()
-                yield self._load(rows, buffer)
+        if not self.batches:
             return
-        yield from self._threaded()
+        buffer, alone = self._buffer(), 0.0
+        for number, rows in enumerate(self.batches):
+            if number >= _TRIAL and self.threads and alone > _SLOW * number:
+                self.batches = self.batches[number:]
+                yield from self._threaded()
+                return
+            started = time.perf_counter()
+            loaded = self._load(rows, buffer)
+            alone += time.perf_counter() - started
+            yield loaded
 
     def _buffer(self) -> NDArray[np.uint8]:
         most = max(int(rows.size) for rows in self.batches[:1])
@@ -55,8 +77,8 @@ class Pipeline:
         try:
             batch = read_batch(self.meta, self.tables, rows, self.geometry, buffer)
         except StorageError as error:
-            return rows, error
-        return rows, batch, self.work.find_runs(batch)
+            return Loaded(rows, None, None, error)
+        return Loaded(rows, batch, self.work.find_runs(batch))
 
     def _threaded(self) -> Iterator[Loaded]:
         free: SimpleQueue[NDArray[np.uint8]] = SimpleQueue()

@@ -7,10 +7,9 @@ collected. QEMU: calculate_refcounts, qcow2_check_read_snapshot_table, qcow2_che
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2 import limits
 from formats.qcow2.extensions import ExtensionType
@@ -23,6 +22,9 @@ from workbench.check.tables import ACTIVE, Collector, L1Table, read_l1
 from workbench.engine.metadata import Metadata, Region
 from workbench.storage.base import Storage
 from workbench.units import Geometry, round_up
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 INT64: Final = 1 << 63
 _ALL_ONES: Final = np.uint64(BITMAP_TABLE_ENTRY["all_ones"].mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.check.census import Census, Claim
 from workbench.check.findings import Findings
@@ -12,6 +12,10 @@ from workbench.check.problems import Severity
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
 from workbench.errors import QwbError
+
+if TYPE_CHECKING:
+    from workbench.check.causes import Cause
+    from workbench.check.triage import LeakRun, LostTable
 
 
 class CheckCancelled(QwbError):
@@ -64,9 +68,9 @@ class CheckResult:
     census: Census | None
     claims: tuple[Claim, ...]
     tables: L2Set
-    causes: tuple[Any, ...] = ()
-    orphans: tuple[Any, ...] = ()
-    lost_tables: tuple[Any, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    orphans: tuple[LeakRun, ...] = ()
+    lost_tables: tuple[LostTable, ...] = ()
     fast: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2.tables import COPIED
 from workbench.check import kinds
-from workbench.check.causes import Cause, find_causes
 from workbench.check.census import WINDOW, Census, as_clusters
 from workbench.check.extras import log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
 from workbench.check.luks import check_luks
 from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
-from workbench.check.passes_l2 import Flags, L2Pass, MappingStats
+from workbench.check.passes_l2 import L2Pass, MappingStats
 from workbench.check.passes_refcounts import (
     StoredRefcounts,
     compare,
@@ -28,10 +27,16 @@ from workbench.check.problems import Severity
 from workbench.check.regions import Regions, RegionWalk, log_l1
 from workbench.check.result import Cancel, CheckCancelled, CheckResult, Progress, ProgressSink, Stats
 from workbench.check.tables import ACTIVE, L1Table, L2Set, empty_set, plan_batches
-from workbench.check.triage import Judge, Triage
 from workbench.engine.metadata import Metadata
 from workbench.engine.opening import refusal_of
 from workbench.units import Geometry, div_round_up
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from workbench.check.causes import Cause
+    from workbench.check.passes_l2 import Flags
+    from workbench.check.triage import LeakRun, LostTable
 
 _COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
 
@@ -43,7 +48,7 @@ def check(
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
-    threads: int = 2,
+    threads: int = 1,
     log: FindingLog | None = None,
     aborted: str | None = None,
 ) -> CheckResult:
@@ -149,14 +154,13 @@ class _Check:
             geometry, self.meta.header.version, self.meta.file_size, self.meta.header.has("data_file"), tables, copied,
             census, stored.one_far, self.log, judge=judge, raw_data_file=self.meta.header.has("data_file_raw"),
         )  # fmt: skip
-        for rows, *loaded in Pipeline(self.meta, work, tables, geometry, batches, self.threads):
-            self._tick("reading L2 tables", rows.size * geometry.cluster_size)
-            if len(loaded) == 2:
-                work.apply(loaded[0], loaded[1])
-            elif judge:
-                self.log.add(
-                    "READ-ERROR", int(tables.offset[rows[0]]), rows.size, counted=1, numbers={"what": loaded[0].what}
-                )
+        for loaded in Pipeline(self.meta, work, tables, geometry, batches, self.threads):
+            self._tick("reading L2 tables", loaded.rows.size * geometry.cluster_size)
+            if loaded.batch is not None and loaded.runs is not None:
+                work.apply(loaded.batch, loaded.runs)
+            elif loaded.error is not None and judge:
+                where, what = int(tables.offset[loaded.rows[0]]), loaded.error.what
+                self.log.add("READ-ERROR", where, loaded.rows.size, counted=1, numbers={"what": what})
         if judge:
             self.mapping = work.stats
             self.empty = np.concatenate([np.zeros(0, np.intp), *work.empty])
@@ -186,7 +190,7 @@ class _Check:
         times = (tables.active + tables.inactive)[inside]
         clusters = as_clusters(offset, geometry.cluster_bits)
         second = (offset & np.uint64(geometry.cluster_size - 1)) != 0
-        for weight in np.unique(times).tolist():
+        for weight in sorted(set(times.tolist())):
             same = times == weight
             census.add(clusters[same], weight, kinds.METADATA)
             census.add(clusters[same & second] + 1, weight, kinds.METADATA)
@@ -259,18 +263,25 @@ class _Check:
             image_end_offset=(max(self.highest, 0) + 1) * size,
             file_size=self.meta.file_size,
         )
-        triage = Triage()
+        runs: tuple[LeakRun, ...] = ()
+        lost: tuple[LostTable, ...] = ()
         causes: tuple[Cause, ...] = ()
         started = time.perf_counter()
         if geometry is not None and len(findings):
+            # Imported here: clean images, the most frequent, do without.
+            from workbench.check.causes import find_causes
+            from workbench.check.triage import Judge, Triage
+
+            triage = Triage()
             if census is not None:
                 triage = Judge(
                     self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
                     fast=self.fast, cancelled=self._cancelled,
                 ).run()  # fmt: skip
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
+            runs, lost = tuple(triage.runs), tuple(triage.lost)
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
-            tables, causes, tuple(triage.runs), tuple(triage.lost), fast=self.fast, seconds=self.seconds,
+            tables, causes, runs, lost, fast=self.fast, seconds=self.seconds,
         )  # fmt: skip

@@ -6,15 +6,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.qcow2 import limits
 from formats.qcow2.tables import L1_ENTRY, OFFSET_MASK
 from workbench.engine.metadata import Metadata, Region
 from workbench.units import Geometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BATCH_BYTES: Final = 1 << 19
 ACTIVE: Final = -1

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
 from formats.luks.header import MAGIC as LUKS_MAGIC
@@ -27,6 +26,9 @@ from workbench.check.neighbours import guest_of_clusters, is_unmapped
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
 from workbench.units import Geometry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_RUNS: Final = 4096
 """Leaked runs that are judged one by one."""

@@ -7,9 +7,10 @@ more L1 bytes are read than tables that do not overlap could take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2 import limits
@@ -82,7 +83,7 @@ def owners_of(
     """
     if meta.geometry is None:
         return []
-    scan = _Scan(meta, cluster, progress, cancel)
+    scan = _Scan(meta, cluster, progress, cancel, limit)
     found: list[Owner] = []
     for owner in scan.run():
         found.append(owner)
@@ -91,13 +92,24 @@ def owners_of(
     return found
 
 
+@dataclass(slots=True)
+class _Source:
+    """An L1 table's offsets, the entries whose L2 table lies on our cluster, and who uses it (None: the active disk)."""
+
+    offsets: NDArray[np.uint64]
+    hits: list[int]
+    snapshots: list[int | None] = field(default_factory=list)
+
+
 class _Scan:
-    def __init__(self, meta: Metadata, cluster: int, progress: Progress | None, cancel: Cancel | None) -> None:
+    def __init__(
+        self, meta: Metadata, cluster: int, progress: Progress | None, cancel: Cancel | None, limit: int
+    ) -> None:
         assert meta.geometry is not None
         self.meta, self.geometry = meta, meta.geometry
         self.size = meta.geometry.cluster_size
         self.low, self.high = cluster * self.size, (cluster + 1) * self.size
-        self.progress, self.cancel = progress, cancel
+        self.progress, self.cancel, self.limit = progress, cancel, limit
         self.l1_budget = meta.file_size + limits.MAX_L1_SIZE
 
     def run(self) -> Iterator[Owner]:
@@ -190,30 +202,42 @@ class _Scan:
     def _mapping(self) -> Iterator[Owner]:
         import numpy as np
 
-        sources: list[tuple[int | None, NDArray[np.uint64]]] = []
-        seen: dict[tuple[int, int], NDArray[np.uint64]] = {}
+        sources: dict[tuple[int, int], _Source] = {}
         for snapshot in (None, *range(len(self.meta.snapshots))):
             table = tables.l1_table(self.meta, snapshot)
-            key = (table.region.offset, table.entries)
-            if key not in seen:
+            source = sources.get((table.region.offset, table.entries))
+            if source is None:
                 self.l1_budget -= table.entries * 8
                 if self.l1_budget < 0:
                     break  # overlapping L1 tables: only damage looks like that
-                seen[key] = self._l1_offsets(table)
-            sources.append((snapshot, seen[key]))
-            for index in self._overlaps(seen[key], OFFSET_MASK).tolist():
-                offset = int(seen[key][index])
+                offsets = self._l1_offsets(table)
+                source = _Source(offsets, self._overlaps(offsets, OFFSET_MASK)[: self.limit].tolist())
+                sources[table.region.offset, table.entries] = source
+            source.snapshots.append(snapshot)
+            for index in source.hits:
                 guest = GuestOffset(index * self.geometry.l2_coverage)
                 where = table.entry_offset(self.meta, index)
-                target = Region(offset, self.size)
+                target = Region(int(source.offsets[index]), self.size)
                 yield Owner(OwnerKind.L2_TABLE, where, table.name, index, target, guest, snapshot)
         if not sources:
             return
-        every = np.concatenate([self._followed(offsets) for offsets in seen.values()])
+        every = np.concatenate([self._followed(source.offsets) for source in sources.values()])
         every.sort()  # np.unique would hash them: slower, and ten times the memory
         every = every[np.append(True, every[1:] != every[:-1])[: every.size]]
+        known, leading = -1, list[tuple[int | None, int]]()
         for offset, row, words in self._search(every):
-            yield from self._references(offset, row, words, sources)
+            if offset != known:
+                known, leading = offset, list(islice(self._leading_to(offset, sources.values()), self.limit))
+            yield from self._references(offset, row, words, leading)
+
+    def _leading_to(self, offset: int, sources: Iterable[_Source]) -> Iterator[tuple[int | None, int]]:
+        """(snapshot, L1 index) of every L1 entry that points to the L2 table at `offset`."""
+        import numpy as np
+
+        for source in sources:
+            for index in np.flatnonzero(source.offsets == np.uint64(offset))[: self.limit].tolist():
+                for snapshot in source.snapshots:
+                    yield snapshot, index
 
     def _followed(self, offsets: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Those that lead to an L2 table: not null, cluster aligned, inside the file."""
@@ -296,22 +320,18 @@ class _Scan:
             yield start + table * self.size, row, tuple(pair)
 
     def _references(
-        self, offset: int, row: int, words: tuple[int, ...], sources: list[tuple[int | None, NDArray[np.uint64]]]
+        self, offset: int, row: int, words: tuple[int, ...], leading: list[tuple[int | None, int]]
     ) -> Iterator[Owner]:
         """One owner for each L1 entry (active or snapshot) that leads to the L2 entry."""
-        import numpy as np
-
         where = HostOffset(offset + row * self.geometry.l2_entry_size)
         if words[0] & COMPRESSED:
             low, high = compressed_range(words[0], self.geometry.cluster_bits)
             kind, target = OwnerKind.COMPRESSED, Region(low, high - low)
         else:
             kind, target = OwnerKind.DATA, Region(words[0] & OFFSET_MASK, self.size)
-        for snapshot, l1 in sources:
-            for index in np.flatnonzero(l1 == np.uint64(offset)).tolist():
-                name = tables.l2_table(self.meta, index, offset, snapshot).name
-                guest = self.geometry.guest_offset(index, row)
-                yield Owner(kind, where, name, row, target, guest, snapshot)
+        for snapshot, index in leading:
+            name = tables.l2_table(self.meta, index, offset, snapshot).name
+            yield Owner(kind, where, name, row, target, self.geometry.guest_offset(index, row), snapshot)
 
 
 def refcount_of(meta: Metadata, cluster: int) -> tuple[int | None, list[tuple[Table, int]]]:

@@ -66,6 +66,9 @@ def run_backing(space: Workspace) -> None:
         raw = head[area.end : area.end + header.backing_file_size]
         if area.ended and raw and len(raw) == header.backing_file_size and _is_name(raw):
             space.set_header("backing_file_offset", area.end, code="BACKING-OFFSET", title=f"point at the backing file name {raw.decode()!r}", tier=Tier.JUDGEMENT)
+        elif not header.backing_file_size:
+            space.set_header("backing_file_offset", 0, code="BACKING-OFFSET", title="clear the offset of a backing file name of no bytes", tier=Tier.JUDGEMENT)
+            return
         else:
             space.note("the backing file name is lost: the image cannot tell what it was based on")
     header = space.meta.header

@@ -60,6 +60,8 @@ def run_encryption(space: Workspace) -> None:
     elif header.crypt_method > 2:
         method = 2 if has_pointer or find_luks(space) is not None else _guess_method(space)
         _set_method(space, method, "HEADER-CRYPT-METHOD")
+    elif header.crypt_method == 1 and not has_pointer and _shows_plain_data(space):
+        _set_method(space, 0, "HEADER-CRYPT-METHOD")
     elif header.crypt_method != 2 and has_pointer:
         pointer = space.meta.encryption
         if pointer is not None and space.overlay.read(pointer.offset, 6) == b"LUKS\xba\xbe":
@@ -74,15 +76,30 @@ def _set_method(space: Workspace, method: int, code: str) -> None:
 
 
 def _guess_method(space: Workspace) -> int:
-    """AES (1) when every sampled data cluster looks random, else none (0)."""
+    """AES (1) when every sampled data cluster looks random and the number speaks for it, else none (0)."""
+    random, plain = _randomness(space)
+    method = space.meta.header.crypt_method
+    nearer_aes = (method ^ 1).bit_count() < method.bit_count()
+    return 1 if random and not plain and nearer_aes else 0
+
+
+def _shows_plain_data(space: Workspace) -> bool:
+    """Guest data that no cipher wrote: several clusters with a pattern, none that looks random."""
+    random, plain = _randomness(space)
+    return plain >= 3 and not random
+
+
+def _randomness(space: Workspace) -> tuple[int, int]:
+    """(clusters that look random, clusters with a pattern) among some data clusters; empty ones do not count."""
     random = plain = 0
     for batch in batches(space, space.ledger.tables):
         words = batch.words[(batch.words != 0) & ((batch.words & np.uint64(COMPRESSED)) == 0)]
         for offset in (words[:64] & np.uint64(OFFSET_MASK)).tolist():
-            if 0 < offset < space.size:
-                is_random = _entropy(space.overlay.read(offset, min(space.cluster, 65536))) > 7.2
+            data = space.overlay.read(offset, min(space.cluster, 65536)) if 0 < offset < space.size else b""
+            if any(data):
+                is_random = _entropy(data) > 7.2
                 random, plain = random + is_random, plain + (not is_random)
-    return 1 if random and not plain else 0
+    return random, plain
 
 
 def _entropy(data: bytes) -> float:
@@ -115,7 +132,7 @@ def run_data_file(space: Workspace) -> None:
     header = space.meta.header
     if header.version < 3:
         return
-    named = space.meta.data_file_name is not None
+    named = bool(space.meta.data_file_name)
     mask = INCOMPATIBLE["data_file"].mask
     if header.has("data_file") and not named and not _maps_outside(space):
         space.set_header("incompatible_features", header.incompatible_features & ~mask, code="DATA-FILE-UNNAMED", title="clear the external data file bit: the data is in this file", tier=_J)

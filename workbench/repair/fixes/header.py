@@ -15,6 +15,7 @@ from formats.qcow2.header import INCOMPATIBLE, MAGIC, V2_LENGTH, V3_LENGTH
 from workbench.check.problems import Tier
 from workbench.check.run import check
 from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.probe import l1_score
 from workbench.repair.workspace import Workspace
 
 _BAD_SHARE: Final = 4
@@ -36,7 +37,7 @@ def run_identity(space: Workspace) -> None:
         value = 3 if _v3_fields(head) else 2
         space.set_header("version", value, code="HEADER-VERSION", title=f"set the version to {value}", tier=Tier.JUDGEMENT)
     elif version == 2 and _v3_fields(head) and _has_zero_flags(space):
-        space.set_header("version", 3, code="L2-ZERO-FLAG-V2", title="set the version to 3: header and entries are", tier=Tier.JUDGEMENT)
+        space.set_header("version", 3, code="L2-ZERO-FLAG-V2", title="set the version to 3: header and entries are", tier=Tier.JUDGEMENT, guest=[(0, header.size)])
 
 
 def _v3_fields(head: bytes) -> bool:
@@ -77,11 +78,13 @@ def run_shape(space: Workspace) -> None:
         return
     now = _score(space)
     hopeless = space.meta.geometry is None or header.refcount_order > limits.MAX_REFCOUNT_ORDER
-    misaligned = {"L1-TABLE-UNALIGNED", "REFTABLE-UNALIGNED", "EXTENDED-L2-CLUSTER-SIZE"}
-    if not (hopeless or misaligned <= _codes(space) or "EXTENDED-L2-CLUSTER-SIZE" in _codes(space)) and now < _limit(space):
+    doubts = _doubts(space)
+    if not doubts:
         return
     best, choice = now, None
     for name, value in _candidates(space):
+        if name not in doubts:
+            continue
         trial = space.trial()
         trial.set_header(name, value, code="-", title="-")
         if trial.meta.geometry is None:
@@ -92,9 +95,40 @@ def run_shape(space: Workspace) -> None:
     if choice is not None and (hopeless or best * _BAD_SHARE < now):
         code = {"cluster_bits": "HEADER-CLUSTER-BITS", "refcount_order": "HEADER-REFCOUNT-ORDER"}.get(choice[0], "EXTENDED-L2-CLUSTER-SIZE")
         what = choice[0].replace("_", " ")
-        space.set_header(*choice, code=code, title=f"set {what} to {choice[1]:#x}: it explains the file best", tier=Tier.JUDGEMENT)
+        title = f"set {what} to {choice[1]:#x}: it explains the file best"
+        space.set_header(*choice, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, header.size)])
     elif header.refcount_order > limits.MAX_REFCOUNT_ORDER:
         space.set_header("refcount_order", 4, code="HEADER-REFCOUNT-ORDER", title="set the refcount width to 16 bits", tier=Tier.JUDGEMENT)
+
+
+def _doubts(space: Workspace) -> set[str]:
+    """Header fields that there is reason to doubt. Refcounts can be rebuilt; so the mapping speaks for the shape."""
+    header = space.meta.header
+    if header.refcount_order > limits.MAX_REFCOUNT_ORDER:
+        return {"refcount_order"}
+    if space.meta.geometry is None:
+        return {"cluster_bits"}
+    found = set()
+    wrong_codes = _codes(space)
+    strong, wrong = (0, 1)
+    if header.l1_table_offset % space.cluster == 0 and 0 < header.l1_table_offset < space.size:
+        strong, wrong = l1_score(space, header.l1_table_offset, min(header.l1_size, limits.MAX_L1_SIZE // 8))
+    if wrong > strong:
+        found.add("incompatible_features")
+        if space.geometry.l1_entries_for(header.size) != header.l1_size or {"L1-TABLE-UNALIGNED", "REFTABLE-UNALIGNED"} <= wrong_codes:
+            found.add("cluster_bits")
+    if "EXTENDED-L2-CLUSTER-SIZE" in wrong_codes:
+        found.add("incompatible_features")
+    sound = not {"REFTABLE-UNALIGNED", "REFTABLE-TOO-LARGE", "REFTABLE-MISSING", "REFTABLE-OFFSET"} & wrong_codes
+    if sound and header.version == 3 and not wrong and _refcount_trouble(space) >= _limit(space):
+        found.add("refcount_order")
+    return found
+
+
+def _refcount_trouble(space: Workspace) -> int:
+    by_code = check(space.meta, fast=True).findings.by_code
+    names = ("REFCOUNT-TOO-LOW", "REFCOUNT-ZERO", "REFCOUNT-TOO-HIGH", "CLUSTER-LEAKED")
+    return sum(by_code[name][0] for name in names if name in by_code)
 
 
 def _candidates(space: Workspace) -> Iterable[tuple[str, int]]:

@@ -145,6 +145,8 @@ def run_table(space: Workspace) -> None:
     if not found and announced:
         found = _search(space, min(announced, limits.MAX_SNAPSHOTS)) or _recover(space)
     if not found and not announced:
+        if not in_file:
+            space.put(60, bytes(12), code=code, title="clear the snapshot table's offset: there are no snapshots", kind="header")
         return
     if not found:
         title = "give up the snapshot table: no entry can be read (leaked clusters may hold the snapshots' data)"

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -77,6 +78,7 @@ class Background:
         """
         job = Job(title, long)
         loop = asyncio.get_running_loop()
+        context = copy_context()  # what is called back may make widgets, which need to know their app
         self.pending += 1
         self._idle.clear()
         if long:
@@ -108,7 +110,7 @@ class Background:
                 error = caught
             if not loop.is_closed():
                 try:
-                    loop.call_soon_threadsafe(finish, result, error)
+                    loop.call_soon_threadsafe(finish, result, error, context=context)
                 except RuntimeError:  # the loop closed in between: the program is ending
                     return
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from formats.annotate import Node, NodeKind
 from workbench import teach
+from workbench.engine.explain import StepKind, explain_guest
 from workbench.engine.faults import Refusal
 from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Run, Table, TableKind, read_entry
 from workbench.render.entries import covers, run_raw, run_words
+from workbench.render.explain import outcome_words
 from workbench.render.sizes import span
 from workbench.render.tree import value_text
 from workbench.tui.outline import TABLES, Item, Kind, Outline
@@ -122,6 +124,29 @@ def explain_entry(outline: Outline, item: Item, table: Table, index: int) -> Exp
         tuple(entry_links(meta, table, index, words)),
         spec,
     )
+
+
+def explain_place(outline: Outline, item: Item, guest: int, snapshot: int | None) -> Explanation:
+    """A guest offset: where it is stored, and the way there."""
+    meta = outline.meta
+    found = explain_guest(meta, guest, snapshot)
+    _title, sections, spec = told("disk", {**outline.facts, "value": guest})
+    prefix = f"snapshot:{snapshot}/" if snapshot is not None else ""
+    links = []
+    if found.host is not None and not found.external:
+        links.append((f"bytes of the file at {found.host:#x}", f"{found.host:#x}"))
+    elif found.run is not None:
+        links.append((f"compressed bytes at {found.run.offset:#x}", f"{found.run.offset:#x}"))
+    for step in found.steps:
+        if step.kind is StepKind.L2_INDEX:
+            index = meta.geometry.l1_index(guest) if meta.geometry else 0
+            links.append((f"L2[{index}], entry {step.result}", f"{prefix}l2:{index}.{step.result}"))
+        elif step.kind is StepKind.L1_INDEX:
+            links.append((f"L1 entry {step.result}", f"{prefix}l1:{step.result}"))
+    return Explanation(
+        f"Guest offset {guest:#x}", f"{format_size(guest)} into the virtual disk", outcome_words(found).capitalize(),
+        (("bad", found.problem),) if found.problem else (), sections, tuple(links), spec,
+    )  # fmt: skip
 
 
 def oddities(says: str) -> list[str]:

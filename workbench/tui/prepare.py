@@ -9,7 +9,7 @@ from workbench.engine.address import AddressKind, parse_address, resolve
 from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Table
 from workbench.errors import ArgumentError
-from workbench.tui.explaining import Explanation, explain_entry, explain_item, explain_node
+from workbench.tui.explaining import Explanation, explain_entry, explain_item, explain_node, explain_place
 from workbench.tui.outline import TABLES, Item, Kind, Outline
 from workbench.tui.place import Place, View
 
@@ -61,6 +61,12 @@ def place_of(item: Item, view: View | None = None, guest: int | None = None) -> 
     return Place(item.key, item.offset, item.length, "", view or default_view(item), guest)
 
 
+def snapshot_number(key: str) -> int | None:
+    """Index of the snapshot that the structure `key` belongs to."""
+    digits = key[9:].split("/", maxsplit=1)[0] if key.startswith("snapshot:") else ""
+    return int(digits) if digits.isdigit() else None
+
+
 def entry_index(path: str) -> int:
     """17 of `[17]` or `[17].offset`; -1 for anything else."""
     if path.startswith("[") and "]" in path:
@@ -97,7 +103,9 @@ def prepare(outline: Outline, place: Place) -> Prepared:
             record = _entry_record(outline, table, entry)
     if record is not None:
         node = _node_at(record, place)
-    if table is not None and entry >= 0:
+    if place.view in GUEST_VIEWS and place.guest is not None and outline.geometry is not None:
+        explanation = explain_place(outline, item, place.guest, snapshot_number(item.key))
+    elif table is not None and entry >= 0:
         explanation = explain_entry(outline, item, table, entry)
     elif node is not None and item.kind not in (Kind.FILE,):
         explanation = explain_node(outline, item, node)

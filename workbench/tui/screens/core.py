@@ -36,7 +36,7 @@ class BrowserCore(Screen[None]):
     """One image on the screen. Commands are `do_…` methods, here and in what is built on this: views, moving, working."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings([each for each in COMMANDS if each.id not in ("interrupt",)])]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-medium"), (112, "-wide"), (170, "-vast")]  # noqa: RUF012 - Textual's declaration
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-medium"), (144, "-wide"), (180, "-vast")]  # noqa: RUF012 - Textual's declaration
     VERTICAL_BREAKPOINTS = [(0, "-short"), (22, "-tall"), (34, "-high")]  # noqa: RUF012
     AUTO_FOCUS = "#tree"
 
@@ -54,6 +54,7 @@ class BrowserCore(Screen[None]):
         self._source = ""
         self._next: Callable[[], None] | None = None
         self.ready = False
+        self._was_busy = False
         self.filters = {}
 
     def compose(self) -> ComposeResult:
@@ -185,6 +186,9 @@ class BrowserCore(Screen[None]):
         """The two lines at the top, and what runs."""
         session = self.session
         job = session.background.busy
+        if (job is not None) is not self._was_busy:
+            self._was_busy = job is not None
+            self.update_footer()
         right = ""
         if job is not None:
             share = f" {job.done * 100 // job.total}%" if job.total else ""

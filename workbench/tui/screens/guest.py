@@ -10,14 +10,14 @@ from typing import Any
 
 from textual import on
 
-from workbench.engine.explain import explain_guest
+from workbench.engine.explain import Translation, explain_guest
 from workbench.engine.gate import OpenRequest
 from workbench.errors import GateRefused, PassphraseError
 from workbench.render.explain import translation_lines
 from workbench.tui.background import Job, Pages
 from workbench.tui.guestmap import GuestCells, measure
 from workbench.tui.place import Place, View
-from workbench.tui.prepare import Prepared
+from workbench.tui.prepare import Prepared, snapshot_number
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
 from workbench.tui.widgets.guestmap import GuestMapView
@@ -37,26 +37,24 @@ class Guest(BrowserCore):
             told = explain_guest(meta, guest, snapshot)
             prefix = f"snapshot:{snapshot}/" if snapshot is not None else ""
             targets = _translation_targets(told, prefix)
+            answer = host_target(told)
             lines = []
             number = -1
             for text in translation_lines(meta, told):
                 if text[:1].isdigit():
                     number += 1
                     lines.append(TextLine(text, "accent", targets.get(number, "")))
-                elif text.startswith("=>"):
-                    lines.append(TextLine(text, "good", f"{told.host:#x}" if told.host is not None and not told.external else f"{told.run.offset:#x}" if told.run else ""))
+                elif text.startswith("=>") or not lines:
+                    lines.append(TextLine(text, "bad" if told.problem else "good", answer))
                 else:
-                    lines.append(TextLine(text, "accent" if not lines else ""))
+                    lines.append(TextLine(text))
             return lines
 
         self.session.background.submit(lambda _job: work(), widget.show, self.failed, title="translating")
 
     def snapshot_of(self, key: str) -> int | None:
         """Index of the snapshot that a structure belongs to."""
-        if key.startswith("snapshot:"):
-            digits = key[9:].split("/", maxsplit=1)[0]
-            return int(digits) if digits.isdigit() else None
-        return None
+        return snapshot_number(key)
 
     def feed_guest_hex(self, widget: HexView, found: Prepared, place: Place, source: str) -> None:
         guest = place.guest or 0
@@ -240,7 +238,14 @@ def _guest_read(image: Any, offset: int, length: int) -> bytes:
     return data
 
 
-def _translation_targets(told: Any, prefix: str) -> dict[int, str]:
+def host_target(told: Translation) -> str:
+    """Address of the host bytes that hold a guest byte; empty when this file has none."""
+    if told.external:
+        return ""
+    return f"{told.host:#x}" if told.host is not None else f"{told.run.offset:#x}" if told.run is not None else ""
+
+
+def _translation_targets(told: Translation, prefix: str) -> dict[int, str]:
     """Step number -> address of what the step looks at."""
     found = {}
     for number, step in enumerate(told.steps):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from workbench.engine.address import NAMES
-from workbench.engine.explain import HostFacts, explain_host
+from workbench.engine.explain import HostFacts, explain_guest, explain_host
 from workbench.errors import ArgumentError, QwbError
 from workbench.render.explain import owner_words
 from workbench.tui.background import Job
 from workbench.tui.entries import Filter, parse_filter
-from workbench.tui.outline import TABLES, Item, Kind
+from workbench.tui.outline import TABLES, Item, Kind, Outline
 from workbench.tui.place import Place, View
-from workbench.tui.prepare import find_address, place_of, prepare
+from workbench.tui.prepare import GUEST_VIEWS, Prepared, find_address, place_of, prepare, snapshot_number
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
 from workbench.tui.search import Query, find_bytes, parse_query
@@ -122,33 +122,21 @@ class Moving(BrowserCore):
         if meta.geometry is None:
             self.notify("Without a readable header there are no clusters.", severity="warning")
             return
-        target = self._cluster_target()
+        outline, found, place = self.session.outline, self.prepared, self.place
+        widget = self.current_view()
+        line = widget.current.target if isinstance(widget, LinesView) and widget.current is not None else ""
 
-        def work(job: Job) -> HostFacts:
-            return explain_host(meta, target, job.step)
+        def work(job: Job) -> HostFacts | None:
+            target = cluster_target(outline, place, found, line)
+            return explain_host(meta, target, job.step) if target is not None else None
 
         self.session.background.submit(work, self._show_references, self.failed, title="looking for references", long=True)
         self.update_title()
 
-    def _cluster_target(self) -> int:
-        """Host byte whose cluster is meant: where a selected pointer leads, else the selection itself."""
-        found = self.prepared
-        if found is not None and self.place.view is View.TRANSLATION:
-            widget = self.current_view()
-            line = widget.current if isinstance(widget, LinesView) else None
-            if line is not None and line.target.startswith("0x"):
-                return int(line.target, 16)
-        if found is not None and (found.entry >= 0 or self.place.view is View.FIELDS):
-            for _, target in found.explanation.links:
-                if target.startswith("0x"):
-                    return int(target, 16)
-                if target.startswith(("l2:", "rb:", "snapshot:")) and found.entry >= 0 and found.table is not None:
-                    child = self.session.outline.find(target.replace("rb:", "refcount-block:"))
-                    if child is not None:
-                        return child.offset
-        return self.place.offset
-
-    def _show_references(self, facts: HostFacts) -> None:
+    def _show_references(self, facts: HostFacts | None) -> None:
+        if facts is None:
+            self.notify("This guest offset is stored in no cluster of this file, so nothing can refer to one.", timeout=5)
+            return
         geometry = self.session.meta.geometry
         assert geometry is not None
         options = []
@@ -299,11 +287,8 @@ class Moving(BrowserCore):
             self.select(self.place, record=False)
 
 
-def structure_names(outline: object) -> list[tuple[str, str]]:
+def structure_names(outline: Outline) -> list[tuple[str, str]]:
     """(address, label) of structures worth completing: the top level and the first children of each. Reads: worker."""
-    from workbench.tui.outline import Outline
-
-    assert isinstance(outline, Outline)
     found: list[tuple[str, str]] = []
     for root in outline.roots():
         found.append((root.key, f"{root.label}  {root.note}".rstrip()))
@@ -314,3 +299,26 @@ def structure_names(outline: object) -> list[tuple[str, str]]:
     known = {key for key, _ in found}
     found += [(name, name) for name in NAMES if name not in known and outline.find(name) is not None]
     return found
+
+
+def cluster_target(outline: Outline, place: Place, found: Prepared | None, line: str) -> int | None:
+    """Host byte whose cluster is meant: where the selected pointer or guest offset leads, else the selection itself.
+
+    None when a guest offset is stored nowhere in this file. line: address of the line under the cursor, if any. Reads: worker.
+    """
+    if line.startswith("0x"):
+        return int(line, 16)
+    if found is None:
+        return place.offset
+    if place.view in GUEST_VIEWS and place.guest is not None:
+        told = explain_guest(outline.meta, place.guest, snapshot_number(found.item.key))
+        return told.host if told.host is not None and not told.external else told.run.offset if told.run is not None else None
+    if found.entry >= 0 or place.view is View.FIELDS:
+        for _, target in found.explanation.links:
+            if target.startswith("0x"):
+                return int(target, 16)
+            child = outline.find(target.replace("rb:", "refcount-block:")) if found.entry >= 0 else None
+            if child is not None:
+                return child.offset
+    return place.offset
+

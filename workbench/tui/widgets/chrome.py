@@ -127,13 +127,15 @@ class ViewTabs(Line):
     def show(self, views: Sequence[View], current: View, keys: dict[View, str]) -> None:
         """Labels shrink to what fits: number and word, or the word of the current one only."""
         width = self.size.width or 60
-        full = sum(len(VIEW_LABELS[view]) + len(keys[view]) + 3 for view in views)
-        pieces = []
-        for view in views:
-            here = view is current
-            label = VIEW_LABELS[view] if full <= width or here else _SHORT[view]
-            text = f" {keys[view]} {label} "
-            pieces.append((text, "here" if here else "tab", view.value))
+        for style in ("full", "short", "keys"):
+            pieces = []
+            for view in views:
+                here = view is current
+                label = VIEW_LABELS[view] if style == "full" or here else _SHORT[view] if style == "short" else ""
+                text = f" {keys[view]} {label} " if here or style == "full" else f" {keys[view]}{label}"
+                pieces.append((text, "here" if here else "tab", view.value))
+            if sum(len(text) for text, _, _ in pieces) <= width:
+                break
         self.put(pieces)
 
 
@@ -141,10 +143,10 @@ _SHORT = {
     View.FIELDS: "Fld",
     View.HEX: "Hex",
     View.ENTRIES: "Ent",
-    View.GUEST_MAP: "GMap",
-    View.GUEST_HEX: "Data",
-    View.TRANSLATION: "Trl",
-    View.HOST_MAP: "HMap",
+    View.GUEST_MAP: "Map",
+    View.GUEST_HEX: "Dat",
+    View.TRANSLATION: "Way",
+    View.HOST_MAP: "Hst",
     View.FINDINGS: "Fnd",
     View.REFCOUNTS: "Ref",
     View.OVERLAPS: "Ovl",

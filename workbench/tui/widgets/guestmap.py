@@ -22,6 +22,7 @@ GLYPHS: Final = {
     Fill.UNALLOCATED: ("·", "free", "unallocated"),
     Fill.INVALID: ("✗", "bad", "invalid"),
 }
+_BRIEF: Final = {"compressed": "compr", "zero, allocated": "z-alloc", "unallocated": "none", "from backing file": "backing"}
 PARTLY: Final = "▒"
 BACKING: Final = ("b", "backing", "from backing file")
 
@@ -123,12 +124,13 @@ class GuestMapView(Rows):
 
     def head_parts(self, line: int, width: int) -> Iterable[Part]:
         if line == 0:
-            yield f" one cell = {format_size(self.per_cell)}   ", ""
+            yield f" cell {format_size(self.per_cell)}  ", ""
+            wide = width >= 90
             for glyph, style, text in (*(GLYPHS[fill] for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)), BACKING if self._cells is not None and self._cells.backing else GLYPHS[Fill.UNALLOCATED]):
                 yield glyph, style
-                yield f" {text}  ", ""
+                yield f" {text}  " if wide else f"{_BRIEF.get(text, text)} ", ""
             yield PARTLY, "data"
-            yield " partly", ""
+            yield " partly" if wide else "part", ""
             return
         yield f" guest {self.guest:#x} ({format_size(self.guest)}): {self.describe(self.guest)}", ""
 

@@ -53,6 +53,8 @@ class LinesView(Rows):
         if self.inner_width - 3 != self._width:
             self._wrap()
         self.cursor = self.validate_cursor(self.cursor)
+        if self.cursor < self.page:
+            self.top = 0
         self.show_row(self.cursor)
         self.refresh()
 

@@ -148,6 +148,13 @@ class CheckedImage(BrowserCore):
         made: Widget = super().make_view(view, ident)  # type: ignore[misc]
         return made
 
+    def to_view(self, view: View) -> None:
+        """The check's views take the keys at once: they show the whole image, whatever the tree's cursor is on."""
+        if self.prepared is not None and view in CHECK_VIEWS and view in self.prepared.views and view is not self.place.view:
+            self.select(self.place.seen_in(view), then=self.focus_view)
+        else:
+            super().to_view(view)
+
     def in_worker(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """A short look in the background."""
         self.session.background.submit(lambda _job: work(), done, self.failed, title="looking")

@@ -16,9 +16,10 @@ from workbench.units import SECTOR_SIZE, div_round_up, round_up
 
 if TYPE_CHECKING:
     from workbench.engine.write.core import Core
+    from workbench.engine.write.dirty_bitmaps import DirtyBitmaps
 
 
-def resize(core: Core, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
+def resize(core: Core, size: int, preallocation: Preallocation, bitmaps: DirtyBitmaps) -> None:
     """Set the virtual size to `size` bytes. New space reads as zeros; data past a smaller size is lost.
 
     Raises ArgumentError for a size that is no multiple of 512 or too large, UnsupportedError where QEMU refuses.
@@ -35,10 +36,12 @@ def resize(core: Core, size: int, preallocation: Preallocation = Preallocation.O
         return
     core.begin()
     core.flush()
+    bitmaps.suspend()
     if size > old:
         _grow(core, old, size, preallocation)
     else:
         _shrink(core, old, size)
+    bitmaps.resize(size)
 
 
 def _grow(core: Core, old: int, size: int, preallocation: Preallocation) -> None:

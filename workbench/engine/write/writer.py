@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.header import INCOMPATIBLE
 from workbench.engine.write.cache import CacheCounters
 from workbench.engine.write.cache_sizes import CacheSizes
 from workbench.engine.write.compressed import check_range, write_compressed_guest
 from workbench.engine.write.core import Core
+from workbench.engine.write.dirty_bitmaps import DirtyBitmaps
 from workbench.engine.write.guest import write_guest
 from workbench.engine.write.prealloc import Preallocation
 from workbench.engine.write.reading import read_guest
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workbench.engine.image import Image
+
+
+DIRTY: Final = INCOMPATIBLE["dirty"].mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +41,23 @@ class Writer:
     """Writes to one image. Every method may be called from any thread; they take turns. Offsets are guest bytes."""
 
     def __init__(self, image: Image) -> None:
-        """Nothing is written before the first change. Raises ArgumentError for bad options."""
+        """Nothing is written before the first change, except that a dirty image's refcounts are set right at once.
+
+        Raises ArgumentError for bad options, CorruptError for a dirty image that is damaged too.
+        """
         self._image = image
         self._lock = threading.RLock()
-        self.core = Core(image.top, image.chain, image.options)
+        self.core = core = Core(image.top, image.chain, image.options)
         self._closed = False
+        self.repaired = 0
+        """Refcounts that had to be corrected at open, because the image was left dirty."""
+        if core.header.has("dirty"):
+            from workbench.engine.write.rebuild import rebuild_refcounts
+
+            self.repaired = rebuild_refcounts(core)
+            core.write_header_fields(incompatible_features=core.header.incompatible_features & ~DIRTY)
+        self._bitmaps = DirtyBitmaps(core)
+        self._track = self._bitmaps.mark if self._bitmaps.tracked else None
 
     # -- what it is
 
@@ -90,6 +107,8 @@ class Writer:
                 self._outside(offset, len(view))
             core.begin()
             if view:
+                if self._track is not None:
+                    self._track(offset, len(view))
                 write_guest(core, offset, view)
                 if core.allocator.overdue:
                     core.flush()
@@ -102,6 +121,7 @@ class Writer:
         with self._lock:
             self._prepare(offset, length)
             if length:
+                self._changing(offset, length)
                 zero_guest(self.core, offset, length, unmap=unmap, fallback=fallback)
 
     def discard(self, offset: int, length: int) -> None:
@@ -109,6 +129,7 @@ class Writer:
         with self._lock:
             self._prepare(offset, length)
             if length:
+                self._changing(offset, length)
                 discard_guest(self.core, offset, length)
 
     def write_compressed(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -119,6 +140,7 @@ class Writer:
             check_range(self.core, offset, len(view))
             self._image.top.forget()
             if view:
+                self._changing(offset, len(view))
                 write_compressed_guest(self.core, offset, view)
 
     def truncate(self, size: int, preallocation: Preallocation = Preallocation.OFF) -> None:
@@ -126,7 +148,7 @@ class Writer:
         from workbench.engine.resize import resize
 
         with self._lock:
-            resize(self.core, size, preallocation)
+            resize(self.core, size, preallocation, self._bitmaps)
             self._image.top.forget()
 
     def flush(self) -> None:
@@ -139,9 +161,16 @@ class Writer:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                self.core.flush()
+                if self.core.dead is None:
+                    self._bitmaps.store()
                 self.core.finish()
 
     # -- inside
+
+    def _changing(self, offset: int, length: int) -> None:
+        if self._track is not None:
+            self._track(offset, length)
 
     def _prepare(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.core.layer.size:

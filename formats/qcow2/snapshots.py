@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
-from construct import Bytes, FixedSized, GreedyBytes, If, Struct, this
+from construct import Bytes, FixedSized, FormatField, GreedyBytes, If, Struct, this
 
 from formats.annotate import U16, U32, U64, Field
 from formats.qcow2 import limits
@@ -57,6 +58,11 @@ SNAPSHOT_SCHEMA: Final = Struct(
 )
 
 
+_FIXED_PART: Final = tuple(each for each in SNAPSHOT_SCHEMA.subcons if isinstance(each.subcon, FormatField))
+_FIXED: Final = struct.Struct(">" + "".join(each.subcon.fmtstr[1:] for each in _FIXED_PART))
+"""The fixed part's layout, taken from the schema: a hostile table holds 65,536 entries, too many for construct one by one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One entry as stored. offset: host byte offset of the entry.  l1_size: entries.  Sizes in bytes.
@@ -100,27 +106,24 @@ def entry_size(extra: int, id_size: int, name_size: int) -> int:
 
 def parse_snapshot(raw: bytes, offset: int = 0) -> Snapshot:
     """Decode one entry whose bytes are complete (the last one's padding may be missing)."""
-    size = entry_size(
-        int.from_bytes(raw[36:40], "big"), int.from_bytes(raw[12:14], "big"), int.from_bytes(raw[14:16], "big")
-    )
-    got = SNAPSHOT_SCHEMA.parse(raw.ljust(size, b"\0"))
-    extra = raw[FIXED_SIZE : FIXED_SIZE + got.extra_data_size]
-    large = got.extra.vm_state_size_large
+    fixed = dict(zip((each.name for each in _FIXED_PART), _FIXED.unpack_from(raw), strict=True))
+    extra_size, id_size, name_size = fixed.pop("extra_data_size"), fixed.pop("id_size"), fixed.pop("name_size")
+    extra = raw[FIXED_SIZE : FIXED_SIZE + extra_size]
+    known = [int.from_bytes(extra[at : at + 8], "big") if len(extra) >= at + 8 else None for at in (0, 8, 16)]
+    large, disk_size, icount = known
+    names = FIXED_SIZE + extra_size
+    if large is not None:
+        fixed["vm_state_size"] = large
     return Snapshot(
         offset=offset,
-        l1_table_offset=got.l1_table_offset,
-        l1_size=got.l1_size,
-        id=got.id.decode("utf-8", "surrogateescape"),
-        name=got.name.decode("utf-8", "surrogateescape"),
-        date_seconds=got.date_seconds,
-        date_nanoseconds=got.date_nanoseconds,
-        vm_clock=got.vm_clock,
-        vm_state_size=got.vm_state_size if large is None else large,
+        id=raw[names : names + id_size].decode("utf-8", "surrogateescape"),
+        name=raw[names + id_size : names + id_size + name_size].decode("utf-8", "surrogateescape"),
         extra_data=extra,
-        disk_size=got.extra.virtual_disk_size,
-        icount=got.extra.icount,
-        raw=raw[:size],
-        extra_data_size=got.extra_data_size,
+        disk_size=disk_size,
+        icount=icount,
+        raw=raw[: entry_size(extra_size, id_size, name_size)],
+        extra_data_size=extra_size,
+        **fixed,
     )
 
 

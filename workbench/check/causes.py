@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.check.findings import Findings
+from workbench.check.problems import Severity
 from workbench.check.triage import LeakRun, Triage
 from workbench.engine.metadata import Metadata
 from workbench.units import Geometry, format_size
@@ -57,6 +58,13 @@ def find_causes(
     return tuple(_Grouping(meta, geometry, findings, triage, foreign_kinds).run())
 
 
+def header_cause(findings: Findings) -> tuple[Cause, ...]:
+    """The one cause there is when the header gives no geometry."""
+    text = "The first cluster does not say how the image is built, so nothing behind it can be located."
+    evidence = tuple(found.message for found in findings[:4])
+    return (Cause("HEADER-DAMAGED", "The header is damaged", text, 0.9, evidence, np.arange(len(findings))),)
+
+
 class _Grouping:
     def __init__(
         self, meta: Metadata, geometry: Geometry, findings: Findings, triage: Triage, foreign_kinds: dict[int, str]
@@ -82,7 +90,9 @@ class _Grouping:
             self._lazy_crash,
             self._interrupted,
             self._header,
+            self._bitmaps,
             self._bit_rot,
+            self._refcounts_wrong,
         )
         for rule in rules:
             rule()
@@ -360,7 +370,9 @@ class _Grouping:
     def _header(self) -> None:
         rows = np.array(
             [row for row in np.flatnonzero(self.free).tolist()
-             if self.findings[row].severity.value == "error" and self.findings[row].end <= self.geometry.cluster_size],
+             if self.findings[row].severity.rank <= Severity.WARNING.rank
+             and self.findings[row].code not in _HARMLESS
+             and self.findings[row].end <= self.geometry.cluster_size],
             dtype=np.intp,
         )  # fmt: skip
         if rows.size:
@@ -370,6 +382,28 @@ class _Grouping:
                 "Fields in the first cluster contradict the format, so the image cannot be opened. The tables behind it are "
                 "most likely still there.",
                 0.8, rows, *(self.findings[int(row)].message for row in rows[:4]),
+            )  # fmt: skip
+
+    def _bitmaps(self) -> None:
+        codes = [code for code in self.findings.by_code if code.startswith(("BITMAP-", "BITMAPS-"))]
+        rows = self.take(*(code for code in codes if code not in ("BITMAP-IN-USE", "BITMAP-TAIL-BITS")))
+        if rows.size:
+            self.add(
+                "BITMAPS-DAMAGED", "Dirty bitmaps are damaged",
+                "The bitmaps' directory or tables contradict the format, and qemu may refuse the image for it. Guest data is not "
+                "concerned: without the bitmaps the image opens, and the next backup must be a full one.",
+                0.8, rows, *(self.findings[int(row)].message for row in rows[:4]),
+            )  # fmt: skip
+
+    def _refcounts_wrong(self) -> None:
+        rows = self.take("REFCOUNT-ZERO", "REFCOUNT-TOO-LOW", "REFCOUNT-TOO-HIGH", "REFCOUNT-OVERFLOW")
+        if rows.size:
+            copied = self.take("L1-COPIED-WRONG", "L2-COPIED-WRONG")
+            self.add(
+                "REFCOUNTS-WRONG", "Single refcounts are wrong",
+                "The refcounts of a few clusters do not agree with their references: a bit flipped, or an update was lost. The "
+                "mapping is the truth; the refcounts can be set from it.",
+                0.5, np.concatenate([rows, copied]), *(self.findings[int(row)].message for row in rows[:4]),
             )  # fmt: skip
 
     def _bit_rot(self) -> None:
@@ -389,6 +423,7 @@ class _Grouping:
             )  # fmt: skip
 
 
+_HARMLESS = {"BACKING-FORMAT-MISSING", "IMAGE-CORRUPT-BIT", "DATA-OVERLAPS-METADATA", "METADATA-OVERLAP"}
 _L2_CODES = (
     "L2-ENTRY-RESERVED", "L2-ENTRY-UNALIGNED", "L2-ENTRY-BEYOND-EOF", "L2-COPIED-WRONG", "L2-COPIED-UNALLOCATED",
     "L2-ZERO-FLAG-V2", "L2-ENTRY-BIT0-EXTENDED", "COMPRESSED-COPIED", "COMPRESSED-BEYOND-EOF", "COMPRESSED-RESERVED",

@@ -280,6 +280,10 @@ class _Check:
                 ).run()  # fmt: skip
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
+        elif len(findings):
+            from workbench.check.causes import header_cause
+
+            causes = header_cause(findings)
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),

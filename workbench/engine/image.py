@@ -75,6 +75,12 @@ class Image:
             chain = open_chain(top, opening, stack)
             image = cls(meta, tuple(chain), opening, stack.pop_all())
         image.options = options or {}
+        if writable and meta.header.has("dirty"):
+            try:
+                _ = image.writer  # counts the refcounts anew
+            except BaseException:
+                image.close()
+                raise
         return image
 
     # -- what it is

@@ -54,10 +54,16 @@ class Judged:
 def badness(verdict: QemuVerdict, kept: int = 0) -> tuple[int, int, int]:
     """Comparable: cannot be checked, corruptions, leaks (those kept on purpose not counted)."""
     unchecked = verdict.code not in (0, 2, 3)
-    return (2 if unchecked and verdict.report is None else int(unchecked), verdict.corruptions, max(0, verdict.leaks - kept))
+    return (
+        2 if unchecked and verdict.report is None else int(unchecked),
+        verdict.corruptions,
+        max(0, verdict.leaks - kept),
+    )
 
 
-def judge(image: Path, *, secret: str | None = None, undo: bool = True, content: bool = True, timeout: float = 20) -> Judged:
+def judge(
+    image: Path, *, secret: str | None = None, undo: bool = True, content: bool = True, timeout: float = 20
+) -> Judged:
     """Repair `image` in place both ways (theirs on a copy of its folder); with `undo` it is as it was at the end."""
     before = _check(image, secret, None, timeout)
     copy = image.parent.with_name(image.parent.name + ".theirs")
@@ -142,7 +148,9 @@ def _unnamed(before: dict[int, bytes], after: dict[int, bytes], plan: Plan) -> l
     named = [each for step in plan.steps for each in step.guest]
     found = []
     for at, data in before.items():
-        if after.get(at, b"") != data and not any(start < at + len(data) and at < start + length for start, length in named):
+        if after.get(at, b"") != data and not any(
+            start < at + len(data) and at < start + length for start, length in named
+        ):
             found.append((at, len(data)))
     return found
 

@@ -112,9 +112,8 @@ def test_nothing_to_undo_is_an_error_that_says_so(image: Path) -> None:
 
 def test_apply_and_undo_refuse_while_somebody_holds_the_image(image: Path) -> None:
     old, new = _pair()
-    with FileStorage.open(image, writable=True) as other, acquire(other, LockMode.WRITE):
-        with pytest.raises(LockedError):
-            apply(change_of(old, new), image)
+    with FileStorage.open(image, writable=True) as other, acquire(other, LockMode.WRITE), pytest.raises(LockedError):
+        apply(change_of(old, new), image)
     apply(change_of(old, new), image)
     with FileStorage.open(image, writable=True) as other, acquire(other, LockMode.WRITE), pytest.raises(LockedError):
         undo(image)
@@ -196,7 +195,17 @@ def test_a_killed_process_leaves_a_session_that_ends_either_way(tmp_path: Path, 
         if what == "undo":
             apply(change_of(old, new), image)
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, root, str(image), str(at), what, str(tmp_path / "old"), str(tmp_path / "new")],
+            [
+                sys.executable,
+                "-c",
+                _CHILD,
+                root,
+                str(image),
+                str(at),
+                what,
+                str(tmp_path / "old"),
+                str(tmp_path / "new"),
+            ],
             check=False,
             env={**os.environ, "PYTHONPATH": root},
         )

@@ -39,13 +39,27 @@ if TYPE_CHECKING:
 @click.option("--choose", multiple=True, metavar="FIX=WAY", help="Take another way than a fix's default (repeat).")
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and what the image would be; change nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--to", "target", type=click.Path(path_type=Path), metavar="NEW", help="Leave IMAGE as it is; write a repaired copy.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(path_type=Path),
+    metavar="NEW",
+    help="Leave IMAGE as it is; write a repaired copy.",
+)
 @click.option("--free-orphans", is_flag=True, help="Free leaked clusters too that may hold lost guest data.")
-@click.option("--apply-plan", type=click.Path(path_type=Path), metavar="FILE", help="Carry out a plan saved by --dry-run --json.")
-@click.option("--recover", is_flag=True, help="Only end an interrupted repair: roll it back (with --complete: finish it).")
+@click.option(
+    "--apply-plan", type=click.Path(path_type=Path), metavar="FILE", help="Carry out a plan saved by --dry-run --json."
+)
+@click.option(
+    "--recover", is_flag=True, help="Only end an interrupted repair: roll it back (with --complete: finish it)."
+)
 @click.option("--complete", is_flag=True, help="Finish an interrupted repair instead of rolling it back.")
-@click.option("--force", is_flag=True, help="End an interrupted repair although something else wrote to the image since.")
-@click.option("--case", type=click.Path(path_type=Path), metavar="FILE", help="Case file to use instead of IMAGE.qwb-case.")
+@click.option(
+    "--force", is_flag=True, help="End an interrupted repair although something else wrote to the image since."
+)
+@click.option(
+    "--case", type=click.Path(path_type=Path), metavar="FILE", help="Case file to use instead of IMAGE.qwb-case."
+)
 @json_option
 @debug_option
 @handle_errors
@@ -149,7 +163,12 @@ def _ask(guide: Guide, groups: tuple[Group, ...], dry_run: bool) -> None:
                 if len(rule.alternatives) > 1 and rule.id not in guide.policy.choices:
                     for way in rule.alternatives:
                         click.echo(f"    {way.id}: {way.title}: {way.consequence}", err=True)
-                    answer = click.prompt("  which", type=click.Choice([way.id for way in rule.alternatives]), default=rule.default, err=True)
+                    answer = click.prompt(
+                        "  which",
+                        type=click.Choice([way.id for way in rule.alternatives]),
+                        default=rule.default,
+                        err=True,
+                    )
                     if answer != rule.default:
                         guide.choose(choices={rule.id: answer})
     if len(chosen) < len(offered):
@@ -177,7 +196,12 @@ def _end_interrupted(
     finish = complete
     if sys.stdin.isatty() and not (recover or yes or complete):
         click.echo(f"The repair of {found.when} ({found.title}) was interrupted.", err=True)
-        finish = click.prompt("roll it back, or complete it", type=click.Choice(["back", "complete"]), default="back", err=True) == "complete"
+        finish = (
+            click.prompt(
+                "roll it back, or complete it", type=click.Choice(["back", "complete"]), default="back", err=True
+            )
+            == "complete"
+        )
     ended = recovery.recover(image, complete=finish, case=case, force=force, recheck=recheck(None))
     if ended is not None:
         what = "completed" if ended.completed else "rolled back: the image is what it was before"
@@ -195,7 +219,10 @@ def _confirm(plan: Plan, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise ArgumentError("nobody to ask: standard input is no terminal", hint="add --yes to carry out the plan")
     if plan.tier is Tier.DESTRUCTIVE:
-        if click.prompt("This drops something. Type 'destroy' to go on", default="", show_default=False, err=True) != "destroy":
+        if (
+            click.prompt("This drops something. Type 'destroy' to go on", default="", show_default=False, err=True)
+            != "destroy"
+        ):
             raise click.Abort
     elif not click.confirm("\nWrite this to the image?", default=False, err=True):
         raise click.Abort
@@ -232,7 +259,9 @@ def _case(image: Path, case: Path | None) -> Path:
 
 def _finish_dry(plan: Plan, as_json: bool, dry_run: bool) -> None:
     if as_json:
-        print_json(plan.as_json() if dry_run else {**plan.result_after.as_json(plan.base.path), **_fixed(plan, plan.after)})
+        print_json(
+            plan.as_json() if dry_run else {**plan.result_after.as_json(plan.base.path), **_fixed(plan, plan.after)}
+        )
     raise click.exceptions.Exit(_code(plan.after))
 
 
@@ -261,7 +290,9 @@ def _report(path: Path, plan: Plan, as_json: bool) -> None:
         verdict = verdict_of(result, plan.after.orphans)
         if as_json:
             steps = plan.summary()
-            print_json({**result.as_json(str(path)), **_fixed(plan, verdict), "steps": steps["steps"], "notes": steps["notes"]})
+            print_json(
+                {**result.as_json(str(path)), **_fixed(plan, verdict), "steps": steps["steps"], "notes": steps["notes"]}
+            )
         else:
             click.echo(f"checked again: {verdict}")
     raise click.exceptions.Exit(_code(verdict))

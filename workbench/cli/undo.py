@@ -17,11 +17,15 @@ from workbench.errors import ArgumentError
 @click.option("--session", "number", type=int, metavar="N", help="Undo this session instead of the newest one.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Undo although the image has changed since (old and new get mixed).")
-@click.option("--case", type=click.Path(path_type=Path), metavar="FILE", help="Case file to use instead of IMAGE.qwb-case.")
+@click.option(
+    "--case", type=click.Path(path_type=Path), metavar="FILE", help="Case file to use instead of IMAGE.qwb-case."
+)
 @json_option
 @debug_option
 @handle_errors
-def command(image: Path, only_list: bool, number: int | None, yes: bool, force: bool, case: Path | None, as_json: bool) -> None:
+def command(
+    image: Path, only_list: bool, number: int | None, yes: bool, force: bool, case: Path | None, as_json: bool
+) -> None:
     """Undo the newest repair of IMAGE (or --session N): its bytes and its length are what they were."""
     from workbench.repair import recovery, undo
     from workbench.repair.casefile import State
@@ -29,7 +33,12 @@ def command(image: Path, only_list: bool, number: int | None, yes: bool, force: 
     found = undo.sessions(image, case=case)
     if only_list:
         if as_json:
-            print_json([{"session": s.id, "state": s.state.value, "title": s.title, "when": s.when, "edits": s.edits} for s in found])
+            print_json(
+                [
+                    {"session": s.id, "state": s.state.value, "title": s.title, "when": s.when, "edits": s.edits}
+                    for s in found
+                ]
+            )
         else:
             for each in found:
                 click.echo(f"{each.id:>3}  {each.when}  {each.state.value:<12} {each.title}")

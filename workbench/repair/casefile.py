@@ -356,7 +356,9 @@ def _quoted(path: Path) -> str:
 
 
 def _session(row: tuple[Any, ...]) -> Session:
-    number, state, title, tool, image, created, changed, before, after, print_before, print_after, plan, verdict, n = row
+    number, state, title, tool, image, created, changed, before, after, print_before, print_after, plan, verdict, n = (
+        row
+    )
     return Session(
         number,
         State(state),

@@ -20,14 +20,19 @@ _MOST = 8
 """Differing fields listed for one step."""
 
 
-def describe(step: Step, geometry: Geometry | None, head: tuple[bytes, bytes] | None = None) -> list[tuple[str, str, str]]:
+def describe(
+    step: Step, geometry: Geometry | None, head: tuple[bytes, bytes] | None = None
+) -> list[tuple[str, str, str]]:
     """(name, value before, value after) of the fields that a step changes; empty where the bytes are plain data.
 
     head: the header cluster before and after, for steps inside it.
     """
     if step.kind == "refcount-block" and geometry is not None:
         return _refcounts(step, geometry)
-    old, new = _nodes(step, step.before, geometry, head and head[0]), _nodes(step, step.after, geometry, head and head[1])
+    old, new = (
+        _nodes(step, step.before, geometry, head and head[0]),
+        _nodes(step, step.after, geometry, head and head[1]),
+    )
     names = [name for name in new if new[name] != old.get(name)] + [name for name in old if name not in new]
     return [(name, old.get(name, "-"), new.get(name, "-")) for name in names[:_MOST]]
 
@@ -125,7 +130,9 @@ def plan_lines(plan: Plan, limit: int = 40) -> list[str]:
         lines += ["", f"{code} ({risk})"]
         for step in steps[:limit]:
             lines.append(f"  {step.number:>3}. {step.title}  [{step.kind} at {step.offset:#x}, {step.length} bytes]")
-            lines += [f"         {name}: {old} -> {new}" for name, old, new in describe(step, meta.geometry, heads(plan))[:4]]
+            lines += [
+                f"         {name}: {old} -> {new}" for name, old, new in describe(step, meta.geometry, heads(plan))[:4]
+            ]
             if step.guest:
                 shown = ", ".join(f"{start:#x}+{length:#x}" for start, length in step.guest[:4])
                 lines.append(f"         guest: {shown}" + (" …" if len(step.guest) > 4 else ""))

@@ -83,7 +83,12 @@ def verdict_of(result: CheckResult, kept: int | None = None) -> Verdict:
         bits = result.meta.geometry.cluster_bits if result.meta.geometry else 0
         kept = sum(each.length >> bits for each in result.orphans if each.keep)
     return Verdict(
-        result.exit_code, result.corruptions, result.leaks, result.check_errors, result.aborted is None, min(kept, result.leaks)
+        result.exit_code,
+        result.corruptions,
+        result.leaks,
+        result.check_errors,
+        result.aborted is None,
+        min(kept, result.leaks),
     )
 
 
@@ -165,9 +170,7 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The whole plan, bytes included: `read_change` makes it applicable again."""
-        edits = [
-            {"offset": each.offset, "old": _pack(each.old), "new": _pack(each.new)} for each in self.edits()
-        ]
+        edits = [{"offset": each.offset, "old": _pack(each.old), "new": _pack(each.new)} for each in self.edits()]
         return {
             "format": FORMAT,
             "filename": self.base.path,
@@ -201,7 +204,9 @@ def read_change(text: str) -> Change:
         before, after = found["size-before"], found["size-after"]
         return Change(title, lambda: iter(edits), before, after, found["fingerprint"], summary)
     except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise ArgumentError(f"not a plan ({type(error).__name__}: {error})", hint="make one with --dry-run --json") from error
+        raise ArgumentError(
+            f"not a plan ({type(error).__name__}: {error})", hint="make one with --dry-run --json"
+        ) from error
 
 
 # -- making it ---------------------------------------------------------------------------------------------------------
@@ -283,7 +288,9 @@ def _run(space: Workspace, rule: Rule) -> None:
 
 
 def _marks_wanted(policy: Policy) -> bool:
-    return policy.mode is not Mode.CODES or bool(policy.codes & {"IMAGE-DIRTY", "IMAGE-CORRUPT-BIT", "AUTOCLEAR-UNKNOWN"})
+    return policy.mode is not Mode.CODES or bool(
+        policy.codes & {"IMAGE-DIRTY", "IMAGE-CORRUPT-BIT", "AUTOCLEAR-UNKNOWN"}
+    )
 
 
 def _require_better(plan: Plan) -> None:
@@ -309,7 +316,9 @@ def hand_edit(storage: Storage, offset: int, data: bytes, title: str) -> Change:
     old = storage.read(offset, len(data))
     size = storage.size()
     if not data or offset < 0 or offset > size:
-        raise ArgumentError(f"cannot edit {len(data)} bytes at {offset:#x} of a file of {size} bytes", path=storage.path)
+        raise ArgumentError(
+            f"cannot edit {len(data)} bytes at {offset:#x} of a file of {size} bytes", path=storage.path
+        )
     edit = ByteEdit(offset, old, data)
     plan = {"mode": "by hand", "steps": [{"number": 1, "title": title, "offset": offset, "length": len(data)}]}
     return Change(title, lambda: [edit], size, max(size, offset + len(data)), fingerprint.take(storage), plan)

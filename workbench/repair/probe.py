@@ -91,9 +91,22 @@ def l2_masks(space: Workspace, words: NDArray[np.uint64]) -> Masks:
 def l2_content(space: Workspace, offset: int) -> Content:
     """Judge the cluster at `offset` as an L2 table."""
     words = space.words(offset, space.cluster // 8)
-    if space.geometry.extended_l2:
-        words = words[0::2]
-    return content_of(space, words)
+    if not space.geometry.extended_l2:
+        return content_of(space, words)
+    found = content_of(space, words[0::2])
+    used = words[0::2] != 0
+    odd = int((bitmap_trouble(words[0::2], words[1::2]) & used).sum())
+    return Content(max(0, found.valid - odd), found.foreign + odd, found.beyond, found.targets)
+
+
+def bitmap_trouble(words: NDArray[np.uint64], bitmaps: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Extended entries whose subcluster bitmap contradicts itself or the entry."""
+    low = np.uint64(0xFFFFFFFF)
+    packed = (words & np.uint64(COMPRESSED)) != 0
+    both = (bitmaps & low & (bitmaps >> np.uint64(32))) != 0
+    nowhere = ((words & np.uint64(OFFSET_MASK)) == 0) & ((bitmaps & low) != 0)
+    trouble: NDArray[np.bool_] = (packed & (bitmaps != 0)) | (~packed & (both | nowhere))
+    return trouble
 
 
 def content_of(space: Workspace, words: NDArray[np.uint64]) -> Content:

@@ -58,7 +58,17 @@ def groups_of(result: CheckResult) -> tuple[Group, ...]:
         tier = max((rule.tier for rule in fixes), key=order.index, default=None)
         default = tier is not None and tier is not Tier.DESTRUCTIVE
         found.append(
-            Group(code, problem.title, problem.severity, max(count, counted), problem.meaning, problem.guest_impact, fixes, tier, default)
+            Group(
+                code,
+                problem.title,
+                problem.severity,
+                max(count, counted),
+                problem.meaning,
+                problem.guest_impact,
+                fixes,
+                tier,
+                default,
+            )
         )
     return tuple(sorted(found, key=lambda each: (each.severity.rank, each.code)))
 
@@ -69,7 +79,13 @@ class Guide:
     Opens the image read-only; `close` (or a with block) ends that. Safe to use from one worker thread at a time.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, case: str | os.PathLike[str] | None = None, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        case: str | os.PathLike[str] | None = None,
+        storage: Storage | None = None,
+    ) -> None:
         self.path = Path(path)
         self.case = case
         self._own = storage is None

@@ -70,7 +70,9 @@ def changes_since(storage: Storage, casefile: CaseFile, session: Session) -> Ite
     for edit in casefile.edits(session.id):
         found = storage.read(edit.offset, len(edit.new))
         if found != edit.new:
-            at = next((i for i, pair in enumerate(zip(found, edit.new, strict=False)) if pair[0] != pair[1]), len(found))
+            at = next(
+                (i for i, pair in enumerate(zip(found, edit.new, strict=False)) if pair[0] != pair[1]), len(found)
+            )
             yield Changed("bytes that the repair wrote", edit.offset + at, 1)
     if session.fingerprint_after is not None:
         yield from fingerprint.compare(storage, session.fingerprint_after)

@@ -42,7 +42,9 @@ class _Entry:
     def bytes_(self) -> bytes:
         """The entry's bytes."""
         text = self.name.decode("utf-8", "surrogateescape")
-        return build_bitmap(Bitmap(0, self.table_offset, self.table_size, self.flags, 1, self.granularity_bits, b"", text, b""))
+        return build_bitmap(
+            Bitmap(0, self.table_offset, self.table_size, self.flags, 1, self.granularity_bits, b"", text, b"")
+        )
 
 
 def run(space: Workspace) -> None:
@@ -65,7 +67,9 @@ def _directory(space: Workspace) -> None:
     record = meta.bitmaps_extension
     offset = record.directory_offset if record else 0
     size, count = (record.directory_size, record.nb_bitmaps) if record else (0, 0)
-    entries = _walk(space, offset, count, size) if record and offset % space.cluster == 0 and 0 < offset < space.size else []
+    entries = (
+        _walk(space, offset, count, size) if record and offset % space.cluster == 0 and 0 < offset < space.size else []
+    )
     if not entries:
         entries = _search(space)
         offset = entries[0].offset if entries else 0
@@ -75,7 +79,12 @@ def _directory(space: Workspace) -> None:
     if not trusted:
         for each in entries:
             each.flags |= _IN_USE
-        _set_bit(space, True, "BITMAPS-NOT-TRUSTED", "set the bitmaps bit again; every bitmap is marked in use (not to be trusted)")
+        _set_bit(
+            space,
+            True,
+            "BITMAPS-NOT-TRUSTED",
+            "set the bitmaps bit again; every bitmap is marked in use (not to be trusted)",
+        )
     _write(space, entries, offset)
 
 
@@ -104,13 +113,22 @@ def _walk(space: Workspace, offset: int, count: int, size: int) -> list[_Entry]:
 def _read(space: Workspace, offset: int, *, strict: bool) -> _Entry | None:
     """The entry at `offset`, with damaged fields derived; None when nothing there is a bitmap."""
     fixed = space.read(offset, FIXED_SIZE)
-    table, entries, flags = int.from_bytes(fixed[0:8], "big"), int.from_bytes(fixed[8:12], "big"), int.from_bytes(fixed[12:16], "big")
-    kind, bits, name_size, extra = fixed[16], fixed[17], int.from_bytes(fixed[18:20], "big"), int.from_bytes(fixed[20:24], "big")
+    table, entries, flags = (
+        int.from_bytes(fixed[0:8], "big"),
+        int.from_bytes(fixed[8:12], "big"),
+        int.from_bytes(fixed[12:16], "big"),
+    )
+    kind, bits, name_size, extra = (
+        fixed[16],
+        fixed[17],
+        int.from_bytes(fixed[18:20], "big"),
+        int.from_bytes(fixed[20:24], "big"),
+    )
     bits_good = limits.MIN_BITMAP_GRANULARITY_BITS <= bits <= limits.MAX_BITMAP_GRANULARITY_BITS
     fields_good = (
         (0 < table < space.size and table % space.cluster == 0)
         + (kind == 1)
-        + (flags < 8)
+        + (flags < 4)
         + bits_good
         + (0 < name_size <= limits.MAX_BITMAP_NAME)
         + (extra == 0)
@@ -125,7 +143,7 @@ def _read(space: Workspace, offset: int, *, strict: bool) -> _Entry | None:
     doubtful = kind != 1 or not bits_good
     if not bits_good:
         bits = next((each for each in (16, *range(9, 32)) if _entries_needed(space, each) == entries), 16)
-    good_flags = (flags & 7) | (_IN_USE if doubtful else 0)
+    good_flags = (flags & 3) | (_IN_USE if doubtful else 0)
     return _Entry(offset, table, _entries_needed(space, bits), good_flags, bits, name, entry_size(0, len(name)))
 
 
@@ -147,7 +165,12 @@ def _search(space: Workspace) -> list[_Entry]:
     for offset, _ in clusters(space):
         ledger = space.ledger
         others = [each for each in ledger.claims_at(offset) if each.owner is not Owner.BITMAP_DIRECTORY]
-        if offset and not others and not int(ledger.flags[offset >> ledger.cluster_bits]) & ~1 and _read(space, offset, strict=True):
+        if (
+            offset
+            and not others
+            and not int(ledger.flags[offset >> ledger.cluster_bits]) & ~1
+            and _read(space, offset, strict=True)
+        ):
             found = _walk(space, offset, 0, 0)
             best = max(best, found, key=len)
     return best
@@ -166,7 +189,14 @@ def _write(space: Workspace, entries: list[_Entry], offset: int) -> None:
             room = space.meta.bitmaps_extension
             if room is None or len(data) > -(-room.directory_size // space.cluster) * space.cluster:
                 offset = space.append(-(-len(data) // space.cluster))
-        space.put(offset, data, code="BITMAP-UNREADABLE", title=f"correct the bitmap directory of {len(entries)} bitmap(s)", kind="bitmap", tier=_J)
+        space.put(
+            offset,
+            data,
+            code="BITMAP-UNREADABLE",
+            title=f"correct the bitmap directory of {len(entries)} bitmap(s)",
+            kind="bitmap",
+            tier=_J,
+        )
     record = space.meta.bitmaps_extension
     wanted = len(entries).to_bytes(4, "big") + bytes(4) + len(data).to_bytes(8, "big") + offset.to_bytes(8, "big")
     found = space.meta.extension(ExtensionType.BITMAPS)
@@ -200,7 +230,14 @@ def _table_is_lost(space: Workspace, number: int, each: Bitmap) -> bool:
         aligned = offset & -space.cluster
         if aligned and space.ledger.leaked(aligned):
             title = f"point bitmap {each.name!r} at the start of its table's cluster again"
-            space.put(each.offset, aligned.to_bytes(8, "big"), code="BITMAP-TABLE-UNALIGNED", title=title, kind="bitmap-offset", tier=_J)
+            space.put(
+                each.offset,
+                aligned.to_bytes(8, "big"),
+                code="BITMAP-TABLE-UNALIGNED",
+                title=title,
+                kind="bitmap-offset",
+                tier=_J,
+            )
             return False
         return True
     if not 0 < offset < space.size:
@@ -223,7 +260,9 @@ def _new_table(space: Workspace, each: Bitmap) -> None:
     title = f"give bitmap {each.name!r} a new table that marks everything as dirty: its own is lost"
     space.put(place, table_bytes(ones), code="BITMAP-TABLE-UNALIGNED", title=title, kind="bitmap-table", tier=_J)
     title = f"point bitmap {each.name!r} at its new table"
-    space.put(each.offset, place.to_bytes(8, "big"), code="BITMAP-TABLE-UNALIGNED", title=title, kind="bitmap-offset", tier=_J)
+    space.put(
+        each.offset, place.to_bytes(8, "big"), code="BITMAP-TABLE-UNALIGNED", title=title, kind="bitmap-offset", tier=_J
+    )
 
 
 def _mend_table(space: Workspace, number: int, each: Bitmap) -> None:
@@ -239,7 +278,11 @@ def _mend_table(space: Workspace, number: int, each: Bitmap) -> None:
 
     offset = BITMAP_TABLE_ENTRY["offset"].get(words)
     reserved = np.uint64(BITMAP_TABLE_ENTRY.reserved_mask)
-    put(words & ~np.where(offset > 0, reserved | np.uint64(ALL_ONES), reserved), "BITMAP-ENTRY-RESERVED", "clear reserved bits")
+    put(
+        words & ~np.where(offset > 0, reserved | np.uint64(ALL_ONES), reserved),
+        "BITMAP-ENTRY-RESERVED",
+        "clear reserved bits",
+    )
     offset = BITMAP_TABLE_ENTRY["offset"].get(words)
     aligned = offset & ~(cluster - np.uint64(1))
     new = words.copy()
@@ -247,11 +290,19 @@ def _mend_table(space: Workspace, number: int, each: Bitmap) -> None:
         new[index] = aligned[index] if ledger.leaked(int(aligned[index])) else np.uint64(ALL_ONES)
     put(new, "BITMAP-ENTRY-UNALIGNED", "mend unaligned entries")
     offset = BITMAP_TABLE_ENTRY["offset"].get(words)
-    put(np.where(offset >= np.uint64(space.end), np.uint64(ALL_ONES), words), "BITMAP-ENTRY-BEYOND-EOF", "mark as dirty what lay past the end of the file")
+    put(
+        np.where(offset >= np.uint64(space.end), np.uint64(ALL_ONES), words),
+        "BITMAP-ENTRY-BEYOND-EOF",
+        "mark as dirty what lay past the end of the file",
+    )
     offset = BITMAP_TABLE_ENTRY["offset"].get(words)
     numbers = np.minimum((offset >> np.uint64(ledger.cluster_bits)).astype(np.int64), ledger.clusters - 1)
     shared = (offset > 0) & (ledger.counts[numbers] > 1)
-    put(np.where(shared, np.uint64(ALL_ONES), words), "METADATA-OVERLAP", "mark as dirty what lay in other structures' clusters")
+    put(
+        np.where(shared, np.uint64(ALL_ONES), words),
+        "METADATA-OVERLAP",
+        "mark as dirty what lay in other structures' clusters",
+    )
 
 
 RULES = (

@@ -30,7 +30,9 @@ def _zlib_length(data: bytes, size: int) -> int | None:
             out += stream.decompress(stream.unconsumed_tail, 1)
     except zlib.error:
         return None
-    return len(data) - len(stream.unused_data) - len(stream.unconsumed_tail) if len(out) == size and stream.eof else None
+    return (
+        len(data) - len(stream.unused_data) - len(stream.unconsumed_tail) if len(out) == size and stream.eof else None
+    )
 
 
 def _zstd_length(data: bytes, size: int) -> int | None:
@@ -47,7 +49,10 @@ def _zstd_length(data: bytes, size: int) -> int | None:
 def inflates(space: Workspace, word: int, kind: int | None = None) -> bool:
     """Whether a descriptor leads to a readable stream."""
     start, end = compressed_range(word, space.geometry.cluster_bits)
-    return start < space.size and stream_length(space, space.overlay.read(start, min(end, space.size) - start), kind) is not None
+    return (
+        start < space.size
+        and stream_length(space, space.overlay.read(start, min(end, space.size) - start), kind) is not None
+    )
 
 
 def run(space: Workspace) -> None:
@@ -60,11 +65,17 @@ def run(space: Workspace) -> None:
         if not packed.any():
             continue
         start, end = compressed_range(batch.words, bits)
-        first, last = (start >> np.uint64(bits)).astype(np.int64), ((end - np.uint64(1)) >> np.uint64(bits)).astype(np.int64)
+        first, last = (
+            (start >> np.uint64(bits)).astype(np.int64),
+            ((end - np.uint64(1)) >> np.uint64(bits)).astype(np.int64),
+        )
         last = np.minimum(last, ledger.clusters - 1)
         inside = packed & (first < last) & (last < ledger.clusters)
         # The tail reaches a cluster that is not packed for anyone else, or holds something else.
-        odd = inside & (((ledger.flags[last] & ~np.uint8(PACKED)) != 0) | ((ledger.counts[last] == 1) & ledger.known[last] & (ledger.stored[last] == 0)))
+        odd = inside & (
+            ((ledger.flags[last] & ~np.uint8(PACKED)) != 0)
+            | ((ledger.counts[last] == 1) & ledger.known[last] & (ledger.stored[last] == 0))
+        )
         over = inside & (ledger.known[last]) & (ledger.counts[last] > ledger.stored[last])
         for row, column in np.argwhere(odd | over).tolist():
             word = int(batch.words[row, column])
@@ -87,6 +98,4 @@ def run(space: Workspace) -> None:
                 )
 
 
-RULES = (
-    Rule("compressed-length", "Correct compressed lengths", codes("DATA-OVERLAPS-COMPRESSED"), Tier.SAFE, run),
-)
+RULES = (Rule("compressed-length", "Correct compressed lengths", codes("DATA-OVERLAPS-COMPRESSED"), Tier.SAFE, run),)

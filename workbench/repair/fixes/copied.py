@@ -23,7 +23,11 @@ def run(space: Workspace) -> None:
         once = (offset > 0) & (ledger.counts[numbers] == 1)
         new = np.where(offset > 0, np.where(once, words | flag, words & ~flag), words)
         space.put_words(
-            meta.header.l1_table_offset, new, code="L1-COPIED-WRONG", title="correct COPIED flags of L1 entries", kind="l1"
+            meta.header.l1_table_offset,
+            new,
+            code="L1-COPIED-WRONG",
+            title="correct COPIED flags of L1 entries",
+            kind="l1",
         )
     for batch in batches(space, ledger.tables):
         if not ledger.tables.active[batch.rows].any():
@@ -39,7 +43,9 @@ def run(space: Workspace) -> None:
                 continue
             table = int(ledger.tables.offset[batch.rows[row]])
             changed = np.flatnonzero(new[row] != words[row])
-            first = int(ledger.tables.index[batch.rows[row]]) * space.geometry.l2_coverage + int(changed[0]) * space.cluster
+            first = (
+                int(ledger.tables.index[batch.rows[row]]) * space.geometry.l2_coverage + int(changed[0]) * space.cluster
+            )
             length = (int(changed[-1]) - int(changed[0]) + 1) * space.cluster
             full = new[row]
             if batch.bitmaps is not None:

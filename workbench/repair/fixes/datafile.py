@@ -19,7 +19,10 @@ def run(space: Workspace) -> None:
     for batch in batches(space, ledger.tables):
         for at, row in enumerate(batch.rows.tolist()):
             words = batch.words[at]
-            guest = int(ledger.tables.index[row]) * geometry.l2_coverage + np.arange(words.size, dtype=np.int64) * space.cluster
+            guest = (
+                int(ledger.tables.index[row]) * geometry.l2_coverage
+                + np.arange(words.size, dtype=np.int64) * space.cluster
+            )
             goal = guest.astype(np.uint64) | np.uint64(COPIED)
             packed = (words & np.uint64(COMPRESSED)) != 0
             used = packed | ((words & np.uint64(OFFSET_MASK | COPIED)) != 0)

@@ -15,7 +15,7 @@ from workbench.check.problems import Tier
 from workbench.check.tables import ACTIVE, L1Table
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.ledger import DATA, batches, l1_tables
-from workbench.repair.probe import content_of, l2_content, l2_masks
+from workbench.repair.probe import bitmap_trouble, content_of, l2_content, l2_masks
 from workbench.repair.workspace import Workspace
 
 _ALL = (1 << 64) - 1
@@ -51,9 +51,20 @@ def run_l1(space: Workspace) -> None:
 
 def _shared_with_structures(space: Workspace, table: L1Table) -> bool:
     """Another structure that cannot be made anew lies in the table's clusters: writing entries would damage it."""
-    fragile = {Owner.HEADER, Owner.SNAPSHOT_TABLE, Owner.LUKS_HEADER, Owner.BITMAP_DIRECTORY, Owner.ACTIVE_L1, Owner.INACTIVE_L1}
+    fragile = {
+        Owner.HEADER,
+        Owner.SNAPSHOT_TABLE,
+        Owner.LUKS_HEADER,
+        Owner.BITMAP_DIRECTORY,
+        Owner.ACTIVE_L1,
+        Owner.INACTIVE_L1,
+    }
     start, end = table.offset, table.offset + table.entries.size * 8
-    found = [each for each in space.ledger.claims if each.owner in fragile and each.offset < end and start < each.offset + each.length]
+    found = [
+        each
+        for each in space.ledger.claims
+        if each.owner in fragile and each.offset < end and start < each.offset + each.length
+    ]
     return len({(each.offset, each.owner) for each in found}) > 1
 
 
@@ -68,7 +79,14 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
             guest = [(int(i) * space.geometry.l2_coverage, space.geometry.l2_coverage) for i in index[:16]]
             more = f" ({index.size} entries)" if index.size > 1 else f" {int(index[0])}"
             space.put_words(
-                table.offset, new, code=code, title=title.format(more), kind="l1", tier=tier, guest=guest, snapshots=snapshots
+                table.offset,
+                new,
+                code=code,
+                title=title.format(more),
+                kind="l1",
+                tier=tier,
+                guest=guest,
+                snapshots=snapshots,
             )
         return new
 
@@ -99,7 +117,12 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
     suspects = _suspects(space, words)
     if owned.any():
         drop = np.isin(words, suspects[owned])
-        put(np.where(drop, np.uint64(0), words), "METADATA-OVERLAP", "drop L1 entry{}: another structure owns its table's cluster", Tier.JUDGEMENT)
+        put(
+            np.where(drop, np.uint64(0), words),
+            "METADATA-OVERLAP",
+            "drop L1 entry{}: another structure owns its table's cluster",
+            Tier.JUDGEMENT,
+        )
 
 
 def _suspects(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -141,18 +164,9 @@ def run_l2(space: Workspace) -> None:
         bad = columns.reserved | columns.unaligned | columns.beyond | columns.null_copied | columns.packed_copied
         odd = bad.any(axis=1)
         if batch.bitmaps is not None:
-            odd |= _bitmap_trouble(batch.words, batch.bitmaps).any(axis=1)
+            odd |= bitmap_trouble(batch.words, batch.bitmaps).any(axis=1)
         for at in np.flatnonzero(odd).tolist():
             _L2Mender(space, int(batch.rows[at]), taken).run()
-
-
-def _bitmap_trouble(words: NDArray[np.uint64], bitmaps: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    low = np.uint64(0xFFFFFFFF)
-    packed = (words & np.uint64(COMPRESSED)) != 0
-    both = (bitmaps & low & (bitmaps >> np.uint64(32))) != 0
-    nowhere = ((words & np.uint64(OFFSET_MASK)) == 0) & ((bitmaps & low) != 0)
-    trouble: NDArray[np.bool_] = (packed & (bitmaps != 0)) | (~packed & (both | nowhere))
-    return trouble
 
 
 class _L2Mender:
@@ -236,11 +250,20 @@ class _L2Mender:
         layout = L2_EXTENDED if self.wide else L2_STANDARD
         plain = (self.words & np.uint64(COMPRESSED)) == 0
         clean = self.words & np.uint64(~layout.reserved_mask & _ALL)
-        code = "L2-ENTRY-BIT0-EXTENDED" if self.wide and bool((plain & ((self.words & np.uint64(1)) != 0)).any()) else "L2-ENTRY-RESERVED"
+        code = (
+            "L2-ENTRY-BIT0-EXTENDED"
+            if self.wide and bool((plain & ((self.words & np.uint64(1)) != 0)).any())
+            else "L2-ENTRY-RESERVED"
+        )
         self.put(np.where(plain, clean, self.words), code, "clear reserved bits of {}")
         if self.space.meta.header.version < 3:
             clean = self.words & np.uint64(~ZERO & _ALL)
-            self.put(np.where(plain, clean, self.words), "L2-ZERO-FLAG-V2", "clear the zero flag of {}, which version 2 does not have", Tier.JUDGEMENT)
+            self.put(
+                np.where(plain, clean, self.words),
+                "L2-ZERO-FLAG-V2",
+                "clear the zero flag of {}, which version 2 does not have",
+                Tier.JUDGEMENT,
+            )
 
     def _packed_copied(self) -> None:
         """COPIED beside COMPRESSED: one of the two is wrong; the content tells which."""
@@ -281,10 +304,19 @@ class _L2Mender:
                 new[at] = np.uint64((int(new[at]) & ~OFFSET_MASK & _ALL) | aligned)
             else:
                 lost.append(at)
-        self.put(new, "L2-ENTRY-UNALIGNED", "point {} at the start of the cluster again", Tier.JUDGEMENT, choice="align")
+        self.put(
+            new, "L2-ENTRY-UNALIGNED", "point {} at the start of the cluster again", Tier.JUDGEMENT, choice="align"
+        )
         if lost:
             new, bitmaps = self._without(np.array(lost))
-            self.put(new, "L2-ENTRY-UNALIGNED", "drop the unaligned offset of {}", Tier.JUDGEMENT, bitmaps, _lost_choice(self.space))
+            self.put(
+                new,
+                "L2-ENTRY-UNALIGNED",
+                "drop the unaligned offset of {}",
+                Tier.JUDGEMENT,
+                bitmaps,
+                _lost_choice(self.space),
+            )
 
     def _beyond(self) -> None:
         masks = l2_masks(self.space, self.words)
@@ -304,7 +336,9 @@ class _L2Mender:
         new = self.words.copy()
         if not self.wide:
             keep_zero = (new[index] & np.uint64(ZERO | COMPRESSED)) == np.uint64(ZERO)
-            new[index] = np.where(keep_zero & (self.space.meta.header.version >= 3), np.uint64(ZERO), np.uint64(ZERO if zero else 0))
+            new[index] = np.where(
+                keep_zero & (self.space.meta.header.version >= 3), np.uint64(ZERO), np.uint64(ZERO if zero else 0)
+            )
             return new, None
         new[index] = 0
         bitmaps = self.raw[1::2].copy()
@@ -315,10 +349,22 @@ class _L2Mender:
         words, bitmaps = self.words, self.raw[1::2].copy()
         high, low = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFFF)
         packed = (words & np.uint64(COMPRESSED)) != 0
-        self.put(words, "COMPRESSED-WITH-SUBCLUSTERS", "clear the subcluster bitmap of {}, which is compressed", Tier.SAFE, np.where(packed, np.uint64(0), bitmaps))
+        self.put(
+            words,
+            "COMPRESSED-WITH-SUBCLUSTERS",
+            "clear the subcluster bitmap of {}, which is compressed",
+            Tier.SAFE,
+            np.where(packed, np.uint64(0), bitmaps),
+        )
         bitmaps = self.raw[1::2].copy()
         nowhere = ~packed & ((words & np.uint64(OFFSET_MASK)) == 0)
-        self.put(words, "SUBCLUSTER-UNALLOCATED", "clear allocated subclusters of {}, which has no cluster", Tier.SAFE, np.where(nowhere, bitmaps & high, bitmaps))
+        self.put(
+            words,
+            "SUBCLUSTER-UNALLOCATED",
+            "clear allocated subclusters of {}, which has no cluster",
+            Tier.SAFE,
+            np.where(nowhere, bitmaps & high, bitmaps),
+        )
         bitmaps = self.raw[1::2].copy()
         both = (bitmaps & low & (bitmaps >> np.uint64(32))) << np.uint64(32)
         if self.space.policy.choice("subclusters", "data") == "data":

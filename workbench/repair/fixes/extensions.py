@@ -21,7 +21,9 @@ from workbench.repair.workspace import Workspace
 _FIXED_LENGTH: Final = {ExtensionType.BITMAPS: 24, ExtensionType.ENCRYPTION: 16}
 
 
-def write_area(space: Workspace, extensions: list[Extension], *, code: str, title: str, tier: Tier = Tier.JUDGEMENT) -> bool:
+def write_area(
+    space: Workspace, extensions: list[Extension], *, code: str, title: str, tier: Tier = Tier.JUDGEMENT
+) -> bool:
     """Write the whole extension area anew; the backing file name moves when it must. False when there is no room."""
     meta = space.meta
     start, area = meta.header_length, build_extensions(extensions)
@@ -65,9 +67,17 @@ def run_backing(space: Workspace) -> None:
         area = parse_extensions(head, meta.header_length, len(head))
         raw = head[area.end : area.end + header.backing_file_size]
         if area.ended and raw and len(raw) == header.backing_file_size and _is_name(raw):
-            space.set_header("backing_file_offset", area.end, code="BACKING-OFFSET", title=f"point at the backing file name {raw.decode()!r}", tier=Tier.JUDGEMENT)
-        elif not header.backing_file_size:
-            space.set_header("backing_file_offset", 0, code="BACKING-OFFSET", title="clear the offset of a backing file name of no bytes", tier=Tier.JUDGEMENT)
+            space.set_header(
+                "backing_file_offset",
+                area.end,
+                code="BACKING-OFFSET",
+                title=f"point at the backing file name {raw.decode()!r}",
+                tier=Tier.JUDGEMENT,
+                guest=[(0, header.size)],
+            )
+        elif not header.backing_file_size or not any(head[area.end : area.end + 1024]):
+            title = "clear offset and length of a backing file name that is not there"
+            space.put(8, bytes(12), code="BACKING-OFFSET", title=title, kind="header", tier=Tier.JUDGEMENT)
             return
         else:
             space.note("the backing file name is lost: the image cannot tell what it was based on")
@@ -77,7 +87,14 @@ def run_backing(space: Workspace) -> None:
         raw = head[header.backing_file_offset : header.backing_file_offset + room].split(b"\0")[0]
         if _is_name(raw):
             code = "BACKING-NAME-TOO-LONG"
-            space.set_header("backing_file_size", len(raw), code=code, title=f"set the length of the backing file name {raw.decode()!r}", tier=Tier.JUDGEMENT)
+            space.set_header(
+                "backing_file_size",
+                len(raw),
+                code=code,
+                title=f"set the length of the backing file name {raw.decode()!r}",
+                tier=Tier.JUDGEMENT,
+                guest=[(0, header.size)],
+            )
     _backing_format(space)
 
 
@@ -114,7 +131,22 @@ def _backing_format(space: Workspace) -> None:
     )  # fmt: skip
 
 
-_FORMATS: Final = {"raw", "qcow2", "qcow", "qed", "vdi", "vmdk", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg", "luks", "file"}
+_FORMATS: Final = {
+    "raw",
+    "qcow2",
+    "qcow",
+    "qed",
+    "vdi",
+    "vmdk",
+    "vpc",
+    "vhdx",
+    "parallels",
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "file",
+}
 
 
 def run_overrun(space: Workspace) -> None:
@@ -127,7 +159,14 @@ def run_overrun(space: Workspace) -> None:
     length = _fitting_length(space, offset, kind, end)
     if length is not None:
         title = f"set the length of header extension {EXTENSION_NAMES[ExtensionType(kind)]!r} to {length}"
-        space.put(offset + 4, length.to_bytes(4, "big"), code="EXTENSION-OVERRUN", title=title, kind="header", tier=Tier.JUDGEMENT)
+        space.put(
+            offset + 4,
+            length.to_bytes(4, "big"),
+            code="EXTENSION-OVERRUN",
+            title=title,
+            kind="header",
+            tier=Tier.JUDGEMENT,
+        )
         return
     later = _later_records(space, offset + 8, end)
     title = "end the header extensions before the record that overruns"
@@ -171,12 +210,20 @@ def run_duplicates(space: Workspace) -> None:
         return
     last = {each.type: each for each in space.meta.extensions}
     kept = [each for each in space.meta.extensions if last[each.type] is each]
-    write_area(space, kept, code="EXTENSION-DUPLICATE", title="keep one header extension of each type (the one QEMU uses)")
+    write_area(
+        space, kept, code="EXTENSION-DUPLICATE", title="keep one header extension of each type (the one QEMU uses)"
+    )
 
 
 RULES = (
     Rule("extension-overrun", "Mend header extensions", codes("EXTENSION-OVERRUN"), Tier.JUDGEMENT, run_overrun),
-    Rule("extension-duplicate", "Drop doubled header extensions", codes("EXTENSION-DUPLICATE"), Tier.JUDGEMENT, run_duplicates),
+    Rule(
+        "extension-duplicate",
+        "Drop doubled header extensions",
+        codes("EXTENSION-DUPLICATE"),
+        Tier.JUDGEMENT,
+        run_duplicates,
+    ),
     Rule(
         "backing-name",
         "Mend the backing file reference",

@@ -36,10 +36,23 @@ def run_compression(space: Workspace) -> None:
         value = 0
     name = ("zlib", "zstd")[value]
     if header.header_length > 104:
-        space.put(header_field("header_length")[0] + 4, bytes([value]), code="COMPRESSION-TYPE", title=f"set the compression type to {name}", kind="header", tier=_J)
+        space.put(
+            header_field("header_length")[0] + 4,
+            bytes([value]),
+            code="COMPRESSION-TYPE",
+            title=f"set the compression type to {name}",
+            kind="header",
+            tier=_J,
+        )
     mask = INCOMPATIBLE["compression_type"].mask
     bits = header.incompatible_features | mask if value else header.incompatible_features & ~mask
-    space.set_header("incompatible_features", bits, code="COMPRESSION-TYPE", title=f"make the compression type's bit agree with {name}", tier=_J)
+    space.set_header(
+        "incompatible_features",
+        bits,
+        code="COMPRESSION-TYPE",
+        title=f"make the compression type's bit agree with {name}",
+        tier=_J,
+    )
 
 
 def _packed_words(space: Workspace, most: int = 64) -> list[int]:
@@ -67,12 +80,24 @@ def run_encryption(space: Workspace) -> None:
         if pointer is not None and space.overlay.read(pointer.offset, 6) == b"LUKS\xba\xbe":
             _set_method(space, 2, "ENCRYPTION-UNEXPECTED")
         else:
-            drop_extension(space, ExtensionType.ENCRYPTION, code="ENCRYPTION-UNEXPECTED", title="drop the encryption extension: there is no LUKS header")
+            drop_extension(
+                space,
+                ExtensionType.ENCRYPTION,
+                code="ENCRYPTION-UNEXPECTED",
+                title="drop the encryption extension: there is no LUKS header",
+            )
 
 
 def _set_method(space: Workspace, method: int, code: str) -> None:
     name = ("none", "AES", "LUKS")[method]
-    space.set_header("crypt_method", method, code=code, title=f"set the encryption method to {name}, as the content shows", tier=_J)
+    space.set_header(
+        "crypt_method",
+        method,
+        code=code,
+        title=f"set the encryption method to {name}, as the content shows",
+        tier=_J,
+        guest=[(0, space.meta.header.size)],
+    )
 
 
 def _guess_method(space: Workspace) -> int:
@@ -84,9 +109,8 @@ def _guess_method(space: Workspace) -> int:
 
 
 def _shows_plain_data(space: Workspace) -> bool:
-    """Guest data that no cipher wrote: several clusters with a pattern, none that looks random."""
-    random, plain = _randomness(space)
-    return plain >= 3 and not random
+    """Guest data that no cipher wrote: several clusters with a pattern."""
+    return _randomness(space)[1] >= 3
 
 
 def _randomness(space: Workspace) -> tuple[int, int]:
@@ -124,7 +148,13 @@ def run_unknown(space: Workspace) -> None:
             unknown &= ~(1 << bit)
     if unknown:
         title = f"clear the unknown incompatible feature bit(s) {unknown:#x}"
-        space.set_header("incompatible_features", header.incompatible_features & ~unknown, code="FEATURE-UNKNOWN", title=title, tier=_J)
+        space.set_header(
+            "incompatible_features",
+            header.incompatible_features & ~unknown,
+            code="FEATURE-UNKNOWN",
+            title=title,
+            tier=_J,
+        )
 
 
 def run_data_file(space: Workspace) -> None:
@@ -135,15 +165,35 @@ def run_data_file(space: Workspace) -> None:
     named = bool(space.meta.data_file_name)
     mask = INCOMPATIBLE["data_file"].mask
     if header.has("data_file") and not named and not _maps_outside(space):
-        space.set_header("incompatible_features", header.incompatible_features & ~mask, code="DATA-FILE-UNNAMED", title="clear the external data file bit: the data is in this file", tier=_J)
+        space.set_header(
+            "incompatible_features",
+            header.incompatible_features & ~mask,
+            code="DATA-FILE-UNNAMED",
+            title="clear the external data file bit: the data is in this file",
+            tier=_J,
+            guest=[(0, header.size)],
+        )
     elif header.has("data_file") and not named:
         _name_data_file(space)
     elif not header.has("data_file") and named and _maps_outside(space):
-        space.set_header("incompatible_features", header.incompatible_features | mask, code="DATA-FILE-UNEXPECTED", title="set the external data file bit: the data is not in this file", tier=_J)
+        space.set_header(
+            "incompatible_features",
+            header.incompatible_features | mask,
+            code="DATA-FILE-UNEXPECTED",
+            title="set the external data file bit: the data is not in this file",
+            tier=_J,
+            guest=[(0, header.size)],
+        )
     header = space.meta.header
     if header.has("data_file_raw") and not header.has("data_file"):
         value = header.autoclear_features & ~AUTOCLEAR["data_file_raw"].mask
-        space.set_header("autoclear_features", value, code="DATA-FILE-RAW-BIT", title="clear the raw data file bit: there is no data file", tier=_J)
+        space.set_header(
+            "autoclear_features",
+            value,
+            code="DATA-FILE-RAW-BIT",
+            title="clear the raw data file bit: there is no data file",
+            tier=_J,
+        )
 
 
 def _name_data_file(space: Workspace) -> None:
@@ -158,7 +208,9 @@ def _name_data_file(space: Workspace) -> None:
     found = [
         each
         for each in sorted(glob.glob(os.path.join(glob.escape(folder), glob.escape(stem) + "*")))
-        if os.path.isfile(each) and each != space.base.path and not each.endswith((".qwb-case", ".qwb-case-journal", ".qcow2"))
+        if os.path.isfile(each)
+        and each != space.base.path
+        and not each.endswith((".qwb-case", ".qwb-case-journal", ".qcow2"))
     ]
     if len(found) != 1:
         space.note("the name of the external data file is lost, and which file it was cannot be told")
@@ -189,7 +241,19 @@ def _maps_outside(space: Workspace) -> bool:
 
 RULES = (
     Rule("compression", "Correct the compression type", codes("COMPRESSION-TYPE"), _J, run_compression),
-    Rule("encryption-method", "Correct the encryption method", codes("HEADER-CRYPT-METHOD", "ENCRYPTION-MISSING", "ENCRYPTION-UNEXPECTED"), _J, run_encryption),
+    Rule(
+        "encryption-method",
+        "Correct the encryption method",
+        codes("HEADER-CRYPT-METHOD", "ENCRYPTION-MISSING", "ENCRYPTION-UNEXPECTED"),
+        _J,
+        run_encryption,
+    ),
     Rule("feature-bits", "Clear unknown feature bits", codes("FEATURE-UNKNOWN"), _J, run_unknown),
-    Rule("data-file-bits", "Correct the external data file's bits", codes("DATA-FILE-UNNAMED", "DATA-FILE-UNEXPECTED", "DATA-FILE-RAW-BIT"), _J, run_data_file),
+    Rule(
+        "data-file-bits",
+        "Correct the external data file's bits",
+        codes("DATA-FILE-UNNAMED", "DATA-FILE-UNEXPECTED", "DATA-FILE-RAW-BIT"),
+        _J,
+        run_data_file,
+    ),
 )

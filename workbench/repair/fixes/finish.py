@@ -14,14 +14,24 @@ def clear_marks(space: Workspace, *, clean: bool) -> None:
         return
     if header.has("dirty"):
         value = header.incompatible_features & ~INCOMPATIBLE["dirty"].mask
-        space.set_header("incompatible_features", value, code="IMAGE-DIRTY", title="clear the dirty bit: refcounts are right now")
+        space.set_header(
+            "incompatible_features", value, code="IMAGE-DIRTY", title="clear the dirty bit: refcounts are right now"
+        )
     header = space.meta.header
     if header.has("corrupt") and clean:
         value = header.incompatible_features & ~INCOMPATIBLE["corrupt"].mask
-        space.set_header("incompatible_features", value, code="IMAGE-CORRUPT-BIT", title="clear the corrupt bit: the image is clean now")
+        space.set_header(
+            "incompatible_features",
+            value,
+            code="IMAGE-CORRUPT-BIT",
+            title="clear the corrupt bit: the image is clean now",
+        )
     unknown = AUTOCLEAR["unknown"].mask & header.autoclear_features
     if unknown and (space.steps or clean):
         value = space.meta.header.autoclear_features & ~unknown
         space.set_header(
-            "autoclear_features", value, code="AUTOCLEAR-UNKNOWN", title="clear unknown autoclear bits, as every writer must"
+            "autoclear_features",
+            value,
+            code="AUTOCLEAR-UNKNOWN",
+            title="clear unknown autoclear bits, as every writer must",
         )

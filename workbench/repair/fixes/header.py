@@ -35,9 +35,18 @@ def run_identity(space: Workspace) -> None:
     version = space.meta.header.version
     if version not in (2, 3):
         value = 3 if _v3_fields(head) else 2
-        space.set_header("version", value, code="HEADER-VERSION", title=f"set the version to {value}", tier=Tier.JUDGEMENT)
+        space.set_header(
+            "version", value, code="HEADER-VERSION", title=f"set the version to {value}", tier=Tier.JUDGEMENT
+        )
     elif version == 2 and _v3_fields(head) and _has_zero_flags(space):
-        space.set_header("version", 3, code="L2-ZERO-FLAG-V2", title="set the version to 3: header and entries are", tier=Tier.JUDGEMENT, guest=[(0, header.size)])
+        space.set_header(
+            "version",
+            3,
+            code="L2-ZERO-FLAG-V2",
+            title="set the version to 3: header and entries are",
+            tier=Tier.JUDGEMENT,
+            guest=[(0, header.size)],
+        )
 
 
 def _v3_fields(head: bytes) -> bool:
@@ -54,7 +63,9 @@ def _has_zero_flags(space: Workspace) -> bool:
 def run_length(space: Workspace) -> None:
     """A header length that cannot be: the one behind which the extensions can be read."""
     header = space.meta.header
-    if header.version != 3 or (V3_LENGTH <= header.header_length <= header.cluster_size and not header.header_length % 8):
+    if header.version != 3 or (
+        V3_LENGTH <= header.header_length <= header.cluster_size and not header.header_length % 8
+    ):
         return
     end = space.meta.extension_end
     best = max((V3_LENGTH + 8, V3_LENGTH, V3_LENGTH + 24), key=lambda length: _readable(space.meta.head, length, end))
@@ -93,12 +104,20 @@ def run_shape(space: Workspace) -> None:
         if score < best:
             best, choice = score, (name, value)
     if choice is not None and (hopeless or best * _BAD_SHARE < now):
-        code = {"cluster_bits": "HEADER-CLUSTER-BITS", "refcount_order": "HEADER-REFCOUNT-ORDER"}.get(choice[0], "EXTENDED-L2-CLUSTER-SIZE")
+        code = {"cluster_bits": "HEADER-CLUSTER-BITS", "refcount_order": "HEADER-REFCOUNT-ORDER"}.get(
+            choice[0], "EXTENDED-L2-CLUSTER-SIZE"
+        )
         what = choice[0].replace("_", " ")
         title = f"set {what} to {choice[1]:#x}: it explains the file best"
         space.set_header(*choice, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, header.size)])
     elif header.refcount_order > limits.MAX_REFCOUNT_ORDER:
-        space.set_header("refcount_order", 4, code="HEADER-REFCOUNT-ORDER", title="set the refcount width to 16 bits", tier=Tier.JUDGEMENT)
+        space.set_header(
+            "refcount_order",
+            4,
+            code="HEADER-REFCOUNT-ORDER",
+            title="set the refcount width to 16 bits",
+            tier=Tier.JUDGEMENT,
+        )
 
 
 def _doubts(space: Workspace) -> set[str]:
@@ -115,9 +134,12 @@ def _doubts(space: Workspace) -> set[str]:
         strong, wrong = l1_score(space, header.l1_table_offset, min(header.l1_size, limits.MAX_L1_SIZE // 8))
     if wrong > strong:
         found.add("incompatible_features")
-        if space.geometry.l1_entries_for(header.size) != header.l1_size or {"L1-TABLE-UNALIGNED", "REFTABLE-UNALIGNED"} <= wrong_codes:
+        if (
+            space.geometry.l1_entries_for(header.size) != header.l1_size
+            or {"L1-TABLE-UNALIGNED", "REFTABLE-UNALIGNED"} <= wrong_codes
+        ):
             found.add("cluster_bits")
-    if "EXTENDED-L2-CLUSTER-SIZE" in wrong_codes:
+    if "EXTENDED-L2-CLUSTER-SIZE" in wrong_codes or (not strong and space.meta.l1.any()):
         found.add("incompatible_features")
     sound = not {"REFTABLE-UNALIGNED", "REFTABLE-TOO-LARGE", "REFTABLE-MISSING", "REFTABLE-OFFSET"} & wrong_codes
     if sound and header.version == 3 and not wrong and _refcount_trouble(space) >= _limit(space):
@@ -136,7 +158,11 @@ def _candidates(space: Workspace) -> Iterable[tuple[str, int]]:
     order_broken = header.refcount_order > limits.MAX_REFCOUNT_ORDER
     if not order_broken:
         for bits in range(limits.MIN_CLUSTER_BITS, limits.MAX_CLUSTER_BITS + 1):
-            if bits != header.cluster_bits and header.l1_table_offset % (1 << bits) == 0 and header.refcount_table_offset % (1 << bits) == 0:
+            if (
+                bits != header.cluster_bits
+                and header.l1_table_offset % (1 << bits) == 0
+                and header.refcount_table_offset % (1 << bits) == 0
+            ):
                 yield "cluster_bits", bits
     if header.version == 3 and space.meta.geometry is not None:
         for order in range(limits.MAX_REFCOUNT_ORDER + 1):
@@ -164,7 +190,9 @@ def _score(space: Workspace) -> float:
 
 def _limit(space: Workspace) -> float:
     """Scores below this do not make us doubt the shape."""
-    return max(8.0, min(space.size >> space.geometry.cluster_bits, 1 << 20) / _BAD_SHARE) if space.meta.geometry else 0.0
+    return (
+        max(8.0, min(space.size >> space.geometry.cluster_bits, 1 << 20) / _BAD_SHARE) if space.meta.geometry else 0.0
+    )
 
 
 def _codes(space: Workspace) -> set[str]:
@@ -179,17 +207,30 @@ def run_sizes(space: Workspace) -> None:
     header, geometry = space.meta.header, space.geometry
     needed = geometry.l1_entries_for(header.size)
     most = limits.MAX_L1_SIZE // 8
-    if needed > most or header.size > 1 << 62:
+    emptied = not header.size and 0 < header.l1_size <= most and _entries_used(space, header.l1_size)
+    if needed > most or header.size > 1 << 62 or emptied:
         entries = _entries_used(space, min(header.l1_size, most))
         size = max(entries, 1) * geometry.l2_coverage
-        space.set_header("size", size, code="HEADER-SIZE", title=f"set the disk size to what the L1 table covers ({size} bytes)", tier=Tier.JUDGEMENT)
+        space.set_header(
+            "size",
+            size,
+            code="HEADER-SIZE",
+            title=f"set the disk size to what the L1 table covers ({size} bytes)",
+            tier=Tier.JUDGEMENT,
+        )
         needed = geometry.l1_entries_for(size)
     header = space.meta.header
     if header.l1_size < needed:
         _lengthen(space, needed)
     elif header.l1_size > most or (header.l1_size > needed and _collides(space)):
         keep = max(needed, _entries_used(space, min(header.l1_size, most)))
-        space.set_header("l1_size", keep, code="L1-TABLE-TOO-LARGE", title=f"set the L1 table to {keep} entries, what the disk needs", tier=Tier.JUDGEMENT)
+        space.set_header(
+            "l1_size",
+            keep,
+            code="L1-TABLE-TOO-LARGE",
+            title=f"set the L1 table to {keep} entries, what the disk needs",
+            tier=Tier.JUDGEMENT,
+        )
 
 
 def _lengthen(space: Workspace, needed: int) -> None:
@@ -199,7 +240,13 @@ def _lengthen(space: Workspace, needed: int) -> None:
     if header.l1_table_offset % cluster or header.l1_table_offset >= space.size:
         room = needed  # wherever it is: it is looked for with this length
     if needed <= room:
-        space.set_header("l1_size", needed, code="L1-TABLE-TOO-SMALL", title=f"set the L1 table to the {needed} entries that the disk needs", tier=Tier.JUDGEMENT)
+        space.set_header(
+            "l1_size",
+            needed,
+            code="L1-TABLE-TOO-SMALL",
+            title=f"set the L1 table to the {needed} entries that the disk needs",
+            tier=Tier.JUDGEMENT,
+        )
         return
     old = space.read(header.l1_table_offset, header.l1_size * 8)
     place = space.append(-(-needed * 8 // cluster))
@@ -231,8 +278,22 @@ def _collides(space: Workspace) -> bool:
 
 
 RULES = (
-    Rule("header-identity", "Restore magic and version", codes("HEADER-MAGIC", "HEADER-VERSION"), Tier.JUDGEMENT, run_identity, needs_shape=False),
-    Rule("header-length", "Correct the header length", codes("HEADER-LENGTH", "HEADER-LENGTH-UNALIGNED"), Tier.JUDGEMENT, run_length, needs_shape=False),
+    Rule(
+        "header-identity",
+        "Restore magic and version",
+        codes("HEADER-MAGIC", "HEADER-VERSION"),
+        Tier.JUDGEMENT,
+        run_identity,
+        needs_shape=False,
+    ),
+    Rule(
+        "header-length",
+        "Correct the header length",
+        codes("HEADER-LENGTH", "HEADER-LENGTH-UNALIGNED"),
+        Tier.JUDGEMENT,
+        run_length,
+        needs_shape=False,
+    ),
     Rule(
         "header-shape",
         "Derive cluster size and widths",

@@ -25,7 +25,9 @@ def run(space: Workspace) -> None:
     if pointer is None or not _is_luks(space, offset):
         found = find_luks(space)
         if found is None:
-            space.note("no LUKS header was found in the file: without it (or a backup of it) the data cannot be decrypted")
+            space.note(
+                "no LUKS header was found in the file: without it (or a backup of it) the data cannot be decrypted"
+            )
             return
         offset = found
     _mend_header(space, offset)
@@ -33,16 +35,24 @@ def run(space: Workspace) -> None:
     length = header_length(luks)
     if pointer is not None and pointer.offset == offset and pointer.length == length:
         return
-    if pointer is not None and pointer.offset == offset and length <= pointer.length <= space.size - offset + space.cluster:
+    if (
+        pointer is not None
+        and pointer.offset == offset
+        and length <= pointer.length <= space.size - offset + space.cluster
+    ):
         return  # longer than needed, and in the file: harmless
     code = _code(space, extension is not None, offset)
     title = f"let the encryption extension name the LUKS header at {offset:#x}, {length} bytes"
-    add_extension(space, ExtensionType.ENCRYPTION, offset.to_bytes(8, "big") + length.to_bytes(8, "big"), code=code, title=title)
+    add_extension(
+        space, ExtensionType.ENCRYPTION, offset.to_bytes(8, "big") + length.to_bytes(8, "big"), code=code, title=title
+    )
 
 
 def header_length(luks: LuksHeader) -> int:
     """Bytes from the LUKS header's start to the end of its key material, as QEMU allots them."""
-    ends = [slot.key_material_offset * SECTOR + luks.key_bytes * slot.stripes for slot in luks.key_slots if slot.stripes]
+    ends = [
+        slot.key_material_offset * SECTOR + luks.key_bytes * slot.stripes for slot in luks.key_slots if slot.stripes
+    ]
     return max(luks.payload_offset * SECTOR, *ends) if luks.payload_offset < 1 << 20 else max(ends, default=HEADER_SIZE)
 
 
@@ -64,14 +74,28 @@ def _code(space: Workspace, has_extension: bool, offset: int) -> str:
 def _mend_header(space: Workspace, offset: int) -> None:
     luks = parse_luks(space.read(offset, HEADER_SIZE))
     if luks.version != 1:
-        space.put(offset + 6, b"\0\1", code="LUKS-MAGIC", title="set the LUKS version to 1, the only one in qcow2", kind="luks", tier=Tier.JUDGEMENT)
+        space.put(
+            offset + 6,
+            b"\0\1",
+            code="LUKS-MAGIC",
+            title="set the LUKS version to 1, the only one in qcow2",
+            kind="luks",
+            tier=Tier.JUDGEMENT,
+        )
     _mend_slots(space, offset, luks)
     if luks.key_slots and not any(slot.active for slot in luks.key_slots):
         for number, slot in enumerate(luks.key_slots):
             material = space.read(offset + slot.key_material_offset * SECTOR, 512)
             if slot.iterations and any(slot.salt) and any(material):
                 title = f"mark key slot {number} active again: it holds a key, and no other slot does"
-                space.put(offset + _SLOTS_AT + number * _SLOT_SIZE, SLOT_ACTIVE.to_bytes(4, "big"), code="LUKS-MAGIC", title=title, kind="luks", tier=Tier.JUDGEMENT)
+                space.put(
+                    offset + _SLOTS_AT + number * _SLOT_SIZE,
+                    SLOT_ACTIVE.to_bytes(4, "big"),
+                    code="LUKS-MAGIC",
+                    title=title,
+                    kind="luks",
+                    tier=Tier.JUDGEMENT,
+                )
 
 
 def _mend_slots(space: Workspace, offset: int, luks: LuksHeader) -> None:
@@ -87,14 +111,28 @@ def _mend_slots(space: Workspace, offset: int, luks: LuksHeader) -> None:
         right = first + number * stride
         if place != right:
             title = f"point key slot {number} at its key material again"
-            space.put(offset + _SLOTS_AT + number * _SLOT_SIZE + 40, right.to_bytes(4, "big"), code="LUKS-MAGIC", title=title, kind="luks", tier=Tier.JUDGEMENT)
+            space.put(
+                offset + _SLOTS_AT + number * _SLOT_SIZE + 40,
+                right.to_bytes(4, "big"),
+                code="LUKS-MAGIC",
+                title=title,
+                kind="luks",
+                tier=Tier.JUDGEMENT,
+            )
 
 
 RULES = (
     Rule(
         "luks-pointer",
         "Find the LUKS header",
-        codes("ENCRYPTION-MISSING", "ENCRYPTION-EXTENSION", "LUKS-UNALIGNED", "LUKS-BEYOND-EOF", "LUKS-LENGTH", "LUKS-MAGIC"),
+        codes(
+            "ENCRYPTION-MISSING",
+            "ENCRYPTION-EXTENSION",
+            "LUKS-UNALIGNED",
+            "LUKS-BEYOND-EOF",
+            "LUKS-LENGTH",
+            "LUKS-MAGIC",
+        ),
         Tier.SAFE,
         run,
     ),

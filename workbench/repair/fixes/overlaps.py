@@ -41,7 +41,15 @@ def run_tables(space: Workspace) -> None:
         title = f"copy the L2 table that L1 entry {index} shares with another"
         space.put(new, space.read_cluster(source), code="L2-TABLE-SHARED", title=title, kind="l2", tier=_J, guest=guest)
         title = f"point L1 entry {index} at its own copy"
-        space.put(place + index * 8, (new | COPIED).to_bytes(8, "big"), code="L2-TABLE-SHARED", title=title, kind="l1", tier=_J, guest=guest)
+        space.put(
+            place + index * 8,
+            (new | COPIED).to_bytes(8, "big"),
+            code="L2-TABLE-SHARED",
+            title=title,
+            kind="l1",
+            tier=_J,
+            guest=guest,
+        )
 
 
 def run_data(space: Workspace) -> None:
@@ -132,11 +140,29 @@ class _Mover:
             new = self.space.append()
             title = f"copy the cluster at {number << self.ledger.cluster_bits:#x}, which {what} owns too"
             content = self.space.read_cluster(number << self.ledger.cluster_bits)
-            self.space.put(new, content, code=code, title=title, kind="data", tier=_J, guest=[(guest, self.space.cluster)], snapshots=ids)
+            self.space.put(
+                new,
+                content,
+                code=code,
+                title=title,
+                kind="data",
+                tier=_J,
+                guest=[(guest, self.space.cluster)],
+                snapshots=ids,
+            )
             self.moved[(number, guest)] = new
         value = (word & ~OFFSET_MASK & _ALL) | new | (COPIED if active else 0)
         title = f"point guest offset {guest:#x} at its own copy"
-        self.space.put(place, value.to_bytes(8, "big"), code=code, title=title, kind="l2", tier=_J, guest=[(guest, self.space.cluster)], snapshots=ids)
+        self.space.put(
+            place,
+            value.to_bytes(8, "big"),
+            code=code,
+            title=title,
+            kind="l2",
+            tier=_J,
+            guest=[(guest, self.space.cluster)],
+            snapshots=ids,
+        )
 
     def _owner(self, number: int) -> str:
         claims = self.ledger.claims_at(number << self.ledger.cluster_bits)
@@ -156,7 +182,12 @@ class _Mover:
             word, begin, stop = int(batch.words[row, column]), int(start[row, column]), int(end[row, column])
             inner = begin & (self.space.cluster - 1)
             new = self.space.append(-(-(inner + stop - begin) // self.space.cluster))
-            why = {"code": "DATA-OVERLAPS-METADATA", "tier": _J, "guest": [(guest, self.space.cluster)], "snapshots": ids}
+            why = {
+                "code": "DATA-OVERLAPS-METADATA",
+                "tier": _J,
+                "guest": [(guest, self.space.cluster)],
+                "snapshots": ids,
+            }
             data = self.space.read(begin, stop - begin)
             self.space.put(new + inner, data, title="copy compressed data out of metadata", kind="data", **why)  # type: ignore[arg-type]
             value = word - begin + new + inner
@@ -170,7 +201,13 @@ RULES = (
     Rule(
         "overlaps",
         "Give every owner its own cluster",
-        codes("DATA-CROSS-LINKED", "DATA-OVERLAPS-METADATA", "DATA-OVERLAPS-COMPRESSED", "METADATA-OVERLAP", "REFCOUNT-OVERFLOW"),
+        codes(
+            "DATA-CROSS-LINKED",
+            "DATA-OVERLAPS-METADATA",
+            "DATA-OVERLAPS-COMPRESSED",
+            "METADATA-OVERLAP",
+            "REFCOUNT-OVERFLOW",
+        ),
         _J,
         run_data,
         alternatives=_COPY,

@@ -27,7 +27,9 @@ def run(space: Workspace) -> None:
         best = [place for score, place in found if score == found[0][0]]
         place = next((each for each in best if not _claimed(space, each)), best[0])
         title = f"point the header at the L1 table found at {place:#x} ({found[0][0]} L2 tables hang on it)"
-        space.set_header("l1_table_offset", place, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, header.size)])
+        space.set_header(
+            "l1_table_offset", place, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, header.size)]
+        )
     elif impossible:
         _start_empty(space, entries, code)
 
@@ -43,13 +45,28 @@ def _start_empty(space: Workspace, entries: int, code: str) -> None:
     if size > 32 << 20:
         return
     place = space.append(max(1, -(-size // space.cluster)))
-    space.put(place, table_bytes(np.zeros(max(entries, 1), dtype=np.uint64)), code=code, title="start an empty L1 table", kind="l1", tier=Tier.JUDGEMENT)
+    space.put(
+        place,
+        table_bytes(np.zeros(max(entries, 1), dtype=np.uint64)),
+        code=code,
+        title="start an empty L1 table",
+        kind="l1",
+        tier=Tier.JUDGEMENT,
+    )
     title = "point the header at an empty L1 table: no trace of the old one was found"
-    space.set_header("l1_table_offset", place, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, space.meta.header.size)])
+    space.set_header(
+        "l1_table_offset", place, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, space.meta.header.size)]
+    )
     space.note("no L1 table was found: the disk is empty now; leaked clusters may hold its data")
 
 
 RULES = (
     *SIZE_RULES,
-    Rule("l1-table", "Find the L1 table", codes("L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "REGION-BEYOND-EOF", "L1-ENTRY-RESERVED"), Tier.JUDGEMENT, run),
+    Rule(
+        "l1-table",
+        "Find the L1 table",
+        codes("L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "REGION-BEYOND-EOF", "L1-ENTRY-RESERVED"),
+        Tier.JUDGEMENT,
+        run,
+    ),
 )

@@ -138,7 +138,9 @@ def _first_of_shared(blocks: NDArray[np.uint64], wrong: NDArray[np.bool_], ledge
 
 def _copy_known(space: Workspace, old: int, new: int) -> None:
     if old:
-        space.put(new, space.read_cluster(old), code="REFBLOCK-SHARED", title="copy the refcount block", kind="refcount-block")
+        space.put(
+            new, space.read_cluster(old), code="REFBLOCK-SHARED", title="copy the refcount block", kind="refcount-block"
+        )
 
 
 def _block_code(word: int, block: int) -> str:
@@ -167,7 +169,11 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
         used[:count] = ledger.counts[first : first + count] > 0
         for new, code, title in (
             (np.maximum(old, goal), "REFCOUNT-TOO-LOW", "raise {} refcount(s) to the number of references"),
-            (np.where(used, goal, np.maximum(old, goal)), "REFCOUNT-TOO-HIGH", "lower {} refcount(s) to the number of references"),
+            (
+                np.where(used, goal, np.maximum(old, goal)),
+                "REFCOUNT-TOO-HIGH",
+                "lower {} refcount(s) to the number of references",
+            ),
             (goal, "CLUSTER-LEAKED", "free {} leaked cluster(s) that nobody refers to"),
         ):
             changed = int((new != old).sum())

@@ -99,7 +99,14 @@ RULES = (
     Rule(
         "relink",
         "Link lost L2 tables again",
-        codes("CLUSTER-LEAKED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L2-TABLE-FOREIGN", "L2-TABLE-EMPTY", "L2-TABLE-SHARED"),
+        codes(
+            "CLUSTER-LEAKED",
+            "L1-ENTRY-UNALIGNED",
+            "L1-ENTRY-BEYOND-EOF",
+            "L2-TABLE-FOREIGN",
+            "L2-TABLE-EMPTY",
+            "L2-TABLE-SHARED",
+        ),
         Tier.JUDGEMENT,
         run,
         alternatives=(

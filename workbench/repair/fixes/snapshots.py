@@ -139,14 +139,24 @@ def run_table(space: Workspace) -> None:
     offset, announced = header.snapshots_offset, header.nb_snapshots
     in_file = offset % space.cluster == 0 and 0 < offset < space.size
     found = _walk(space, offset, min(announced, limits.MAX_SNAPSHOTS)) if in_file else []
-    if len(found) == announced and all(each.raw == _stored_bytes(space, each) for each in found):
+    if (
+        (in_file or announced)
+        and len(found) == announced
+        and all(each.raw == _stored_bytes(space, each) for each in found)
+    ):
         return
     code = _code(space, in_file, len(found))
     if not found and announced:
         found = _search(space, min(announced, limits.MAX_SNAPSHOTS)) or _recover(space)
     if not found and not announced:
         if not in_file:
-            space.put(60, bytes(12), code=code, title="clear the snapshot table's offset: there are no snapshots", kind="header")
+            space.put(
+                60,
+                bytes(12),
+                code=code,
+                title="clear the snapshot table's offset: there are no snapshots",
+                kind="header",
+            )
         return
     if not found:
         title = "give up the snapshot table: no entry can be read (leaked clusters may hold the snapshots' data)"
@@ -183,7 +193,9 @@ def _write_table(space: Workspace, entries: list[Snapshot], code: str) -> None:
         data = b"".join(build_snapshot(each) if not each.raw else each.raw for each in entries)
         place = _room(space, entries[0].offset, len(data))
         title = f"write the snapshot table anew: {len(entries)} snapshot(s), {names}"
-        space.put(place, data, code=code, title=title, kind="snapshot", tier=_J, snapshots=[each.id for each in entries])
+        space.put(
+            place, data, code=code, title=title, kind="snapshot", tier=_J, snapshots=[each.id for each in entries]
+        )
     if place != header.snapshots_offset or len(entries) != header.nb_snapshots:
         value = len(entries).to_bytes(4, "big") + place.to_bytes(8, "big")
         title = f"let the header name {len(entries)} snapshot(s) at {place:#x}: {names}"
@@ -197,8 +209,15 @@ def _room(space: Workspace, offset: int, length: int) -> int:
     if offset and offset % space.cluster == 0 and offset == header.snapshots_offset:
         first, last = offset >> ledger.cluster_bits, (offset + length - 1) >> ledger.cluster_bits
         own = {Owner.SNAPSHOT_TABLE}
-        alone = all({each.owner for each in ledger.claims_at(at << ledger.cluster_bits)} <= own for at in range(first, last + 1))
-        if alone and last < ledger.clusters and (ledger.counts[first : last + 1] <= 1).all() and (ledger.counts[first + 1 : last + 1] == 0).all():
+        alone = all(
+            {each.owner for each in ledger.claims_at(at << ledger.cluster_bits)} <= own for at in range(first, last + 1)
+        )
+        if (
+            alone
+            and last < ledger.clusters
+            and (ledger.counts[first : last + 1] <= 1).all()
+            and (ledger.counts[first + 1 : last + 1] == 0).all()
+        ):
             return offset
     return space.append(-(-length // space.cluster))
 
@@ -256,7 +275,16 @@ def _mend_l1(space: Workspace, number: int) -> None:
         place = space.append(-(-each.l1_size * 8 // space.cluster))
         title = f"give snapshot {each.id} ({each.name}) an empty L1 table: no trace of its own was found"
         space.note(f"the content of snapshot {each.id} ({each.name}) is lost; its entry is kept")
-    space.put(each.offset, place.to_bytes(8, "big"), code=code, title=title, kind="snapshot", tier=_J, guest=guest, snapshots=[each.id])
+    space.put(
+        each.offset,
+        place.to_bytes(8, "big"),
+        code=code,
+        title=title,
+        kind="snapshot",
+        tier=_J,
+        guest=guest,
+        snapshots=[each.id],
+    )
 
 
 def _is_wrong(space: Workspace, number: int) -> bool:
@@ -287,7 +315,15 @@ def _mend_ids(space: Workspace) -> None:
             continue
         place = each.offset + FIXED_SIZE + each.extra_data_size
         title = f"give snapshot {each.name!r} the unused ID {new}: its ID {each.id} is another snapshot's"
-        space.put(place, new.encode(), code="SNAPSHOT-DUPLICATE-ID", title=title, kind="snapshot-id", tier=_J, snapshots=[each.id])
+        space.put(
+            place,
+            new.encode(),
+            code="SNAPSHOT-DUPLICATE-ID",
+            title=title,
+            kind="snapshot-id",
+            tier=_J,
+            snapshots=[each.id],
+        )
         seen.add(new)
 
 

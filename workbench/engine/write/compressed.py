@@ -87,12 +87,12 @@ def _store(core: Core, guest: int, packed: bytes) -> None:
     try:
         core.guard.check("compressed data", host, len(packed))
         core.file.write(host, packed)
+        core.references_changed()
+        piece = tables.own_slice(guest)
     except BaseException:
         if core.dead is None:
             core.allocator.release(host, len(packed))
         raise
-    core.references_changed()
-    piece = tables.own_slice(guest)
     word = ((guest >> tables.cluster_bits) & tables.index_mask) * tables.width
     piece.data[word] = compressed_entry(host, len(packed), tables.cluster_bits)
     if tables.width == 2:

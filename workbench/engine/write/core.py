@@ -163,11 +163,11 @@ class Core:
 
     def write_header_fields(self, **values: int) -> None:
         """Change header fields on disk, durably, with one write within a sector."""
-        self.header = replace(self.header, **values)  # type: ignore[arg-type] # `additional`, the one field of bytes, is not in _FIELDS
-        self.meta.header = self.header
+        header = replace(self.header, **values)  # type: ignore[arg-type] # `additional`, the one field of bytes, is not in _FIELDS
         places = [_FIELDS[name] for name in values]
         start, end = min(at for at, _ in places), max(at + size for at, size in places)
-        self.file.write(start, build_header(self.header)[start:end])
+        self.file.write(start, build_header(header)[start:end])
+        self.header = self.meta.header = header
         self.file.sync()
 
     # -- damage

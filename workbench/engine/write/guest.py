@@ -78,13 +78,14 @@ def put_plain(core: Core, guest: int, host: int, data: memoryview | bytes | byte
 class _Region:
     """Neighbouring clusters that are written with one I/O and then linked. Guest bytes; `copy_*` is what is written."""
 
-    __slots__ = ("copy_end", "copy_start", "count", "fresh", "guest", "host")
+    __slots__ = ("copy_end", "copy_start", "count", "fresh", "guest", "host", "linked")
 
     def __init__(self, guest: int, count: int, host: int, *, fresh: bool) -> None:
         self.guest = guest
         self.count = count
         self.host = host
         self.fresh = fresh
+        self.linked = False
         self.copy_start = self.copy_end = 0
 
 
@@ -114,11 +115,11 @@ def _write_new(core: Core, at: int, data: memoryview) -> int:
     try:
         _copy_range(core, region, at, length)
         _put(core, region, at, data)
+        _link(core, region, keep=sort == _IN_PLACE)
     except BaseException:
-        if region.fresh and not core.external and core.dead is None:
+        if region.fresh and not region.linked and not core.external and core.dead is None:
             core.allocator.release(region.host, count * size)
         raise
-    _link(core, region, keep=sort == _IN_PLACE)
     return length
 
 
@@ -240,6 +241,7 @@ def _link(core: Core, region: _Region, *, keep: bool) -> None:
     piece = tables.own_slice(region.guest)
     words, width = piece.data, tables.width
     first = (region.guest >> tables.cluster_bits) & tables.index_mask
+    replaced = []
     for number in range(region.count):
         at = (first + number) * width
         old = words[at]
@@ -247,8 +249,11 @@ def _link(core: Core, region: _Region, *, keep: bool) -> None:
         if width == 2:
             words[at + 1] = _written(core, region, number, 0 if old & COMPRESSED else words[at + 1])
         if not keep and old & (OFFSET_MASK | COMPRESSED) and not core.external:
-            core.allocator.free_entry(old)
+            replaced.append(old)
     tables.cache.mark_dirty(piece)
+    region.linked = True
+    for old in replaced:
+        core.allocator.free_entry(old)
 
 
 def _written(core: Core, region: _Region, number: int, bitmap: int) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from workbench.errors import StorageError
 from workbench.storage.base import Storage
 
 
 class HostFile:
     """A Storage whose `sync` costs nothing when nothing was written since the last one. Offsets and lengths in bytes."""
 
-    __slots__ = ("_readinto", "_write", "flushes", "storage", "unsynced")
+    __slots__ = ("_failed", "_readinto", "_write", "flushes", "storage", "unsynced")
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.unsynced = False
         self.flushes = 0
+        self._failed: str | None = None
         self._write = storage.write
         self._readinto = storage.readinto
 
@@ -42,8 +44,18 @@ class HostFile:
         self.storage.truncate(size)
 
     def sync(self) -> None:
-        """Everything written so far is durable when this returns. A failed flush leaves the file unsynced."""
+        """Everything written so far is durable when this returns.
+
+        After a failed flush nobody knows what the kernel dropped, and it would report the loss only once: every later
+        flush fails too, so that no one builds on what may be gone.
+        """
+        if self._failed is not None:
+            raise StorageError(f"flush failed before: {self._failed}", path=self.storage.path)
         if self.unsynced:
-            self.storage.flush()
+            try:
+                self.storage.flush()
+            except StorageError as error:
+                self._failed = error.what
+                raise
             self.unsynced = False
             self.flushes += 1

@@ -44,9 +44,14 @@ def preallocate(core: Core, start: int, end: int, mode: Preallocation) -> None:
             continue
         run = next((n for n, word in enumerate(words) if word), count)
         host = at if core.external else core.allocator.allocate(run * size)
-        _prepare(core, host, run * size, mode)
-        core.references_changed()
-        piece = tables.own_slice(at)
+        try:
+            _prepare(core, host, run * size, mode)
+            core.references_changed()
+            piece = tables.own_slice(at)
+        except BaseException:
+            if not core.external and core.dead is None:
+                core.allocator.release(host, run * size)
+            raise
         entries = array("Q", range(host | COPIED, (host | COPIED) + run * size, size))
         piece.data[first * width : (first + run) * width : width] = entries
         tables.cache.mark_dirty(piece)

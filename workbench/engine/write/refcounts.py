@@ -229,13 +229,17 @@ class Refcounts:
             index = home  # first the block that describes the new one; the caller comes again
         offset = cluster * core.cluster_size
         core.guard.check("a new refcount block", offset, core.cluster_size)
-        if home != index:
-            self.change(cluster, 1, 1)
         data = self._empty_block()
         if home == index:
             data[cluster % self.per_block] = 1
-        core.allocator.taken(cluster, 1)
         self.cache.mark_dirty(self.cache.put(offset, data))
+        if home != index:
+            try:
+                self.change(cluster, 1, 1)
+            except BaseException:
+                self.cache.forget(offset, core.cluster_size)
+                raise
+        core.allocator.taken(cluster, 1)
         self.table[index] = offset
         self._dirty_words.add(index // _SECTOR_WORDS)
         core.guard.add(Kind.REFCOUNT_BLOCK, offset, core.cluster_size)

@@ -151,10 +151,11 @@ class Tables:
             core.guard.check("a new L2 table", new, size)
             # The old table is shared and therefore never changed in the cache: the file has it as it is.
             core.file.write(new, core.file.read(old, size) if old else bytes(size))
+            core.references_changed()
         except BaseException:
-            core.allocator.release(new, size)
+            if core.dead is None:
+                core.allocator.release(new, size)
             raise
-        core.references_changed()
         self.set_l1(l1_index, new | COPIED)
         core.guard.add(Kind.ACTIVE_L2, new, size)
         if old:

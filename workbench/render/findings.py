@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from textwrap import wrap
@@ -28,6 +29,9 @@ LEVELS: Final = {
 }  # fmt: skip
 OPEN_AT_MOST: Final = 2000
 """A group with more findings begins folded."""
+_NUMERIC: Final = re.compile(r"[0-9a-fx,()=:.;]+")
+"""What the numbers of a message may look like, with what stands beside them."""
+_FIELDS: Final = re.compile(r"\{[^}]*\}")
 _WORDS: Final = {
     Severity.ERROR: ("error", "errors"), Severity.CORRUPTION: ("corruption", "corruptions"), Severity.LEAK: ("leak", "leaks"),
     Severity.WARNING: ("warning", "warnings"), Severity.NOTE: ("note", "notes"),
@@ -107,10 +111,17 @@ def _has_word(findings: Findings, word: str, among: NDArray[np.bool_], step: Ste
         at = np.uint64(value)
         found |= (columns["offset"] <= at) & (at < columns["offset"] + np.maximum(columns["length"], np.uint64(1)))
         return found
-    rest = np.flatnonzero(among & ~found)
-    for number, row in enumerate(rest.tolist()):
+    spelled = [n for n, code in enumerate(findings.codes) if word in _FIELDS.sub("\0", PROBLEMS[code].template).lower()]
+    found |= np.isin(columns["code"], spelled)
+    if word == "snapshot":
+        found |= columns["snapshot"] >= 0
+    rest = among & ~found
+    if not _NUMERIC.fullmatch(word):
+        rest &= columns["note"] >= 0  # numbers cannot spell it: only names that a finding carries can
+    rows = np.flatnonzero(rest)
+    for number, row in enumerate(rows.tolist()):
         if step is not None and number % 4096 == 0:
-            step(number, rest.size)
+            step(number, rows.size)
         if word in findings[row].message.lower():
             found[row] = True
     return found
@@ -172,7 +183,8 @@ class FindingRows:
             keep[mine] = False
         codes = self.findings.columns["code"]
         rest = np.flatnonzero(keep)
-        for number in dict.fromkeys(codes[rest].tolist()):
+        kinds, first = np.unique(codes[rest], return_index=True)
+        for number in kinds[np.argsort(first)].tolist():
             mine = rest[codes[rest] == number]
             problem = PROBLEMS[self.findings.codes[number]]
             level = LEVELS[problem.severity]
@@ -189,7 +201,7 @@ class FindingRows:
 
     def worst(self, rows: NDArray[np.intp]) -> Severity:
         """The most severe among rows."""
-        codes = np.unique(self.findings.columns["code"][rows]).tolist()
+        codes = np.flatnonzero(np.bincount(self.findings.columns["code"][rows], minlength=1)).tolist()
         return min(
             (PROBLEMS[self.findings.codes[code]].severity for code in codes),
             key=lambda each: each.rank,
@@ -208,7 +220,7 @@ class FindingRows:
             for group in self.groups:
                 if group.cause is not None:
                     room = max(20, width - 6)
-                    group.lines = wrap(printable(group.cause.text), room)
+                    group.lines = []
                     for each in group.cause.evidence:
                         group.lines += [
                             ("· " if not number else "  ") + piece

@@ -145,6 +145,10 @@ class Spans:
     first: NDArray[np.int64]
     end: NDArray[np.int64]
 
+    def touches(self, start: int, count: int) -> bool:
+        """Whether any range reaches into `count` clusters from `start`."""
+        return bool(((self.first < start + count) & (self.end > start)).any())
+
     def mark(self, start: int, count: int) -> NDArray[np.bool_]:
         """Which of `count` clusters from `start` lie in a range."""
         edges = np.zeros(count + 1, dtype=np.int64)
@@ -194,13 +198,13 @@ class CellFacts:
         """One line: kinds with their numbers, problems first; or the owners and refcounts of the single cluster."""
         if self.clusters == 1:
             parts = [", ".join(self.owners) or LOOKS[self.kind].title]
-            if self.kind in _PROBLEMS and LOOKS[self.kind].title not in parts[0]:
+            if self.verdict:
+                parts = [f"leaked, {self.verdict}"]
+            elif self.kind in _PROBLEMS and LOOKS[self.kind].title not in parts[0]:
                 parts.insert(0, LOOKS[self.kind].title)
             if self.stored is not None or self.counted is not None:
                 stored = "unreadable" if self.stored is None else str(self.stored)
                 parts.append(f"refcount {stored}, references {'?' if self.counted is None else self.counted}")
-            if self.verdict:
-                parts.append(self.verdict)
             return "; ".join(parts)
         order = [*_PROBLEMS, *_LANDMARKS, *sorted(_COMMON, key=lambda kind: -self.counts[kind]), HostKind.FREE]
         found = [
@@ -248,8 +252,20 @@ class HostMap:
 
     # Single clusters
 
+    def uses_of(self, start: int, count: int) -> NDArray[np.uint8]:
+        """HostKind by use alone, whatever is wrong with the clusters, uint8."""
+        if self.census is None:
+            values, _ = self.stored.range(start, count)
+            found: NDArray[np.uint8] = np.where(values != 0, np.uint8(HostKind.USED), np.uint8(HostKind.FREE))
+        else:
+            flags = self.census.flags[start - self.census.first : start - self.census.first + count]
+            found = _FLAG_KINDS[flags & np.uint8(15)]
+            found[found == HostKind.OVERLAP] = HostKind.DATA
+        self._put_metadata(found, start, count)
+        return found
+
     def kinds_of(self, start: int, count: int) -> NDArray[np.uint8]:
-        """HostKind of the clusters start … start + count - 1 (inside the file), uint8."""
+        """HostKind of the clusters start … start + count - 1 (inside the file), problems first, uint8."""
         if self.census is None:
             return self._kinds_without_census(start, count)
         flags = self.census.flags[start - self.census.first : start - self.census.first + count]
@@ -288,6 +304,8 @@ class HostMap:
 
     def _kinds_without_census(self, start: int, count: int) -> NDArray[np.uint8]:
         """For files that were counted in windows: use by the stored refcounts, problems by the findings."""
+        if self._nothing(start, count):
+            return np.zeros(count, dtype=np.uint8)
         values, bad = self.stored.range(start, count)
         found: NDArray[np.uint8] = np.where(values != 0, np.uint8(HostKind.USED), np.uint8(HostKind.FREE))
         self._put_metadata(found, start, count)
@@ -297,6 +315,17 @@ class HostMap:
         found[leak] = HostKind.LEAK
         found[leak & self._lost.mark(start, count)] = HostKind.LOST
         return found
+
+    def _nothing(self, start: int, count: int) -> bool:
+        """Whether no refcount block, structure or finding concerns these clusters: quickly said for the holes of a huge file."""
+        if self.census is not None:
+            return not self.census.flags[start - self.census.first : start - self.census.first + count].any()
+        entries = self.stored.entries
+        if self.stored.blocks[start // entries : div_round_up(start + count, entries)].any():
+            return False
+        if int(np.searchsorted(self._reach, start)) < int(np.searchsorted(self.metadata.first, start + count)):
+            return False
+        return not any(spans.touches(start, count) for spans in (self._wrong, self._overlaps, self._leaks))
 
     def _put_metadata(self, found: NDArray[np.uint8], start: int, count: int) -> None:
         """Write the kinds of the metadata structures over what the flags gave."""

@@ -23,7 +23,7 @@ UNKNOWN: Final = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class RefcountTile:
-    """Rows of the list. clusters int64; stored, counted uint64; unreadable bool; kind uint8 (HostKind)."""
+    """Rows of the list. clusters int64; stored, counted uint64; unreadable bool; kind, use uint8 (HostKind)."""
 
     first: int
     clusters: NDArray[np.int64]
@@ -31,16 +31,21 @@ class RefcountTile:
     counted: NDArray[np.uint64]
     unreadable: NDArray[np.bool_]
     kind: NDArray[np.uint8]
+    use: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class RefcountRow:
-    """One host cluster. stored: None when unreadable.  counted: references, None where unknown."""
+    """One host cluster. stored: None when unreadable.  counted: references, None where unknown.
+
+    kind: what the host map shows (problems first).  use: what it is used for, all the same.
+    """
 
     cluster: int
     stored: int | None
     counted: int | None
     kind: HostKind
+    use: HostKind
 
     @property
     def level(self) -> str:
@@ -67,7 +72,9 @@ class RefcountRow:
 
     @property
     def owner(self) -> str:
-        return LOOKS[self.kind].title
+        """What the cluster is used for; empty for one that nothing uses."""
+        overlap = ", overlap" if self.kind is HostKind.OVERLAP else ""
+        return "" if self.use is HostKind.FREE else LOOKS[self.use].title + overlap
 
 
 class RefcountRows:
@@ -147,12 +154,13 @@ class RefcountRows:
         else:
             clusters = np.arange(low, high, dtype=np.int64)
         stored, bad = self.world.stored.at(clusters)
-        kind = np.zeros(clusters.size, dtype=np.uint8)
+        kind, use = np.zeros(clusters.size, dtype=np.uint8), np.zeros(clusters.size, dtype=np.uint8)
         breaks = [0, *(np.flatnonzero(np.diff(clusters) != 1) + 1).tolist(), clusters.size]
         for start, end in pairwise(breaks):
             if end > start:
                 kind[start:end] = self.world.kinds_of(int(clusters[start]), end - start)
-        return RefcountTile(low, clusters, stored, self._counted(clusters, stored), bad, kind)
+                use[start:end] = self.world.uses_of(int(clusters[start]), end - start)
+        return RefcountTile(low, clusters, stored, self._counted(clusters, stored), bad, kind, use)
 
     def _counted(self, clusters: NDArray[np.int64], stored: NDArray[np.uint64]) -> NDArray[np.uint64]:
         if self.world.census is not None:
@@ -179,4 +187,5 @@ def row_of_tile(tile: RefcountTile, row: int) -> RefcountRow:
         None if tile.unreadable[at] else int(tile.stored[at]),
         None if counted == UNKNOWN else counted,
         HostKind(int(tile.kind[at])),
+        HostKind(int(tile.use[at])),
     )

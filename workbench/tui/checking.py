@@ -287,8 +287,6 @@ def explain_cell(world: HostMap, facts: CellFacts, owners: tuple[OwnerLine, ...]
     else:
         title = f"Cluster {facts.first:,}: {LOOKS[facts.kind].title}"
         sections += _refcount_words(facts.stored, facts.counted)
-        if facts.verdict:
-            sections.append(("Leak", facts.verdict))
     for line in owners or ():
         sections.append(("Owner", line.text))
     links = [(f"{line.text}", line.target) for line in owners or () if line.target]
@@ -341,7 +339,7 @@ def explain_refcount(world: HostMap, row: RefcountRow) -> Explanation:
     if verdict:
         sections.append(("Leak", verdict))
     return Explanation(
-        f"Cluster {row.cluster:,}: {row.owner}", f"{span(row.cluster * size, size)} ({format_size(size)})", "" if problems else words or glyph,
+        f"Cluster {row.cluster:,}: {row.owner or words}", f"{span(row.cluster * size, size)} ({format_size(size)})", "" if problems else words or glyph,
         problems, tuple(sections), tuple(links),
     )  # fmt: skip
 

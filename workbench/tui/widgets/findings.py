@@ -120,7 +120,11 @@ class FindingsView(Rows):
     # Drawing
 
     def row_count(self) -> int:
-        return len(self.model) if self.model is not None else 0
+        if self.model is None:
+            return 0
+        if self.model.width != self.inner_width and self.size.width > 0:
+            self.model.layout(self.inner_width)
+        return len(self.model)
 
     def empty_text(self) -> str:
         if self.model is None:

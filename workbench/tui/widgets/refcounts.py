@@ -16,8 +16,6 @@ _KEPT: Final = 64
 class RefcountsView(Rows):
     """Rows of a RefcountRows model, in tiles read in the background."""
 
-    head_height = 1
-
     def __init__(self, **more: object) -> None:
         super().__init__(**more)
         self.model: RefcountRows | None = None
@@ -95,13 +93,21 @@ class RefcountsView(Rows):
             return self.note
         return "Every refcount agrees with the references. f shows all clusters."
 
+    @property
+    def head_height(self) -> int:  # type: ignore[override]
+        """Columns; on narrow screens what is listed has a line of its own."""
+        return 2 if self.model is not None and self.inner_width < 86 else 1
+
     def head_parts(self, line: int, width: int) -> Iterable[Part]:
         if self.model is None:
             yield " Refcounts", ""
             return
-        what = "only mismatches, f shows all" if self.model.only_wrong else f"{self.model.wrong:,} wrong, f shows only those"
-        yield f"   {'Cluster':>10}  {'Offset':<13}{'Stored':>7}{'Counted':>9}  ", ""
-        yield cut(what, max(0, width - 46)), "accent"
+        what = f"only the {self.model.wrong:,} that differ, f shows all" if self.model.only_wrong else f"all clusters, {self.model.wrong:,} differ: f shows only those"
+        if line + 1 == self.head_height:
+            yield f"   {'Cluster':>10}  {'Offset':<13}{'Stored':>7}{'Counted':>9}  ", ""
+            yield cut(what if line == 0 else "", max(0, width - 46)), "accent"
+        else:
+            yield cut(f" {what}", width), "accent"
 
     def row_parts(self, row: int, width: int) -> Iterable[Part]:
         if self.model is None:
@@ -123,6 +129,6 @@ class RefcountsView(Rows):
         rest = width - 46
         if rest >= 34:
             yield cut(words, 26), level
-            yield cut(found.owner if found.owner not in words else "", rest - 27), "dim"
+            yield cut(found.owner, rest - 26), "dim"
         else:
-            yield cut(words if level else found.owner, rest), level or "dim"
+            yield cut(words if level else found.owner or words, rest), level or "dim"

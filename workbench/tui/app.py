@@ -66,8 +66,8 @@ class Workbench(App[None]):
             self.notify(complaint.replace("[", "\\["), severity="warning")
         if not self.images:
             self.do_open()
-        for path in self.images:
-            self.open_image(path)
+        if self.images:
+            self.run_worker(self._open_all, thread=True, group="open")
 
     # Images
 
@@ -78,6 +78,13 @@ class Workbench(App[None]):
                 self.show_image(index)
                 return
         self.run_worker(lambda: self.call_from_thread(self.opened, load(path), title), thread=True, group="open")
+
+    def _open_all(self) -> None:
+        """In a thread: the images of the command line in their order, the first one in front."""
+        for path in self.images:
+            self.call_from_thread(self.opened, load(path))
+        if len(self.images) > 1:
+            self.call_from_thread(self.show_image, 0)
 
     def opened(self, loaded: Loaded, title: str | None = None) -> None:
         """Show what `load` gave."""
@@ -274,7 +281,7 @@ class Workbench(App[None]):
 
     async def settled(self) -> None:
         """Wait until everything asked for has been read and drawn."""
-        for _ in range(6):
+        for _ in range(3):
             await self.workers.wait_for_complete()
             for screen in self.browsers:
                 with contextlib.suppress(TimeoutError):

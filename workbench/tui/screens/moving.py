@@ -12,10 +12,12 @@ from workbench.tui.background import Job
 from workbench.tui.entries import Filter, parse_filter
 from workbench.tui.outline import TABLES, Item, Kind, Outline
 from workbench.tui.place import Place, View
-from workbench.tui.prepare import GUEST_VIEWS, Prepared, find_address, place_of, prepare, snapshot_number
+from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, find_address, place_of, prepare, snapshot_number
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
 from workbench.tui.search import Query, find_bytes, parse_query
+from workbench.tui.widgets.entries import EntriesView
+from workbench.tui.widgets.fields import FieldsView
 from workbench.tui.widgets.lines import LinesView
 from workbench.tui.widgets.structure import StructureTree
 
@@ -42,11 +44,29 @@ class Moving(BrowserCore):
         if self.prepared is not None and self.prepared.item.kind is Kind.BACKING:
             self.enter_backing()
             return
+        if self._select_under_cursor(widget):
+            return
         links = self.prepared.explanation.links if self.prepared is not None else ()
         if links:
             self.jump(links[0][1])
         else:
             self.notify("Nothing to follow here: this is no pointer.", timeout=2)
+
+    def _select_under_cursor(self, widget: object) -> bool:
+        """When a whole structure is selected, its row under the cursor is meant: select that, then follow it."""
+        found = self.prepared
+        if found is None:
+            return False
+        place = None
+        if isinstance(widget, EntriesView) and found.table is not None and widget.current is not None and found.entry < 0:
+            place = entry_place(self.session.meta, found.item, found.table, widget.current.first, View.ENTRIES)
+        elif isinstance(widget, FieldsView) and found.node is None and found.table is None and widget.current is not None:
+            node = widget.current
+            place = Place(found.item.key, node.offset, node.size, node.path, View.FIELDS, self.place.guest)
+        if place is None or place.length == 0:
+            return False
+        self.select(place, record=False, then=self.do_follow)
+        return True
 
     def focused_tree(self) -> bool:
         """Whether the keys are in the tree."""
@@ -201,8 +221,6 @@ class Moving(BrowserCore):
         self.session.background.submit(lambda _job: outline.holding(offset), done, self.failed)
 
     def _search_value(self, value: int, direction: int) -> None:
-        from workbench.tui.widgets.entries import EntriesView
-
         widget = self.current_view()
         if not isinstance(widget, EntriesView) or widget.model is None:
             self.notify("A value is searched for in the entries of a table (key 3).", timeout=4)
@@ -275,8 +293,6 @@ class Moving(BrowserCore):
 
     def do_fold(self) -> None:
         """Fold or unfold what has the keys."""
-        from workbench.tui.widgets.fields import FieldsView
-
         widget = self.current_view()
         if self.focused_tree():
             self.query_one(StructureTree).toggle()

@@ -126,7 +126,7 @@ def refcounts_likeness(data: bytes) -> bool:
 
 def describe(data: bytes, file_size: int, cluster_bits: int) -> str:
     """One or two words for what a cluster holds."""
-    if not any(data[:4096]) and not any(data):
+    if data.count(0) == len(data):
         return "zeros"
     found = magic_of(data)
     if found:

@@ -49,7 +49,7 @@ def table_notes(
     for number, row in enumerate(foreign[:MOST].tolist()):
         offset = int(tables.offset[row])
         kind = "something else"
-        if number < 256:
+        if number < 32:
             from workbench.check import content
 
             data = meta.storage.read(offset, min(size, 72 << 10))

@@ -15,6 +15,7 @@ import numpy as np
 from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, ZERO, compressed_layout, compressed_range
 from workbench.check import kinds
 from workbench.check.census import Census, as_clusters
+from workbench.check.dense import is_dense, judge_table
 from workbench.check.findings import FindingLog, runs_of
 from workbench.check.tables import Batch, L2Set
 from workbench.units import Geometry
@@ -56,6 +57,7 @@ class L2Pass:
         *,
         judge: bool,
         raw_data_file: bool = False,
+        refcounts_end: int = 1 << 62,
     ) -> None:
         self.geometry = geometry
         self.version = version
@@ -70,6 +72,8 @@ class L2Pass:
         self.stats = MappingStats()
         self.grows = False
         self.raw_data_file = raw_data_file
+        self.refcounts_end = refcounts_end
+        self._done = np.zeros(0, dtype=bool)
         self.empty: list[NDArray[np.intp]] = []
         self.foreign: list[NDArray[np.intp]] = []
         bits = geometry.cluster_bits
@@ -125,9 +129,36 @@ class L2Pass:
                     rest[row] = True
             if inactive:
                 self.census.add_run(start, entries, inactive, kinds.INACTIVE)
+        if rest.any() and self.judge and batch.bitmaps is None and not self.has_data_file:
+            self._nonsense(batch, rest & ~runs)
+            rest &= ~self._done
         if rest.any():
             rows = np.flatnonzero(rest)
             self._general(batch, rows, counted=runs[rows])
+
+    def _nonsense(self, batch: Batch, rest: Flags) -> None:
+        """Tables of garbage, whole; marks them in `_done`."""
+        self._done = np.zeros(rest.size, dtype=bool)
+        rows = np.flatnonzero(rest)
+        for row in rows[is_dense(self, batch.words[rows])].tolist():
+            words, number = batch.words[row], batch.rows[row : row + 1]
+            self._done[row] = True
+            self.foreign.append(number)
+            col = judge_table(self, int(number[0]), words)
+            if col.size:
+                word = words[col]
+                self._follow(number, np.zeros(col.size, dtype=np.intp), col, word)
+
+    def _follow(
+        self, tables: NDArray[np.intp], row: NDArray[np.intp], col: NDArray[np.intp], word: NDArray[np.uint64]
+    ) -> None:
+        """Count entries whose faults and statistics are done already, and look at their COPIED flags."""
+        packed = (word & np.uint64(COMPRESSED)) != 0
+        self._compressed_add(tables, row[packed], word[packed])
+        row, col, word = row[~packed], col[~packed], word[~packed]
+        offset = word & np.uint64(OFFSET_MASK)
+        self._count(tables, row, offset, odd=True)
+        self._copied(tables, row, col, word, offset)
 
     def _fresh_run(self, start: int, entries: int) -> bool:
         """Count a COPIED run of clusters that have refcount 1 and no reference so far; False when it is not that simple."""
@@ -216,6 +247,8 @@ class L2Pass:
         if not inside.all():
             row, offset = row[inside], offset[inside]
         clusters = as_clusters(offset, self.geometry.cluster_bits)
+        if not clusters.size:
+            return
         if odd and self.unaligned_mask:
             second = (offset & np.uint64(self.unaligned_mask)) != 0
             if second.any():
@@ -277,7 +310,12 @@ class L2Pass:
             self._log("COMPRESSED-BEYOND-EOF", tables, rows, cols, words, beyond)
             reserved = (words & self.compressed_reserved) != 0
             self._log("COMPRESSED-RESERVED", tables, rows, cols, words, reserved & ~beyond, counted=False)
-        rows, start, end = rows[~beyond], start[~beyond], end[~beyond]
+        self._compressed_add(tables, rows[~beyond], words[~beyond])
+
+    def _compressed_add(self, tables: NDArray[np.intp], rows: NDArray[np.intp], words: NDArray[np.uint64]) -> None:
+        """References of compressed descriptors inside the file."""
+        bits = self.geometry.cluster_bits
+        start, end = compressed_range(words & np.uint64(~COPIED & ((1 << 64) - 1)), bits)
         first = as_clusters(start, bits)
         last = as_clusters(end - np.uint64(1), bits)
         if last.size and int(last.max()) >= self.census.total_clusters - 1:

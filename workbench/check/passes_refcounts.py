@@ -39,6 +39,12 @@ class StoredRefcounts:
         self.unaligned: NDArray[np.bool_] = (self.blocks & (size - np.uint64(1))) != 0
         self.unreadable: NDArray[np.bool_] = self.unaligned | (self.blocks > np.uint64(READ_LIMIT) - size)
 
+    @property
+    def end(self) -> int:
+        """Host offset past which no refcount block exists: every refcount is 0 there."""
+        used = np.flatnonzero(self.blocks)
+        return (int(used[-1]) + 1) * self.entries << self.geometry.cluster_bits if used.size else 0
+
     def block(self, index: int) -> NDArray[Any] | None:
         """Refcounts of one block, native unsigned, or None when it cannot be read. Zeros where there is no block."""
         if index >= self.table.size or not self.blocks[index]:
@@ -246,6 +252,10 @@ def compare(stored: StoredRefcounts, census: Census, end: int, log: FindingLog) 
             highest = high - 1
             continue
         state = flags & np.uint8(kinds.STORED | kinds.STORED_ONE | kinds.UNREADABLE)
+        if not counts.any() and (state == (kinds.STORED | kinds.STORED_ONE)).all():
+            highest = high - 1
+            log.add("CLUSTER-LEAKED", at << bits, (high - at) << bits, count=high - at, counted=high - at, value=1)
+            continue
         # Free and unreferenced, or stored 1 and referenced once: fine; anything else needs the exact numbers.
         fine = ((state == 0) & (counts == 0)) | ((state == (kinds.STORED | kinds.STORED_ONE)) & (counts == 1))
         used = ((state & kinds.UNREADABLE) == 0) & ((counts != 0) | ((state & kinds.STORED) != 0))

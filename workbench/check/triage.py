@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_RUNS: Final = 4096
 """Leaked runs that are judged one by one."""
-MAX_PROBES: Final = 4096
+MAX_PROBES: Final = 1024
 """Leaked clusters whose content is looked at."""
 _PROBE: Final = 72 << 10
 
@@ -347,11 +347,12 @@ class Judge:
     # -- verdicts ------------------------------------------------------------------------------------------------------
 
     def _judge(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        neighbours = self._neighbours(starts, ends)
+        total = int((ends - starts).sum())
+        room = sum(gap.room for gap in self.out.gaps)
+        explained = bool(self.out.gaps) and total <= room + len(self.out.gaps)
+        neighbours = self._neighbours(starts, ends) if not explained else ({}, {})
         snapshots = any(True for _ in self.findings.of("SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"))
         stale = any(True for _ in self.findings.of("BITMAPS-NOT-TRUSTED"))
-        room = sum(gap.room for gap in self.out.gaps)
-        total = int((ends - starts).sum())
         lost_tables = {table.offset >> self.bits: table for table in self.out.lost}
         exact, beside = neighbours
         keys = self._key_areas()
@@ -372,7 +373,7 @@ class Judge:
                 guest = exact[start]
                 reason = f"it lies between the clusters of guest neighbours: guest {guest:#x} has lost its mapping"
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.9
-            elif self.out.gaps and total <= room + len(self.out.gaps):
+            elif explained:
                 gap = self.out.gaps[0]
                 reason = f"L1 entry {gap.l1_index} has room for it: {gap.why}"
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.5 if kind == "zeros" else 0.8

@@ -21,8 +21,7 @@ from workbench.repair import fingerprint
 from workbench.repair.apply import Change
 from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
-from workbench.repair.fixes import RULES, Rule
-from workbench.repair.fixes.finish import clear_marks
+from workbench.repair.fixes import FINISH, RULES, Rule
 from workbench.repair.policy import Mode, Policy
 from workbench.repair.triage import orphans
 from workbench.repair.workspace import Step, Workspace
@@ -241,11 +240,10 @@ def make_plan(
             _run(space, rule)
         if len(space.steps) == steps:
             break
+    if chosen.mode is not Mode.CODES or chosen.codes & FINISH.codes:
+        _run(space, FINISH)
     tell("checking the repaired image")
     after = check(load_metadata(space.overlay), cancel=cancel)
-    if _marks_wanted(chosen) and after.aborted is None and not after.check_errors:
-        clear_marks(space, clean=not after.corruptions)
-        after = check(load_metadata(space.overlay), cancel=cancel)
     plan = Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
@@ -266,7 +264,10 @@ def _kept(space: Workspace) -> int:
 
 def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:
     for rule in RULES:
-        if rule.id in policy.skip or (rule.tier is Tier.DESTRUCTIVE and not policy.destructive):
+        named = policy.mode is Mode.CODES and bool(rule.codes & policy.codes)
+        if rule.id in policy.skip or (rule.on_request and not named):
+            continue
+        if rule.tier is Tier.DESTRUCTIVE and not (policy.destructive or named):
             continue
         if policy.mode is Mode.LEAKS and rule.id not in ("refcounts", "copied"):
             continue
@@ -285,12 +286,6 @@ def _run(space: Workspace, rule: Rule) -> None:
         rule.run(space)
     except (ImageError, ArgumentError) as error:
         space.note(f"{rule.title}: {error.what}")
-
-
-def _marks_wanted(policy: Policy) -> bool:
-    return policy.mode is not Mode.CODES or bool(
-        policy.codes & {"IMAGE-DIRTY", "IMAGE-CORRUPT-BIT", "AUTOCLEAR-UNKNOWN"}
-    )
 
 
 def _require_better(plan: Plan) -> None:

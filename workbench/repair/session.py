@@ -18,7 +18,7 @@ from workbench.errors import ArgumentError
 from workbench.repair import recovery, undo
 from workbench.repair.apply import Applied, Change, OnProgress, apply
 from workbench.repair.casefile import Session
-from workbench.repair.fixes import RULES, Alternative, Rule
+from workbench.repair.fixes import RULES, Alternative, Rule, rules_for
 from workbench.repair.plan import OnPhase, Plan, make_plan, verdict_of
 from workbench.repair.policy import Mode, Policy
 from workbench.storage.base import Storage
@@ -53,10 +53,10 @@ def groups_of(result: CheckResult) -> tuple[Group, ...]:
     found = []
     for code, (count, counted) in result.findings.by_code.items():
         problem = PROBLEMS[code]
-        fixes = tuple(rule for rule in RULES if code in rule.codes)
+        fixes = rules_for(code)
         order = (Tier.SAFE, Tier.JUDGEMENT, Tier.DESTRUCTIVE)
         tier = max((rule.tier for rule in fixes), key=order.index, default=None)
-        default = tier is not None and tier is not Tier.DESTRUCTIVE
+        default = any(not rule.on_request and rule.tier is not Tier.DESTRUCTIVE for rule in fixes)
         found.append(
             Group(
                 code,

@@ -195,6 +195,12 @@ class Workspace:
         self.changed()
         return offset
 
+    def log_truncation(self, offset: int, length: int, before: bytes, *, code: str, title: str) -> None:
+        """Record that the file now ends at `offset`, `length` bytes earlier."""
+        step = Step(len(self.steps) + 1, code, self.fix, title, Tier.DESTRUCTIVE, offset, length, before, b"", "data")
+        self.steps.append(step)
+        self.changed()
+
     def _past_wild_references(self) -> int:
         """New clusters must not come to lie where a reference just past the end of the file points."""
         ledger = self._ledger

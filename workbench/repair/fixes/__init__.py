@@ -11,7 +11,9 @@ from workbench.repair.fixes import (
     datafile,
     entries,
     extensions,
+    extras,
     features,
+    finish,
     header,
     luks,
     overlaps,
@@ -35,14 +37,18 @@ RULES: Final[tuple[Rule, ...]] = (
     *entries.RULES,
     *compressed.RULES,
     *overlaps.RULES,
+    *extras.RULES,
     *refcounts.RULES,
     *copied.RULES,
 )
 
 
+FINISH: Final = finish.RULE
+
+
 def rules_for(code: str) -> tuple[Rule, ...]:
     """The fixes that answer a problem code."""
-    return tuple(rule for rule in RULES if code in rule.codes)
+    return tuple(rule for rule in (*RULES, FINISH) if code in rule.codes)
 
 
-__all__ = ["RULES", "Alternative", "Rule", "rules_for"]
+__all__ = ["FINISH", "RULES", "Alternative", "Rule", "rules_for"]

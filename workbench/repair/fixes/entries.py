@@ -9,7 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COMPRESSED, COPIED, L1_ENTRY, L2_EXTENDED, L2_STANDARD, OFFSET_MASK, ZERO
+from formats.qcow2.tables import (
+    COMPRESSED,
+    COPIED,
+    L1_ENTRY,
+    L2_EXTENDED,
+    L2_STANDARD,
+    OFFSET_MASK,
+    ZERO,
+    compressed_layout,
+)
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.check.tables import ACTIVE, L1Table
@@ -155,6 +164,17 @@ def _is_not_l2(space: Workspace, offset: int) -> bool:
 # -- L2 ----------------------------------------------------------------------------------------------------------------
 
 
+def run_subclusters(space: Workspace) -> None:
+    """Mend the subcluster bitmaps of extended L2 entries."""
+    if not space.geometry.extended_l2:
+        return
+    for batch in batches(space, space.ledger.tables):
+        if batch.bitmaps is None:
+            continue
+        for at in np.flatnonzero(bitmap_trouble(batch.words, batch.bitmaps).any(axis=1)).tolist():
+            _L2Mender(space, int(batch.rows[at]), set()).run_bitmaps()
+
+
 def run_l2(space: Workspace) -> None:
     """Mend the entries of every L2 table, shared ones once."""
     ledger = space.ledger
@@ -163,8 +183,6 @@ def run_l2(space: Workspace) -> None:
         columns = l2_masks(space, batch.words)
         bad = columns.reserved | columns.unaligned | columns.beyond | columns.null_copied | columns.packed_copied
         odd = bad.any(axis=1)
-        if batch.bitmaps is not None:
-            odd |= bitmap_trouble(batch.words, batch.bitmaps).any(axis=1)
         for at in np.flatnonzero(odd).tolist():
             _L2Mender(space, int(batch.rows[at]), taken).run()
 
@@ -228,8 +246,6 @@ class _L2Mender:
         masks = l2_masks(self.space, self.words)
         nulls = np.where(masks.null_copied, self.words & np.uint64(~COPIED & _ALL), self.words)
         self.put(nulls, "L2-COPIED-UNALLOCATED", "clear COPIED in {}, where nothing is allocated")
-        if self.wide:
-            self._bitmaps()
 
     def _foreign(self) -> None:
         """Not an L2 table at all: stop reading nonsense. Its old bytes are in the case file."""
@@ -256,6 +272,12 @@ class _L2Mender:
             else "L2-ENTRY-RESERVED"
         )
         self.put(np.where(plain, clean, self.words), code, "clear reserved bits of {}")
+        spare = np.uint64(compressed_layout(self.space.geometry.cluster_bits).reserved_mask)
+        dirty = ~plain & ((self.words & spare) != 0)
+        if dirty.any():
+            new = np.where(dirty, self.words & ~spare, self.words)
+            self.put(new, "COMPRESSED-RESERVED", "clear reserved bits of {}, which is compressed")
+            plain = (self.words & np.uint64(COMPRESSED)) == 0
         if self.space.meta.header.version < 3:
             clean = self.words & np.uint64(~ZERO & _ALL)
             self.put(
@@ -345,7 +367,8 @@ class _L2Mender:
         bitmaps[index] = np.uint64(0xFFFFFFFF << 32) if zero else bitmaps[index] & np.uint64(0xFFFFFFFF << 32)
         return new, bitmaps
 
-    def _bitmaps(self) -> None:
+    def run_bitmaps(self) -> None:
+        """Make bitmaps and entries agree; where a subcluster is both, the data shows (or zeros, if chosen)."""
         words, bitmaps = self.words, self.raw[1::2].copy()
         high, low = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFFF)
         packed = (words & np.uint64(COMPRESSED)) != 0
@@ -388,10 +411,21 @@ RULES = (
         codes(
             "L2-ENTRY-RESERVED", "L2-ENTRY-BIT0-EXTENDED", "L2-ENTRY-UNALIGNED", "L2-ENTRY-BEYOND-EOF", "L2-ZERO-FLAG-V2",
             "L2-COPIED-UNALLOCATED", "COMPRESSED-COPIED", "COMPRESSED-RESERVED", "COMPRESSED-BEYOND-EOF",
-            "COMPRESSED-WITH-SUBCLUSTERS", "SUBCLUSTER-CONFLICT", "SUBCLUSTER-UNALLOCATED", "L2-TABLE-FOREIGN",
+            "L2-TABLE-FOREIGN",
         ),
         Tier.JUDGEMENT,
         run_l2,
         alternatives=_LOST,
+    ),
+    Rule(
+        "subclusters",
+        "Mend subcluster bitmaps",
+        codes("COMPRESSED-WITH-SUBCLUSTERS", "SUBCLUSTER-CONFLICT", "SUBCLUSTER-UNALLOCATED"),
+        Tier.JUDGEMENT,
+        run_subclusters,
+        alternatives=(
+            Alternative("data", "Show the data", "subclusters that are both allocated and zero read what is stored"),
+            Alternative("zero", "Read zeros", "subclusters that are both allocated and zero read as zeros"),
+        ),
     ),
 )  # fmt: skip

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE
+from workbench.check import check
+from workbench.check.problems import Tier
+from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.workspace import Workspace
 
 
-def clear_marks(space: Workspace, *, clean: bool) -> None:
-    """Clear the dirty bit (refcounts are right now), and the corrupt bit when the image is `clean`."""
-    space.fix = "finish"
+def run(space: Workspace) -> None:
+    """Clear the dirty bit when refcounts could be checked, and the corrupt bit when the image is clean."""
     header = space.meta.header
-    if header.version < 3:
+    marked = header.has("dirty") or header.has("corrupt") or AUTOCLEAR["unknown"].mask & header.autoclear_features
+    if header.version < 3 or not marked:
         return
+    result = check(space.meta)
+    if result.aborted is not None or result.check_errors:
+        return
+    clean = not result.corruptions
     if header.has("dirty"):
         value = header.incompatible_features & ~INCOMPATIBLE["dirty"].mask
         space.set_header(
@@ -35,3 +42,13 @@ def clear_marks(space: Workspace, *, clean: bool) -> None:
             code="AUTOCLEAR-UNKNOWN",
             title="clear unknown autoclear bits, as every writer must",
         )
+
+
+RULE = Rule(
+    "finish",
+    "Clear dirty and corrupt bits",
+    codes("IMAGE-DIRTY", "IMAGE-CORRUPT-BIT", "AUTOCLEAR-UNKNOWN"),
+    Tier.SAFE,
+    run,
+)
+"""Runs once, after all others have nothing left to do."""

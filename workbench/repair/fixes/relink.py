@@ -24,6 +24,8 @@ CERTAIN: Final = 0.5
 
 def run(space: Workspace) -> None:
     """Link the lost tables whose place is known."""
+    if space.policy.choice("relink", "best") == "none":
+        return
     result = check(space.meta)
     lost = sorted(result.lost_tables, key=lambda each: (-each.confidence, each.offset))
     if not lost:

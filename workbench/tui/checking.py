@@ -280,21 +280,23 @@ def explain_cell(world: HostMap, facts: CellFacts, owners: tuple[OwnerLine, ...]
         problems.append(("bad", KIND_TEXTS[facts.kind]))
     elif facts.kind in (HostKind.LEAK, HostKind.LOST):
         problems.append(("warn", KIND_TEXTS[facts.kind]))
-    sections = [] if problems else [("", KIND_TEXTS[facts.kind])]
+    sections: list[tuple[str, str]] = []
     if facts.clusters > 1:
-        sections.append(("Holds", facts.words))
         title = f"{count(facts.clusters, 'cluster')} from {facts.first:,}"
+        sections.append(("Holds", facts.words))
+        if not problems:
+            sections.append((f"{LOOKS[facts.kind].glyph} {LOOKS[facts.kind].title}", KIND_TEXTS[facts.kind]))
     else:
         title = f"Cluster {facts.first:,}: {LOOKS[facts.kind].title}"
+        if not problems:
+            sections.append(("", KIND_TEXTS[facts.kind]))
         sections += _refcount_words(facts.stored, facts.counted)
-    for line in owners or ():
-        sections.append(("Owner", line.text))
-    links = [(f"{line.text}", line.target) for line in owners or () if line.target]
-    links.append((f"the bytes at {facts.at * size:#x}", f"{facts.at * size:#x}"))
-    return Explanation(
-        title, f"{span(facts.first * size, length)} ({format_size(length)})", facts.words if facts.clusters == 1 else "", tuple(problems),
-        tuple(each for each in sections if each[0] != "Owner"), tuple(links),
-    )  # fmt: skip
+    sections += [("", line.text) for line in owners or () if not line.target]
+    links = [(line.text, line.target) for line in owners or () if line.target]
+    what = "the bytes" if facts.clusters == 1 else f"the first {LOOKS[facts.kind].title} of them"
+    links.append((f"{what}, at {facts.at * size:#x}", f"{facts.at * size:#x}"))
+    where = f"{span(facts.first * size, length)} ({format_size(length)})"
+    return Explanation(title, where, facts.words if facts.clusters == 1 else "", tuple(problems), tuple(sections), tuple(links))
 
 
 def _refcount_words(stored: int | None, counted: int | None) -> list[tuple[str, str]]:

@@ -480,7 +480,8 @@ class CheckedImage(BrowserCore):
         row = int(beyond[offsets[beyond].argmin() if direction > 0 else offsets[beyond].argmax()])
         finding = outcome.result.findings[row]
         view = self.place.view if self.place.view in (View.HOST_MAP, View.REFCOUNTS, View.HEX, View.ENTRIES, View.FIELDS) else View.HEX
-        self.notify(finding.message.replace("[", "\\["), timeout=4)
+        if self.has_class("no-explain"):
+            self.notify(finding.message.replace("[", "\\["), timeout=4)
         self.go(finding.offset, finding.length, view, guest=finding.guest, record=True)
 
     # Explanations

@@ -199,7 +199,10 @@ class BrowserCore(Screen[None]):
             right = self.mark_note()
         condition = session.condition
         crumbs = self.prepared.crumbs if self.prepared is not None else ()
-        self.query_one(TitleLine).show(session.title, session.summary, (condition.word, condition.level), crumbs, right, self.verdict())
+        verdict = self.verdict()
+        # "clean" is what the header says; beside a check that found something it would be misread.
+        word = "header clean" if condition.word == "clean" and verdict[1] in ("warn", "bad") else condition.word
+        self.query_one(TitleLine).show(session.title, session.summary, (word, condition.level), crumbs, right, verdict)
 
     def contexts(self) -> set[str]:
         """What can be done now; the `where` words of commands."""

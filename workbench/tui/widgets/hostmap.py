@@ -65,6 +65,7 @@ class HostMapView(Rows):
         self._asked: tuple[int, int, int] | None = None
         self._ticket = 0
         self._seen: set[HostKind] = set()
+        self._any_thin = False
 
     # What the screen says
 
@@ -185,6 +186,7 @@ class HostMapView(Rows):
         def done(found: Any) -> None:
             if self._asked == question and self.world is world:
                 self._start, (self._kinds, self._thin) = question[0], found
+                self._any_thin |= bool((found[1] & (found[0] == HostKind.DATA)).any())
                 self._seen.update(HostKind(int(kind)) for kind in set(self._kinds.tolist()))
                 self.refresh()
 
@@ -222,7 +224,7 @@ class HostMapView(Rows):
                 totals = self.world.summary.sum(axis=0, dtype="int64")
                 present = {kind for kind in HostKind if totals[kind]}
             looks = [LOOKS[kind] for kind in sorted(present, reverse=True)]
-            if self.world.clusters > 1 and self.cell > 1:
+            if self._any_thin:
                 looks.append(SPARSE)
         lines: list[list[Part]] = [[(" ", "")]]
         used = 1
@@ -250,7 +252,7 @@ class HostMapView(Rows):
             yield (" mouse " if self.hover else " "), ""
             if look is not None:
                 yield look.glyph + " ", look.style
-            where = f"{first * size:#x} cluster {first:,}" if self.cell == 1 else f"{first * size:#x}…"
+            where = f"{first * size:#x} cluster {first:,}" if self.cell == 1 else f"from {first * size:#x}"
             yield cut(f"{where}: {facts.words if facts is not None else 'looking …'}", width - 3), "text"
         else:
             lines = self._legend_lines(width)

@@ -185,10 +185,11 @@ def parse_extensions(data: bytes, start: int, end: int) -> ExtensionArea:
     while position + 8 <= end and len(found) < limits.MAX_HEADER_EXTENSIONS:
         kind = int.from_bytes(data[position : position + 4], "big")
         length = int.from_bytes(data[position + 4 : position + 8], "big")
-        if kind == ExtensionType.END:
-            return ExtensionArea(tuple(found), position + 8, True)
+        # Before the END record is recognised: QEMU refuses an END whose length leaves the header, too.
         if length > end - position - 8:
             return ExtensionArea(tuple(found), position, False, (position, kind, length))
+        if kind == ExtensionType.END:
+            return ExtensionArea(tuple(found), position + 8, True)
         body = position + 8
         padded = min(end, body + length + (-length % 8))
         found.append(Extension(position, kind, data[body : body + length], data[body + length : padded]))

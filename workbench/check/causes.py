@@ -206,10 +206,12 @@ class _Grouping:
         rows = self.take("CLUSTER-LEAKED", where=self.inside([(run.offset, run.length) for run in runs]))
         tables = np.isin(self.findings.columns["index"], [gap.l1_index for gap in gaps])
         rows = np.concatenate([rows, self.take("L2-TABLE-FOREIGN", "L2-TABLE-EMPTY", where=tables)])
-        hosts = []
-        for found in self.findings.of("L2-TABLE-FOREIGN", "L2-TABLE-EMPTY"):
-            if found.row in set(rows.tolist()):
-                hosts.append((found.table, self.geometry.cluster_size))
+        chosen = set(rows.tolist())
+        hosts = [
+            (found.table, self.geometry.cluster_size)
+            for found in self.findings.of("L2-TABLE-FOREIGN", "L2-TABLE-EMPTY")
+            if found.row in chosen
+        ]
         entries = np.isin(self.findings.columns["table"], [offset for offset, _ in hosts])
         rows = np.concatenate([rows, self.take(*_L2_CODES, where=entries)])
         kinds = {self.foreign_kinds.get(gap.l1_index, "") for gap in gaps} - {""}

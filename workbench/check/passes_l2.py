@@ -299,7 +299,7 @@ class L2Pass:
         if not rows.size:
             return
         bits = self.geometry.cluster_bits
-        start, end = compressed_range(words & np.uint64(~COPIED & ((1 << 64) - 1)), bits)
+        _, end = compressed_range(words & np.uint64(~COPIED & ((1 << 64) - 1)), bits)
         beyond = end >= np.uint64(self.file_size + self.geometry.cluster_size)
         if self.judge:
             weight = self.tables.active[tables][rows].astype(np.int64)

@@ -252,10 +252,6 @@ def compare(stored: StoredRefcounts, census: Census, end: int, log: FindingLog) 
             highest = high - 1
             continue
         state = flags & np.uint8(kinds.STORED | kinds.STORED_ONE | kinds.UNREADABLE)
-        if not counts.any() and (state == (kinds.STORED | kinds.STORED_ONE)).all():
-            highest = high - 1
-            log.add("CLUSTER-LEAKED", at << bits, (high - at) << bits, count=high - at, counted=high - at, value=1)
-            continue
         # Free and unreferenced, or stored 1 and referenced once: fine; anything else needs the exact numbers.
         fine = ((state == 0) & (counts == 0)) | ((state == (kinds.STORED | kinds.STORED_ONE)) & (counts == 1))
         used = ((state & kinds.UNREADABLE) == 0) & ((counts != 0) | ((state & kinds.STORED) != 0))
@@ -263,7 +259,14 @@ def compare(stored: StoredRefcounts, census: Census, end: int, log: FindingLog) 
             highest = at + (used.size - 1 - int(used[::-1].argmax()))
         if fine.all():
             continue
+        # Leaks of refcount 1 need no numbers either, and there may be millions of them.
+        leaked = (state == (kinds.STORED | kinds.STORED_ONE)) & (counts == 0)
+        if leaked.any():
+            _log_leaks(leaked, at, bits, log)
+            fine |= leaked
         odd = np.flatnonzero(~fine)
+        if not odd.size:
+            continue
         if odd.size > used.size // 8:
             values, _ = stored.range(at, high - at)
             values = values[odd]
@@ -291,6 +294,30 @@ def _all_used_once(counts: NDArray[np.uint8], flags: NDArray[np.uint8]) -> bool:
     )
 
 
+def _log_leaks(leaked: NDArray[np.bool_], base: int, bits: int, log: FindingLog) -> None:
+    """Rows for runs of leaked clusters of refcount 1, from a mask of the clusters from `base` on."""
+    edges = np.flatnonzero(leaked[1:] != leaked[:-1]) + 1
+    if leaked[0]:
+        edges = np.append(0, edges)
+    if leaked[-1]:
+        edges = np.append(edges, leaked.size)
+    first, last = edges[0::2], edges[1::2]
+    if first.size > _MOST_RUNS:
+        clusters = np.flatnonzero(leaked) + base
+        _log_runs("CLUSTER-LEAKED", clusters, None, None, bits, log, value=1)
+        return
+    length = (last - first).astype(np.uint64)
+    log.add_columns(
+        "CLUSTER-LEAKED",
+        first.size,
+        offset=(first + base).astype(np.uint64) << np.uint64(bits),
+        length=length << np.uint64(bits),
+        count=length,
+        counted=length,
+        value=1,
+    )
+
+
 def _log_mismatches(
     clusters: NDArray[np.int64], values: NDArray[np.uint64], found: NDArray[np.uint64], bits: int, log: FindingLog
 ) -> None:
@@ -314,6 +341,7 @@ def _log_runs(
     found: NDArray[np.uint64] | None,
     bits: int,
     log: FindingLog,
+    value: int = 0,
 ) -> None:
     """One row per run of neighbouring clusters with the same numbers."""
     if not clusters.size:
@@ -335,6 +363,6 @@ def _log_runs(
         length=(clusters[last] - clusters[first] + 1).astype(np.uint64) << np.uint64(bits),
         count=length,
         counted=length,
-        value=0 if values is None else values[first],
+        value=value if values is None else values[first],
         other=0 if found is None else found[first],
     )

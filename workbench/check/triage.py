@@ -7,6 +7,7 @@ a table, a compressed stream or a recognisable file system.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -353,7 +354,7 @@ class Judge:
         neighbours = self._neighbours(starts, ends) if not explained else ({}, {})
         snapshots = any(True for _ in self.findings.of("SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"))
         stale = any(True for _ in self.findings.of("BITMAPS-NOT-TRUSTED"))
-        lost_tables = {table.offset >> self.bits: table for table in self.out.lost}
+        known = sorted({*self.claimed, *(table.offset >> self.bits for table in self.out.lost)})
         exact, beside = neighbours
         keys = self._key_areas()
         for start, end in zip(starts.tolist()[:MAX_RUNS], ends.tolist()[:MAX_RUNS], strict=True):
@@ -361,10 +362,9 @@ class Judge:
                 (self.contents[c] for c in range(start, min(end, start + 64)) if c in self.contents), "not read"
             )
             verdict, confidence, reason, guest = Verdict.WASTE, 0.7, "nothing suggests that it was in use", None
-            if any(cluster in self.claimed or cluster in lost_tables for cluster in range(start, end)):
-                table = next(
-                    (self.claimed.get(c, c) for c in range(start, end) if c in self.claimed or c in lost_tables), start
-                )
+            place = bisect_left(known, start)
+            if place < len(known) and known[place] < end:
+                table = self.claimed.get(known[place], known[place])
                 reason = f"it is mapped by, or is, the lost L2 table at {table << self.bits:#x}"
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.97
             elif kind == "LUKS header" or any(start < high and low < end for low, high in keys):

@@ -172,7 +172,7 @@ class Metadata:
         length = min(region.length, limit) & ~7
         data = self.storage.read(region.offset, min(length, max(0, self.file_size - region.offset)))
         out = np.zeros(length // 8, dtype=np.uint64)
-        found = words(data)
+        found = words(data + bytes(-len(data) % 8))
         out[: found.size] = found
         return out
 

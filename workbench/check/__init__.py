@@ -30,9 +30,14 @@
 ``L2Set`` (tables.py): columns offset, active, inactive (references), snapshot, index (first L1 entry): every L2 table once.
 
 ``owners.find_owners(meta, clusters) -> list[Reference(cluster, owner, table, index, entry, snapshot, guest)]``: who references
-``triage``: LeakRun (run of leaked clusters: offset, length, verdict WASTE/POSSIBLE_DATA/…, confidence, reason, kind of content);
-    LostTable (leaked or overwritten L2 table found: offset, fits=(L1 indices), evidence).
-``causes``: Cause(code, title, confidence, evidence lines, rows of findings, guest ranges, host ranges).
+    these host clusters, exactly, in one pass. overlaps.intervals(...): every metadata structure as host cluster ranges.
+``triage``: LeakRun(offset, length, verdict, confidence, reason, content, guest) for every run of leaked clusters; Verdict WASTE or
+    POSSIBLE_DATA; `.keep`: a repair must not free it unless told to; guest: where it fits in the active disk, or None.
+    LostTable(offset, entries, leaked, fits, confidence, evidence): an L2 table that no L1 entry refers to; fits: L1 indices,
+    best first (different lost tables never share the first one).
+``causes``: Cause(code, title, text, confidence, evidence, rows, guest, host); rows: numbers of its findings (a finding has at
+    most one cause); guest, host: ranges (offset, length).
+``companions.check_file(storage, …)``: check plus the files that the image names (backing chain, data file), as `qwb check` does.
 """
 
 from workbench.check.result import CheckCancelled, CheckResult, Progress, Stats

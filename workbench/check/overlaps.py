@@ -204,15 +204,23 @@ def missing_blocks(stored: StoredRefcounts, census: Census, geometry: Geometry, 
         )
     else:
         blocks = stored.blocks
-    first, last = census.first // stored.entries, -(-census.end // stored.entries)
     listed = 0
-    for index in (np.flatnonzero(blocks[first:last] == 0) + first).tolist():
-        low = max(census.first, index * stored.entries)
-        counts = census.counts[low - census.first : (index + 1) * stored.entries - census.first]
-        used = np.flatnonzero(counts)
-        if used.size and listed < MOST:
-            listed += 1
-            span = int(used[-1] - used[0]) + 1
-            log.add(
-                "REFBLOCK-MISSING", (low + int(used[0])) * size, span * size, count=used.size, table=base, index=index
-            )
+    step = max(stored.entries, 1 << 20)
+    for at in range(census.first // step * step, census.end, step):
+        if not census.counts[max(0, at - census.first) : at + step - census.first].any():
+            continue
+        first, last = at // stored.entries, -(-min(at + step, census.end) // stored.entries)
+        for index in (np.flatnonzero(blocks[first:last] == 0) + first).tolist():
+            low = max(census.first, index * stored.entries)
+            counts = census.counts[low - census.first : (index + 1) * stored.entries - census.first]
+            used = np.flatnonzero(counts)
+            if used.size and listed < MOST:
+                listed += 1
+                log.add(
+                    "REFBLOCK-MISSING",
+                    (low + int(used[0])) * size,
+                    (int(used[-1]) - int(used[0]) + 1) * size,
+                    count=used.size,
+                    table=base,
+                    index=index,
+                )

@@ -251,6 +251,8 @@ def compare(stored: StoredRefcounts, census: Census, end: int, log: FindingLog) 
         if _all_used_once(counts, flags):
             highest = high - 1
             continue
+        if not counts.any() and not flags.any():
+            continue
         state = flags & np.uint8(kinds.STORED | kinds.STORED_ONE | kinds.UNREADABLE)
         # Free and unreferenced, or stored 1 and referenced once: fine; anything else needs the exact numbers.
         fine = ((state == 0) & (counts == 0)) | ((state == (kinds.STORED | kinds.STORED_ONE)) & (counts == 1))

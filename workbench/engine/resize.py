@@ -9,6 +9,7 @@ from formats.qcow2 import limits
 from formats.qcow2.tables import OFFSET_MASK
 from workbench.engine.write.guard import Kind
 from workbench.engine.write.prealloc import Preallocation, preallocate
+from workbench.engine.write.reading import is_zero
 from workbench.engine.write.tables import encode_words
 from workbench.engine.write.zero import discard_guest, zero_guest
 from workbench.errors import ArgumentError, UnsupportedError
@@ -51,10 +52,12 @@ def _grow(core: Core, old: int, size: int, preallocation: Preallocation) -> None
         # What the last cluster holds behind the old end, and what a longer backing file would let through, must not show.
         below = core.chain[1].size if core.backed else 0
         visible = max(min(size, round_up(old, core.cluster_size)), min(size, below))
-        if visible > old:
+        if visible > old and not is_zero(core, old, visible - old):
             zero_guest(core, old, visible - old, unmap=False)
         if core.external and core.data.storage.size() < size and core.raw_external:
             core.data.truncate(size)
+        if core.raw_external and preallocation is Preallocation.OFF:
+            preallocation = Preallocation.METADATA  # a raw data file always shows all of the disk
         if preallocation is not Preallocation.OFF:
             preallocate(core, old, size, preallocation)
         core.flush()

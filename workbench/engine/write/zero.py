@@ -70,7 +70,7 @@ def _zero_partly(core: Core, offset: int, length: int, *, unmap: bool, fallback:
     kind = cluster_kind(core, entry, bitmap, sub, offset)
     holds_data = kind in (ClusterType.NORMAL, ClusterType.COMPRESSED)
     if (
-        core.header.version >= 3
+        (core.header.version >= 3 or not core.backed)
         and not holds_data
         and is_zero(core, start, offset - start)
         and is_zero(core, offset + length, stop - offset - length)

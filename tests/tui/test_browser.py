@@ -313,6 +313,7 @@ async def test_every_view_draws_at_every_size(drive: Drive, sample: Sample, size
     async with drive(sample("subclusters"), size=size) as (app, pilot):
         screen = await go(app, pilot, "l2:0.1")
         for view in screen.prepared.views if screen.prepared else ():
+            await go(app, pilot, "l2:0.1")
             screen.to_view(view)
             await settle(app, pilot)
             assert screen.place.view is view and screen.query_one(ViewTabs).text

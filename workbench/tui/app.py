@@ -282,7 +282,9 @@ class Workbench(App[None]):
     async def settled(self) -> None:
         """Wait until everything asked for has been read and drawn."""
         for _ in range(3):
-            await self.workers.wait_for_complete()
+            opening = [each for each in self.workers if each.group == "open"]
+            if opening:  # an empty list would mean every worker, and a folder tree has one that never ends
+                await self.workers.wait_for_complete(opening)
             for screen in self.browsers:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(screen.session.background.idle(), 30)

@@ -99,7 +99,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command("search_next", "n", "next hit", "Next hit of the search", "", _MOVING, ("has-search",), 30),
     Command("search_previous", "N", "last hit", "Previous hit of the search", "", _MOVING, ("has-search",), 0),
-    Command("next_problem", "right_square_bracket", "next problem", "Go to the next problem", "", _MOVING, ("has-problems",), 55),
+    Command("next_problem", "right_square_bracket", "next problem", "Go to the next problem", "", _MOVING, ("has-problems",), 67),
     Command(
         "previous_problem", "left_square_bracket", "previous problem", "Go to the problem before", "", _MOVING, ("has-problems",)
     ),
@@ -135,10 +135,10 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command("zoom", "f10", "zoom pane", "Give the whole screen to this pane, or back", "", _VIEWS, ("image",), 20),
     Command("next_pane", "tab", "next pane", "Go to the next pane", "Structures, view, explanation.", _VIEWS, ("image",), 65, True),
     Command("previous_pane", "shift+tab", "previous pane", "Go to the previous pane", "", _VIEWS, ("image",), 0, True),
-    Command("zoom_in", "plus,equals_sign", "closer", "Look closer at the map", "Fewer bytes to a cell.", _VIEWS, ("map",), 50),
-    Command("zoom_out", "minus", "wider", "See more in the map", "More bytes to a cell.", _VIEWS, ("map",), 49),
-    Command("filter", "f", "filter", "Filter the rows", "By type, flag, host or guest range; 'suspicious' keeps only what looks wrong.", _VIEWS, ("filterable",), 58),
-    Command("fold", "z", "fold", "Fold or unfold runs, groups and fields", "", _VIEWS, ("foldable",), 45),
+    Command("zoom_in", "plus,equals_sign", "closer", "Look closer at the map", "Fewer bytes to a cell.", _VIEWS, ("map",), 88),
+    Command("zoom_out", "minus", "wider", "See more in the map", "More bytes to a cell.", _VIEWS, ("map",), 87),
+    Command("filter", "f", "filter", "Filter the rows", "By type, flag, host or guest range; 'suspicious' keeps only what looks wrong.", _VIEWS, ("filterable",), 78),
+    Command("fold", "z", "fold", "Fold or unfold runs, groups and fields", "", _VIEWS, ("foldable",), 66),
     Command("relative", "a", "rel. offsets", "Count offsets from the structure's start, or from the file's", "", _VIEWS, ("hex",), 40),
     # Working
     Command("bookmark", "b", "bookmark", "Bookmark this place, or take the mark away", "Kept while the program runs.", _WORK, ("image",), 28),
@@ -155,8 +155,8 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command("stop", "escape", "stop", "Stop what is running, or leave", "", _WORK, ("busy",), 95),
     # Images
     Command("open", "o", "open", "Open another image", "Samples, recent files, or a file of your choice.", _IMAGES, (), 25),
-    Command("next_tab", "ctrl+pagedown,right_curly_bracket", "next image", "Go to the next image", "", _IMAGES, ("tabs",), 15),
-    Command("previous_tab", "ctrl+pageup,left_curly_bracket", "previous image", "Go to the previous image", "", _IMAGES, ("tabs",)),
+    Command("next_tab", "ctrl+pagedown,right_curly_bracket", "next image", "Go to the next image", "", _IMAGES, ("tabs",), 15, True),
+    Command("previous_tab", "ctrl+pageup,left_curly_bracket", "previous image", "Go to the previous image", "", _IMAGES, ("tabs",), 0, True),
     Command("close_tab", "ctrl+w", "close", "Close this image", "", _IMAGES, ("image",)),
     # General
     Command("help", "f1,question_mark", "help", "Keys and commands", "", _GENERAL, (), 100),

@@ -134,3 +134,18 @@ def test_a_hand_edit_is_journaled_and_undoable(wounded: Path) -> None:
         assert guide.history()[-1].title == "set the disk size"
         guide.undo()
     assert wounded.read_bytes() == old
+
+
+def test_leaked_data_between_its_neighbours_is_linked_when_asked(base_images: BaseImages, tmp_path: Path) -> None:
+    from sample_images.recipes import RECIPES
+    from tests.repair.judging import read_disk
+
+    image = base_images.copy(base_images.damaged("leaks-many"), tmp_path / "work")
+    healthy = read_disk(base_images.get(RECIPES["leaks-many"].base), None)
+    with Guide(image) as guide:
+        guide.choose(choices={"relink": "data"})
+        plan = guide.plan()
+        guide.apply()
+    now = read_disk(image, None)
+    assert plan.before.leaks > 10 * plan.after.leaks
+    assert sum(now[at] != data for at, data in healthy.items()) <= 2  # the first or last one has only one neighbour

@@ -24,6 +24,8 @@ from formats.qcow2.tables import (
 if TYPE_CHECKING:
     from workbench.repair.workspace import Workspace
 
+_SAMPLE: Final = 256
+"""L2 tables that are looked at to judge an L1 table."""
 SCAN_LIMIT: Final = 2 << 30
 """Bytes that one scan reads at most."""
 
@@ -131,14 +133,18 @@ def fresh_targets(space: Workspace, content: Content) -> int:
 
 
 def l1_score(space: Workspace, offset: int, entries: int) -> tuple[int, int]:
-    """(entries that lead to a plausible L2 table, entries that make no sense) of an L1 table at `offset`."""
+    """(entries that lead to a plausible L2 table, entries that make no sense) of an L1 table at `offset`.
+
+    Of a long table a few hundred targets, spread over it, are looked at.
+    """
     words = space.words(offset, entries)
     used = words[words != 0]
     if not used.size:
         return 0, 0
     bad = l1_bad(space, used)
     strong, wrong = 0, int(bad.sum())
-    for target in np.unique(used[~bad] & np.uint64(OFFSET_MASK))[:4096].tolist():
+    targets = np.unique(used[~bad] & np.uint64(OFFSET_MASK))
+    for target in targets[:: max(1, targets.size // _SAMPLE)].tolist():
         content = l2_content(space, target)
         strong += content.plausible
         wrong += content.is_foreign or (not content.plausible and not content.empty and content.valid == 0)
@@ -176,7 +182,7 @@ def find_l1(
         strong, wrong = l1_score(space, offset, entries)
         if strong and not wrong:
             found.append((strong, offset))
-    return sorted(found, key=lambda each: (-each[0], each[1]))
+    return sorted(found, key=lambda each: (-each[0], not space.ledger.leaked(each[1]), each[1]))
 
 
 def clusters(space: Workspace, numbers: NDArray[np.int64] | None = None) -> Iterator[tuple[int, NDArray[np.uint64]]]:

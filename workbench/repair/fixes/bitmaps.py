@@ -160,8 +160,9 @@ def _text_run(raw: bytes) -> bytes:
 
 
 def _search(space: Workspace) -> list[_Entry]:
-    """The longest directory anywhere in the file that nobody refers to."""
+    """The directory that nobody refers to any more; QEMU writes a new one at each close, so freed ones count last."""
     best: list[_Entry] = []
+    rank = (-1, 0)
     for offset, _ in clusters(space):
         ledger = space.ledger
         others = [each for each in ledger.claims_at(offset) if each.owner is not Owner.BITMAP_DIRECTORY]
@@ -172,7 +173,9 @@ def _search(space: Workspace) -> list[_Entry]:
             and _read(space, offset, strict=True)
         ):
             found = _walk(space, offset, 0, 0)
-            best = max(best, found, key=len)
+            in_use = sum(ledger.leaked(each.table_offset) for each in found) + ledger.leaked(offset)
+            if found and (in_use, len(found)) > rank:
+                best, rank = found, (in_use, len(found))
     return best
 
 

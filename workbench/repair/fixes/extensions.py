@@ -81,6 +81,7 @@ def run_backing(space: Workspace) -> None:
             return
         else:
             space.note("the backing file name is lost: the image cannot tell what it was based on")
+    _moved_name(space)
     header = space.meta.header
     room = min(limits.MAX_BACKING_NAME, space.cluster - header.backing_file_offset)
     if header.backing_file_offset < space.cluster and not 0 < header.backing_file_size <= room:
@@ -96,6 +97,36 @@ def run_backing(space: Workspace) -> None:
                 guest=[(0, header.size)],
             )
     _backing_format(space)
+
+
+def _moved_name(space: Workspace) -> None:
+    """The name follows the extensions; an offset beside it names a file that does not exist."""
+    meta, header = space.meta, space.meta.header
+    name, area = meta.backing_name, parse_extensions(meta.head, meta.header_length, len(meta.head))
+    if (
+        not name
+        or not area.ended
+        or header.backing_file_offset in (0, area.end)
+        or header.backing_file_offset >= space.cluster
+    ):
+        return
+    folder = os.path.dirname(space.base.path)
+    raw = meta.head[area.end : area.end + header.backing_file_size]
+    if (
+        not _is_name(raw)
+        or os.path.exists(os.path.join(folder, name))
+        or not os.path.exists(os.path.join(folder, raw.decode()))
+    ):
+        return
+    title = f"point at the backing file name {raw.decode()!r}"
+    space.set_header(
+        "backing_file_offset",
+        area.end,
+        code="BACKING-OFFSET",
+        title=title,
+        tier=Tier.JUDGEMENT,
+        guest=[(0, header.size)],
+    )
 
 
 def _is_name(raw: bytes) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from formats.qcow2.tables import COPIED, OFFSET_MASK
-from workbench.check import check
+from workbench.check import CheckResult, check
 from workbench.check.problems import Tier
 from workbench.check.triage import LostTable
 from workbench.repair.fixes.base import Alternative, Rule, codes
@@ -27,6 +27,8 @@ def run(space: Workspace) -> None:
     if space.policy.choice("relink", "best") == "none":
         return
     result = check(space.meta)
+    if space.policy.choice("relink", "best") == "data":
+        _link_data(space, result)
     lost = sorted(result.lost_tables, key=lambda each: (-each.confidence, each.offset))
     if not lost:
         return
@@ -97,6 +99,27 @@ def _link(space: Workspace, table: LostTable, index: int) -> None:
     )  # fmt: skip
 
 
+def _link_data(space: Workspace, result: CheckResult) -> None:
+    """Leaked clusters that fit exactly between the clusters of two guest neighbours, into entries that are empty."""
+    meta, geometry = space.meta, space.geometry
+    for each in result.orphans:
+        if not each.keep or each.guest is None:
+            continue
+        for step in range(0, each.length, space.cluster):
+            guest, host = each.guest + step, each.offset + step
+            index = geometry.l1_index(guest)
+            table = int(meta.l1[index]) & OFFSET_MASK if index < meta.l1.size else 0
+            place = table + geometry.l2_index(guest) * geometry.l2_entry_size
+            if not table or table >= space.size or any(space.read(place, geometry.l2_entry_size)):
+                continue
+            data = (COPIED | host).to_bytes(8, "big") + (b"\0\0\0\0\xff\xff\xff\xff" if geometry.extended_l2 else b"")
+            title = f"link the leaked cluster at {host:#x} to guest offset {guest:#x} again: it lies between its neighbours' clusters"
+            space.put(
+                place, data, code="CLUSTER-LEAKED", title=title, kind="l2",
+                tier=Tier.JUDGEMENT, guest=[(guest, space.cluster)], choice="data",
+            )  # fmt: skip
+
+
 RULES = (
     Rule(
         "relink",
@@ -113,6 +136,9 @@ RULES = (
         run,
         alternatives=(
             Alternative("best", "Link where the evidence is clear", "the guest reads its data again"),
+            Alternative(
+                "data", "Link leaked data too", "ranges whose neighbours lie beside the leaked cluster read it again"
+            ),
             Alternative("none", "Leave lost tables alone", "the range stays unreadable; the table is kept"),
         ),
     ),

@@ -98,16 +98,18 @@ def _stored_bytes(space: Workspace, entry: Snapshot) -> bytes:
 
 
 def _search(space: Workspace, announced: int) -> list[Snapshot]:
-    """The longest table anywhere in the file, outside of what is referred to."""
+    """The table that nobody refers to any more; freed older ones count last, then the longest wins."""
     best: list[Snapshot] = []
+    rank = (-1, 0)
     for offset, _ in clusters(space):
         if offset == 0 or not space.ledger.unreferenced(offset):
             continue
         if _read_entry(space, offset, strict=True) is None:
             continue
         found = _walk(space, offset, announced)
-        if len(found) > len(best):
-            best = found
+        in_use = sum(space.ledger.leaked(each.l1_table_offset) for each in found) + space.ledger.leaked(offset)
+        if found and (in_use, len(found)) > rank:
+            best, rank = found, (in_use, len(found))
     return best
 
 

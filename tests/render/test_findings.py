@@ -13,7 +13,14 @@ from workbench.check.findings import FindingLog
 from workbench.check.problems import PROBLEMS, Severity
 from workbench.engine.metadata import load_metadata
 from workbench.errors import ArgumentError
-from workbench.render.findings import GLYPHS, FindingRows, chosen_rows, parse_finding_filter, problem_sections, verdict_words
+from workbench.render.findings import (
+    GLYPHS,
+    FindingRows,
+    chosen_rows,
+    parse_finding_filter,
+    problem_sections,
+    verdict_words,
+)
 from workbench.render.hostmap import HostMap
 from workbench.render.refcounts import RefcountRows, row_of_tile
 from workbench.storage.file import FileStorage

@@ -10,7 +10,17 @@ import pytest
 from sample_images import sample_path
 from workbench.check import CheckResult, check
 from workbench.engine.metadata import load_metadata
-from workbench.render.hostmap import KINDS, LOOKS, HostKind, HostMap, Spans, count_kinds, mostly_free, shown, whole_file_cell
+from workbench.render.hostmap import (
+    KINDS,
+    LOOKS,
+    HostKind,
+    HostMap,
+    Spans,
+    count_kinds,
+    mostly_free,
+    shown,
+    whole_file_cell,
+)
 from workbench.storage.file import FileStorage
 
 

@@ -77,6 +77,9 @@ class Background:
         A cancelled job calls neither.
         """
         job = Job(title, long)
+        if self.closed:  # a timer that fires while the image is being closed
+            job.cancel()
+            return job
         loop = asyncio.get_running_loop()
         context = copy_context()  # what is called back may make widgets, which need to know their app
         self.pending += 1

@@ -24,8 +24,6 @@ class FindingsView(Rows):
         """Show a list; None while there is none, with the reason in `note`."""
         fresh = model is not self.model
         self.model, self.note = model, note
-        if model is not None:
-            model.layout(self.inner_width)
         if fresh:
             self.set_reactive(Rows.cursor, 0)
             self.set_reactive(Rows.top, 0)
@@ -53,7 +51,8 @@ class FindingsView(Rows):
     @property
     def current(self) -> Line | None:
         """The row under the cursor."""
-        return self.model.line(self.cursor) if self.model is not None and len(self.model) else None
+        count = self.row_count()
+        return self.model.line(min(self.cursor, count - 1)) if self.model is not None and count else None
 
     @property
     def finding(self) -> Finding | None:
@@ -132,7 +131,7 @@ class FindingsView(Rows):
         return "No finding passes the filter: f changes it." if self.model.chosen else "No findings: everything agrees."
 
     def on_resize(self) -> None:
-        if self.model is not None:
+        if self.model is not None and self.size.width > 0:
             line = self.current
             self.model.layout(self.inner_width)
             self.set_reactive(Rows.cursor, self.validate_cursor(self.cursor))

@@ -34,6 +34,7 @@ class Command:
 
 
 _GENERAL, _MOVING, _VIEWS, _WORK, _IMAGES = "General", "Moving", "Views", "Working", "Images and tabs"
+_CHANGE = "Changing the image"
 
 COMMANDS: Final[tuple[Command, ...]] = (
     # Moving between places
@@ -153,6 +154,16 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command("reload", "f5", "reload", "Read the image again", "For a file that has changed.", _WORK, ("image",), 10),
     Command("stop", "escape", "stop", "Stop what is running, or leave", "", _WORK, ("busy",), 95),
+    # Changing the image
+    Command(
+        "repair", "r", "repair", "Repair: choose, see the plan simulated, confirm, write",
+        "On a finding: its kind only. Nothing is written before the last step, and everything can be taken back.", _CHANGE, ("image",), 92,
+    ),
+    Command("undo", "u", "undo", "Repairs of this image, and taking them back bit for bit", "", _CHANGE, ("image",), 26),
+    Command(
+        "edit", "E", "edit by hand", "Edit the field, entry or byte under the cursor by hand",
+        "Decoded bits, simulated and checked before it is written, undoable.", _CHANGE, ("image",), 18,
+    ),
     # Images
     Command("open", "o", "open", "Open another image", "Samples, recent files, or a file of your choice.", _IMAGES, (), 25),
     Command("next_tab", "ctrl+pagedown,right_curly_bracket", "next image", "Go to the next image", "", _IMAGES, ("tabs",), 15, True),

@@ -125,6 +125,7 @@ class Session:
         self.sources: dict[int, str] = {}
         self.asked: set[int] = set()
         self.changed_underneath = ""
+        self.simulated = False
         self.check: Any = None
         self.search: Any = None
         self.mark: tuple[int, int] | None = None

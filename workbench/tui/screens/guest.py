@@ -131,7 +131,10 @@ class Guest(BrowserCore):
         from workbench.engine.image import Image
 
         def work(job: Job) -> Image:
-            image = Image.open(session.path, gate=gate, secret=session.secret, force_share=True, tolerant=True, lock=False)
+            staged = session.storage if session.simulated else None
+            image = Image.open(
+                session.path, gate=gate, secret=session.secret, force_share=True, tolerant=True, lock=False, storage=staged
+            )
             try:
                 image.unlock()
             except BaseException:

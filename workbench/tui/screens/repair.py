@@ -1,0 +1,618 @@
+"""The repair on the screen: choose, see the plan, confirm, write, see the new check. Escape goes a step back, until writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, Vertical, VerticalScroll
+from textual.screen import Screen
+from textual.widgets import ContentSwitcher, Input, ProgressBar, Static
+
+from workbench.errors import LockedError, QwbError
+from workbench.render.plan import after_text, cost_words, ranges_words, size_words, verdict_level, verdict_text
+from workbench.render.sizes import count
+from workbench.render.text import printable
+from workbench.repair.apply import Applied, Phase, Progress
+from workbench.repair.casefile import case_path
+from workbench.repair.plan import PlanRefused
+from workbench.tui.background import Background, Job
+from workbench.tui.commands import Command, bindings
+from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
+from workbench.tui.screens.repair_flow import Flow
+from workbench.tui.widgets.choices import ChoiceDetail, ChoicesView
+from workbench.tui.widgets.chrome import LEVEL_GLYPH, Footer, Line
+from workbench.tui.widgets.editdiff import EditDiffView
+from workbench.tui.widgets.hostmap import HostMapView
+from workbench.tui.widgets.plan import PlanView, plan_rows
+from workbench.tui.widgets.rows import Rows
+
+if TYPE_CHECKING:
+    from workbench.tui.app import Workbench
+
+
+class At(Enum):
+    """Where in the flow one is."""
+
+    BUSY = "busy"
+    TROUBLE = "trouble"
+    CHOOSE = "choose"
+    PLAN = "plan"
+    CONFIRM = "confirm"
+    WRITE = "write"
+    DONE = "done"
+
+
+_G: Final = "Repair"
+FLOW_COMMANDS: Final = (
+    Command("flow.on", "enter", "go on", "Go on to the next step", "", _G, ("choose", "plan", "confirm", "done", "trouble"), 100),
+    Command("flow.yes", "y", "yes, write", "Write the changes into the image", "", _G, ("confirm",), 95),
+    Command("flow.toggle", "space", "choose", "Switch this repair on or off, or take this way", "", _G, ("choose",), 90),
+    Command("flow.all", "a", "all or none", "Choose everything, or nothing", "", _G, ("choose",), 80),
+    Command("flow.map", "m", "map before/after", "Host map before and after", "", _G, ("plan",), 85),
+    Command("flow.around", "l", "look around", "Look around in the repaired image before writing it", "", _G, ("plan", "confirm"), 84),
+    Command("flow.copy", "t", "to a copy", "Write a repaired copy and leave this image as it is", "", _G, ("plan", "confirm"), 60),
+    Command("flow.pane", "tab", "other pane", "Go to the other pane", "", _G, ("plan",), 50, True),
+    Command("flow.undo", "u", "undo", "Take the repair back", "", _G, ("done",), 90),
+    Command("flow.back", "escape", "back", "A step back, or leave; nothing is written", "", _G, ("busy", "choose", "plan", "confirm", "done", "trouble"), 70),
+    Command("flow.help", "f1,question_mark", "keys", "All keys of this step", "", _G, (), 40),
+)
+FLOW_BY_ID: Final = {each.id: each for each in FLOW_COMMANDS}
+_STEPS: Final = ((At.CHOOSE, "1 Choose"), (At.PLAN, "2 Plan"), (At.CONFIRM, "3 Confirm"), (At.WRITE, "4 Write"), (At.DONE, "5 Result"))
+
+
+class RepairScreen(Screen[str | None]):
+    """Walks a Flow. Answers `done` when the image was written, `around` to look around in the simulation, else None."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings(FLOW_COMMANDS)]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-medium"), (112, "-wide")]  # noqa: RUF012 - Textual's declaration
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (22, "-tall"), (34, "-high")]  # noqa: RUF012
+    DEFAULT_CSS = """
+    RepairScreen #flow-title { height: 2; }
+    RepairScreen #banner { height: auto; max-height: 4; padding: 0 1; background: $surface; color: $foreground; }
+    RepairScreen ContentSwitcher { height: 1fr; }
+    RepairScreen #choose, RepairScreen #plan, RepairScreen #split { height: 1fr; }
+    RepairScreen #choices { height: 2fr; }
+    RepairScreen ChoiceDetail { height: 3fr; border-top: solid $panel; }
+    RepairScreen #split { layout: vertical; }
+    RepairScreen #steps { height: 2fr; }
+    RepairScreen #diff { height: 3fr; border-top: solid $panel; }
+    RepairScreen.-wide #split { layout: horizontal; }
+    RepairScreen.-wide #steps { width: 2fr; height: 1fr; }
+    RepairScreen.-wide #diff { width: 3fr; height: 1fr; border-top: none; border-left: solid $panel; }
+    RepairScreen #maps { display: none; height: 1fr; layout: vertical; }
+    RepairScreen.maps #maps { display: block; }
+    RepairScreen.maps #split { display: none; }
+    RepairScreen.maps #banner { display: none; }
+    RepairScreen.-wide #maps { layout: horizontal; }
+    RepairScreen .half { width: 1fr; height: 1fr; }
+    RepairScreen .half > Static { background: $panel; text-style: bold; padding: 0 1; height: 1; }
+    RepairScreen #confirm, RepairScreen #busy, RepairScreen #done { padding: 1 2; height: 1fr; }
+    RepairScreen #word { border: none; height: 1; background: $boost; padding: 0 1; margin: 1 0; width: 40; display: none; }
+    RepairScreen #word:focus { border: none; background-tint: $error 20%; }
+    RepairScreen.drops #word { display: block; }
+    RepairScreen #bar { margin: 1 0; }
+    """
+
+    app: Workbench
+
+    def __init__(self, flow: Flow, background: Background, title: str) -> None:
+        super().__init__()
+        self.flow, self.background, self.name_shown = flow, background, title
+        self.at = At.BUSY
+        self._job: Job | None = None
+        self._ticket = 0
+        self._busy_text = ""
+
+    def compose(self) -> ComposeResult:
+        yield Line(id="flow-title")
+        yield Static(id="banner", markup=False)
+        with ContentSwitcher(id="pages", initial="busy"):
+            with VerticalScroll(id="busy", can_focus=False):
+                yield Static(id="busy-text", markup=False)
+                yield ProgressBar(id="bar", show_eta=False)
+            with Vertical(id="choose"):
+                yield ChoicesView(id="choices")
+                yield ChoiceDetail(id="choice-detail")
+            with Vertical(id="plan"):
+                with Container(id="split"):
+                    yield PlanView(id="steps")
+                    yield EditDiffView(id="diff")
+                with Container(id="maps"):
+                    for ident, word in (("map-before", "Before"), ("map-after", "After")):
+                        with Vertical(classes="half"):
+                            yield Static(word, markup=False)
+                            yield HostMapView(id=ident)
+            with VerticalScroll(id="confirm"):
+                yield Static(id="confirm-text", markup=False)
+                yield Input(id="word", placeholder="type the word here")
+            with VerticalScroll(id="done"):
+                yield Static(id="done-text", markup=False)
+        yield Footer(id="footer")
+
+    def on_mount(self) -> None:
+        self.set_interval(0.2, self._tick)
+        if self.flow.plan is not None:
+            self.show_plan()
+        elif self.flow.edit is not None:
+            self.make_plan()
+        else:
+            self.look()
+
+    # Frame
+
+    def go_to(self, at: At) -> None:
+        """Show a step."""
+        self.at = at
+        pages = {At.TROUBLE: "done", At.WRITE: "busy"}
+        self.query_one("#pages", ContentSwitcher).current = pages.get(at, at.value)
+        self.frame()
+
+    def frame(self) -> None:
+        """Title, steps, footer."""
+        flow, width = self.flow, self.size.width or 80
+        word = "Edit by hand" if flow.edit is not None else "Repair"
+        written = flow.applied is not None
+        note = "written; undo is kept" if written else "writing …" if self.at is At.WRITE else "nothing is written yet"
+        name = self.name_shown if len(self.name_shown) < width - 44 else "…" + self.name_shown[-(max(8, width - 46)) :]
+        first = [(f" {word} ", "here", ""), (f" {name}  ", "name", ""), (f" {'!' if self.at is At.WRITE else '✓'} {note}", "warn" if self.at is At.WRITE else "good", "")]
+        strip = [(" ", "", "")]
+        for step, words in _STEPS:
+            label = "1 Edit" if flow.edit is not None and step is At.CHOOSE else words
+            strip.append((f" {label} ", "here" if step is self.at else "tab", ""))
+            if step is not At.DONE:
+                strip.append(("›", "dim", ""))
+        self.query_one("#flow-title", Line).put(first, strip)
+        chosen = sorted((each for each in FLOW_COMMANDS if each.footer and self.allowed(each)), key=lambda each: -each.footer)
+        labels = {"flow.on": self._on_label(), "flow.back": "cancel" if self.at is At.BUSY else "leave" if self.at in (At.CHOOSE, At.TROUBLE, At.DONE) else "back"}
+        shown = [Command(each.id, each.keys, labels.get(each.id, each.label), each.title, "", each.group) for each in chosen]
+        self.query_one(Footer).show(shown, {each.id: self.app.user_keys.keys.get(each.id, each.keys) for each in shown})
+
+    def _on_label(self) -> str:
+        labels = {At.CHOOSE: "make the plan", At.PLAN: "go on to confirm", At.CONFIRM: "write", At.DONE: "finish", At.TROUBLE: "close"}
+        if self.at is At.CHOOSE and not any(each.on for each in self.flow.decisions):
+            return "close"
+        if self.at is At.PLAN and self.flow.plan is not None and self.flow.plan.empty:
+            return "close"
+        return labels.get(self.at, "")
+
+    def allowed(self, command: Command) -> bool:
+        """Whether a command does something now."""
+        if command.id in ("flow.around", "flow.map", "flow.copy") and (self.flow.plan is None or self.flow.plan.empty):
+            return False
+        if command.id == "flow.copy" and self.flow.edit is not None:
+            return False
+        if command.id == "flow.yes" and self.flow.drops:
+            return False
+        if command.id == "flow.undo" and self.flow.applied is None:
+            return False
+        return not command.where or self.at.value in command.where
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "command" and self.is_mounted and str(parameters[0]) in FLOW_BY_ID:
+            return self.allowed(FLOW_BY_ID[str(parameters[0])])
+        return super().check_action(action, parameters)
+
+    def action_command(self, ident: str) -> None:
+        """Run a command of this screen's table."""
+        getattr(self, "do_" + ident.partition(".")[2])()
+
+    @on(Line.Hit)
+    def hit(self, event: Line.Hit) -> None:
+        event.stop()
+        command = FLOW_BY_ID.get(event.value)
+        if command is not None and self.allowed(command):
+            self.action_command(event.value)
+
+    def on_resize(self) -> None:
+        if self.is_mounted:
+            self.call_after_refresh(self.frame)
+
+    def banner(self, text: str | Text) -> None:
+        """The lines under the title."""
+        self.query_one("#banner", Static).update(text)
+
+    # Work
+
+    def work(self, text: str, what: Callable[[Job], Any], done: Callable[[Any], None], failed: Callable[[Exception], None] | None = None) -> None:
+        """Run something in a worker behind the busy page."""
+        self._busy_text = text
+        self.go_to(At.BUSY)
+        self.banner("Nothing has been written. Escape stops this.")
+        self._job = self.background.submit(what, done, failed or self.trouble, title="repair", long=True)
+        self._tick()
+
+    def _tick(self) -> None:
+        """What runs, in words."""
+        if self.at is At.BUSY and self._job is not None:
+            note = self._job.note
+            self.query_one("#busy-text", Static).update(f"{self._busy_text}\n\n{note[:1].upper() + note[1:] + ' …' if note else ''}")
+            self.query_one("#bar", ProgressBar).update(total=self._job.total or None, progress=self._job.done)
+
+    def look(self) -> None:
+        """Find out what there is to choose."""
+        self.work("Looking at the image: who has it open, and what is wrong with it.", self.flow.look, lambda _none: self.show_choices())
+
+    def make_plan(self) -> None:
+        """Try the chosen repairs on an overlay."""
+        text = "Trying the repair on a simulation of the image, and checking the result.\nThe image itself is only read."
+        self.work(text, self.flow.make_plan, lambda _none: self.show_plan())
+
+    def trouble(self, error: Exception) -> None:
+        """Something stands in the way: say what and what to do."""
+        what = error.what if isinstance(error, QwbError) else f"{type(error).__name__}: {error}"
+        hint = (error.hint or "") if isinstance(error, QwbError) else ""
+        self.go_to(At.TROUBLE)
+        text = Text()
+        if isinstance(error, LockedError):
+            self.banner("✗ Refused: the image is in use.")
+            text.append(f"{printable(what)}.\n\n", "bold")
+            text.append("Two programs that write to one image destroy it, so nothing can be repaired while it is in use.\n\n")
+        elif isinstance(error, PlanRefused):
+            self.banner("✗ Refused: this repair would leave the image worse than it is.")
+            text.append(f"{printable(what)}.\n\n", "bold")
+        else:
+            self.banner("✗ This did not work.")
+            text.append(f"{printable(what)}.\n\n", "bold")
+        text.append("What now: ", "bold")
+        text.append((hint or "go back and choose fewer repairs, or look at the findings (key 8)") + ".\n\n")
+        text.append("The image is what it was before." if self.flow.applied is None else "The repair was written before this happened; u in the workbench takes it back.")
+        self.query_one("#done-text", Static).update(text)
+        self.query_one("#done").focus()
+
+    # 1 Choose
+
+    def show_choices(self) -> None:
+        flow = self.flow
+        self.go_to(At.CHOOSE)
+        view = self.query_one(ChoicesView)
+        view.show(flow.decisions)
+        if flow.only:
+            view.select(flow.only)
+        fixable = [each for each in flow.decisions if each.fixable]
+        if not flow.decisions:
+            self.banner("✓ Nothing is wrong with this image: there is nothing to repair.")
+        elif not fixable:
+            self.banner("Nothing here can be repaired automatically. Each row says what it is; keys 8 and E in the workbench lead further.")
+        else:
+            found = self.flow.guide.found if self.flow.guide is not None else None
+            words = count(sum(each.count for each in fixable), "problem")
+            more = "" if found is None or found.aborted is None else " The image cannot be opened as it is."
+            self.banner(f"{words} can be repaired.{more} What is marked [x] loses nothing: Enter shows the exact changes first. Space changes a choice.")
+        view.focus()
+        self.tell_choice()
+
+    def tell_choice(self) -> None:
+        found = self.query_one(ChoicesView).current
+        detail = self.query_one(ChoiceDetail)
+        self.run_worker(detail.show(*(found or (None, None))), group="choice", exclusive=True)
+        self.frame()
+
+    @on(Rows.Moved, "#choices")
+    @on(ChoicesView.Changed)
+    def choice_moved(self) -> None:
+        self.tell_choice()
+
+    def do_toggle(self) -> None:
+        self.query_one(ChoicesView).toggle()
+
+    def do_all(self) -> None:
+        self.query_one(ChoicesView).toggle_all()
+
+    # 2 Plan
+
+    def show_plan(self) -> None:
+        flow, plan = self.flow, self.flow.plan
+        assert plan is not None and flow.cost is not None
+        self.remove_class("maps")
+        self.go_to(At.PLAN)
+        text = Text()
+        before, after = verdict_level(plan.before), verdict_level(plan.after, kept=True)
+        text.append(f"Now:   {LEVEL_GLYPH[before]} {verdict_text(plan.before)}\n")
+        text.append(f"After: {LEVEL_GLYPH[after]} {after_text(plan)}", "bold")
+        text.append("   (simulated and checked)\n", "dim")
+        if plan.empty:
+            text.append("Nothing would be changed. " + ("What stays is told below." if flow.left else ""))
+        elif flow.worse:
+            text.append("✗ This makes the image WORSE. Only go on if you know why.", "bold")
+        else:
+            text.append(f"{count(len(plan.steps), 'step')}; {cost_words(flow.cost)}. {size_words(flow.cost.sizes)}")
+        self.banner(text)
+        view = self.query_one(PlanView)
+        view.show(plan_rows(plan.steps, flow.left, plan.notes))
+        view.focus()
+        self.tell_step()
+
+    @on(Rows.Moved, "#steps")
+    def step_moved(self) -> None:
+        self.tell_step()
+
+    def tell_step(self) -> None:
+        """The change under the cursor in full; its fields are decoded in a worker."""
+        row, diff = self.query_one(PlanView).current, self.query_one(EditDiffView)
+        self._ticket += 1
+        if row is None:
+            diff.show_text([])
+        elif row.step is not None:
+            step, ticket = row.step, self._ticket
+            diff.show_step(step, None)
+
+            def done(fields: list[tuple[str, str, str]]) -> None:
+                if ticket == self._ticket and self.is_mounted:
+                    diff.show_step(step, fields)
+
+            self.background.submit(lambda _job: self.flow.fields(step), done, lambda _error: done([]), title="decoding")
+        elif row.left is not None:
+            diff.show_text([(row.left.title, "accent"), (row.left.why, "")])
+        elif row.note:
+            diff.show_text([("Seen and left alone", "accent"), (printable(row.note), "")])
+        else:
+            diff.show_text([(row.text, "accent"), ("Move down to see each one in full.", "dim")])
+
+    def do_pane(self) -> None:
+        if self.has_class("maps"):
+            order = [self.query_one("#map-before"), self.query_one("#map-after")]
+        else:
+            order = [self.query_one("#steps"), self.query_one("#diff")]
+        order[1 if self.focused is order[0] else 0].focus()
+
+    def do_map(self) -> None:
+        """Host map before and after, or the changes again."""
+        if self.has_class("maps"):
+            self.remove_class("maps")
+            self.query_one("#steps").focus()
+            return
+        self.add_class("maps")
+        views = [self.query_one("#map-before", HostMapView), self.query_one("#map-after", HostMapView)]
+        for each in views:
+            each.show(None, self.in_worker, "Drawing the map …")
+
+        def done(worlds: Any) -> None:
+            for index, each in enumerate(views):
+                each.show(worlds[index] if worlds else None, self.in_worker, "There is no map without a readable header.")
+            for each in views if worlds else ():
+                each.select(self.flow.first_change)
+
+        views[1].focus()
+        if self.flow.worlds is not None:
+            done(self.flow.worlds)
+        else:
+            self.background.submit(self.flow.maps, done, self.trouble, title="map", long=True)
+
+    def in_worker(self, what: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """A short look in the background."""
+        self.background.submit(lambda _job: what(), done, self.trouble, title="looking")
+
+    @on(Rows.Moved, "#map-before, #map-after")
+    def map_moved(self, event: Rows.Moved) -> None:
+        """Both maps show the same place."""
+        event.stop()
+        mine = event.rows
+        assert isinstance(mine, HostMapView)
+        if isinstance(event, HostMapView.Read):
+            return
+        other = self.query_one("#map-after" if mine.id == "map-before" else "#map-before", HostMapView)
+        if other.world is not None and other.at != mine.at:
+            other.select(mine.at)
+
+    def do_around(self) -> None:
+        """Leave for the simulated image; the plan is kept."""
+        self.dismiss("around")
+
+    # 3 Confirm
+
+    def show_confirm(self) -> None:
+        flow, plan = self.flow, self.flow.plan
+        assert plan is not None and flow.cost is not None
+        self.set_class(flow.drops, "drops")
+        self.go_to(At.CONFIRM)
+        self.banner("Last question before the image is written.")
+        self.query_one("#confirm-text", Static).update(confirm_text(flow))
+        if flow.drops:
+            field = self.query_one("#word", Input)
+            field.value = ""
+            field.focus()
+        else:
+            self.query_one("#confirm").focus()
+
+    @on(Input.Submitted, "#word")
+    def word_given(self, event: Input.Submitted) -> None:
+        event.stop()
+        if event.value.strip() == self.flow.word:
+            self.write()
+        else:
+            self.notify(f"That is not the word: type {self.flow.word}, or press Escape to go back.", severity="warning")
+
+    def do_yes(self) -> None:
+        self.write()
+
+    def do_copy(self) -> None:
+        """Ask where to, and write a repaired copy."""
+        path = Path(self.flow.path)
+        note = "This image stays exactly as it is; the repaired copy is a new file."
+
+        def given(target: str | None) -> None:
+            if target:
+                self.work(f"Writing the repaired copy {target}.", lambda _job: self.flow.copy(target), self.copied)
+
+        self.app.push_screen(TextDialog("Write a repaired copy to", note=note, value=str(path.with_name(path.stem + ".repaired" + path.suffix))), given)
+
+    def copied(self, target: Path) -> None:
+        self.go_to(At.TROUBLE)
+        self.banner("✓ The repaired copy is written.")
+        text = Text(f"{target}\n\n", "bold")
+        text.append(f"It {after_text(self.flow.plan) if self.flow.plan is not None else ''}.\n\n")
+        text.append(f"{self.flow.path} was not touched. Try the copy before you put it in the place of the original.")
+        self.query_one("#done-text", Static).update(text)
+        self.query_one("#done").focus()
+
+    # 4 Write, 5 Result
+
+    def write(self) -> None:
+        """Write; from here on Escape does nothing, until it is done or rolled back."""
+        self.query_one("#busy-text", Static).update("Writing. The old bytes are stored first, so this can be undone even after a power cut.")
+        self.go_to(At.WRITE)
+        self.banner(f"Writing into {self.flow.path}")
+        bar = self.query_one("#bar", ProgressBar)
+        bar.update(total=None, progress=0)
+        latest: list[Progress] = []
+
+        def tell(progress: Progress) -> None:
+            latest[:] = [progress]
+
+        def show() -> None:
+            if latest and self.is_mounted:
+                now = latest[0]
+                self.query_one("#busy-text", Static).update(write_text(now))
+                bar.update(total=now.total or None, progress=now.done)
+
+        ticking = self.set_interval(0.1, show)
+
+        def done(applied: Applied) -> None:
+            ticking.stop()
+            self.show_done(applied)
+
+        def failed(error: Exception) -> None:
+            ticking.stop()
+            self.trouble(error)
+
+        self.background.submit(lambda _job: self.flow.write(tell), done, failed, title="writing the repair", long=True)
+
+    def show_done(self, applied: Applied) -> None:
+        self.go_to(At.DONE)
+        verdict = applied.verdict or {}
+        good = verdict_text(verdict) == "clean" or not (verdict.get("corruptions") or verdict.get("check-errors") or not verdict.get("openable", True))
+        self.banner(("✓ Written and checked again: the image is " if good else "! Written and checked again: ") + verdict_text(verdict) + ".")
+        self.query_one("#done-text", Static).update(done_text(self.flow, applied))
+        self.query_one("#done").focus()
+
+    def do_undo(self) -> None:
+        self.dismiss("undo")
+
+    # Moving through the steps
+
+    def do_on(self) -> None:
+        """Enter."""
+        if self.at is At.CHOOSE:
+            if any(each.on for each in self.flow.decisions):
+                self.make_plan()
+            else:
+                self.leave()
+        elif self.at is At.PLAN:
+            if self.flow.plan is not None and self.flow.plan.empty:
+                self.leave()
+            else:
+                self.show_confirm()
+        elif self.at is At.CONFIRM and not self.flow.drops:
+            self.write()
+        elif self.at in (At.DONE, At.TROUBLE):
+            self.leave()
+
+    def do_back(self) -> None:
+        """Escape."""
+        if self.at is At.BUSY:
+            if self._job is not None:
+                self._job.cancel()
+            if self.flow.decisions and self.flow.edit is None:
+                self.show_choices()
+            else:
+                self.leave()
+        elif self.at is At.PLAN and self.has_class("maps"):
+            self.do_map()
+        elif self.at is At.PLAN and self.flow.edit is None and self.flow.decisions:
+            self.flow.forget_plan()
+            self.show_choices()
+        elif self.at is At.CONFIRM:
+            self.show_plan()
+        elif self.at is At.TROUBLE and self.flow.plan is None and self.flow.decisions and self.flow.applied is None:
+            self.show_choices()
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        """Back to the browser."""
+        self.dismiss("done" if self.flow.applied is not None else None)
+
+    def do_help(self) -> None:
+        """The keys of this step; choosing one does it."""
+        options = [(each.id, f"{each.keys.split(',')[0]:<8} {each.title}") for each in FLOW_COMMANDS if self.allowed(each) and each.id != "flow.help"]
+
+        def chosen(ident: str | None) -> None:
+            if ident is not None and self.allowed(FLOW_BY_ID[ident]):
+                self.action_command(ident)
+
+        self.app.push_screen(ChooseDialog("Keys of this step", options, note="Until the last step nothing is written, and every step can be left with Escape."), chosen)
+
+
+# Texts ---------------------------------------------------------------------------------------------------------------
+
+
+def confirm_text(flow: Flow) -> Text:
+    """What will change, what it costs, how to go back."""
+    plan, cost = flow.plan, flow.cost
+    assert plan is not None and cost is not None
+    text = Text()
+    text.append("What is written\n", "bold")
+    text.append(f"  {count(len(plan.steps), 'step')} into {flow.path}: {cost_words(cost)}.\n  {size_words(cost.sizes)}\n")
+    text.append("What comes of it\n", "bold")
+    text.append(f"  Now {verdict_text(plan.before)}; afterwards it {after_text(plan)}.\n")
+    if flow.worse:
+        text.append("  ✗ This leaves the image WORSE than it is.\n", "bold")
+    text.append("What it means for the guest\n", "bold")
+    if cost.guest:
+        text.append(f"  Concerned: {ranges_words(cost.guest)}; everything else reads as before.\n")
+    else:
+        text.append("  No guest data is touched: the guest reads what it reads now.\n")
+    if cost.snapshots:
+        text.append(f"  Snapshots concerned: {', '.join(cost.snapshots[:6])}.\n")
+    if flow.left:
+        text.append(f"  {count(len(flow.left), 'kind')} of finding stay{'s' if len(flow.left) == 1 else ''}; the plan says why.\n")
+    text.append("How to go back\n", "bold")
+    text.append(f"  The old bytes are stored first, in {case_path(flow.path).name} beside the image.\n")
+    text.append("  u in the workbench (or `qwb undo`) restores the file bit for bit, also after a power cut.\n")
+    if flow.drops:
+        text.append(f"\n▲ This {'makes things worse or ' if flow.worse else ''}drops something. Type {flow.word} and press Enter to write it, or Escape to go back.", "bold")
+    else:
+        text.append("\nWrite it? Enter or y writes, Escape goes back.", "bold")
+    return text
+
+
+def write_text(now: Progress) -> str:
+    """A phase of the writing, with what it means."""
+    more = {
+        Phase.FINGERPRINT: "Making sure that nobody has changed the image since the plan was made.",
+        Phase.JOURNAL: "Storing the old and the new bytes in the case file. The image is still untouched.",
+        Phase.WRITE: "The changes are being written.",
+        Phase.FLUSH: "Waiting until the disk has everything.",
+        Phase.CHECK: "Everything is written. The image is being checked again.",
+    }
+    share = f"  {now.done:,} of {now.total:,}" if now.total else ""
+    return f"{now.phase.value.capitalize()}{share}\n\n{more[now.phase]}\nIf this is cut off, the next start puts the old bytes back or completes it."
+
+
+def done_text(flow: Flow, applied: Applied) -> Text:
+    """How it ended, and how to go back."""
+    session = applied.session
+    text = Text()
+    before = session.plan.get("before")
+    text.append("Before  ", "bold")
+    text.append(f"{verdict_text(before) if isinstance(before, dict) else 'not checked'}\n")
+    text.append("Now     ", "bold")
+    text.append(f"{verdict_text(applied.verdict)}\n\n")
+    for each in flow.left[:4]:
+        text.append(f"Stays: {each.title}. {each.why}\n")
+    if flow.left:
+        text.append("\n")
+    text.append(f"This is session {session.id}. ", "bold")
+    text.append(f"u takes it back, now or at any later time, as long as nobody has written to the image in between. Keep {case_path(flow.path).name} until you are sure.\n\n")
+    text.append("Enter closes this; the workbench then shows the repaired image.")
+    return text
+
+
+__all__ = ["FLOW_COMMANDS", "At", "RepairScreen"]

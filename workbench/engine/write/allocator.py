@@ -84,7 +84,7 @@ class Allocator:
             first = core.refcounts.find_free(count, self._next)
             if first == 0:
                 core.corrupted(
-                    "the first cluster counts as free: nothing can be allocated over the header",
+                    "the first cluster counts as free: a new cluster there overlaps with the qcow2_header at 0x0",
                     0,
                     qemu="Preventing invalid allocation of cluster at offset 0",
                 )

@@ -10,6 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.events import Key
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -133,10 +134,11 @@ class ChooseDialog(Dialog):
     def chosen(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(self.options[int(event.option.id or "0")][0])
 
-    def on_key(self, event: object) -> None:
+    def on_key(self, event: Key) -> None:
         """A letter chooses the option whose label begins with it in brackets: `(o) …`."""
-        key = getattr(event, "key", "")
         for value, label in self.options:
-            if len(key) == 1 and label.startswith(f"({key})"):
+            if len(event.key) == 1 and label.startswith(f"({event.key})"):
+                event.stop()
+                event.prevent_default()
                 self.dismiss(value)
                 return

@@ -76,7 +76,7 @@ class HelpDialog(ListDialog):
     def fill(self, wanted: str) -> None:
         words = wanted.lower().split()
         options: list[Option] = []
-        width = 20
+        width = 17
         for group in dict.fromkeys(each.group for each in COMMANDS):
             rows = [each for each in COMMANDS if each.group == group and _matches(words, each, self.app.keys_of(each.id))]
             if rows:
@@ -85,7 +85,7 @@ class HelpDialog(ListDialog):
                     mark = " " if each.id in self.available else "-"
                     text = Text(f"{mark} {key_names(self.app.keys_of(each.id)):<{width}} {each.title}")
                     if each.help:
-                        text.append(f"\n{'':<{width + 3}}{each.help}", "dim")
+                        text.append(f"\n      {each.help}", "dim")
                     options.append(Option(text, id=each.id))
         moves = [each for each in NAVIGATION if all(word in f"{each.title} {each.keys}".lower() for word in words)]
         if moves:

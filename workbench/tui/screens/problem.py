@@ -44,6 +44,7 @@ class ProblemScreen(Screen[None]):
     ProblemScreen > #box { width: 72; max-width: 96%; height: auto; border: round $error; padding: 1 2; background: $surface; }
     ProblemScreen #what { color: $error; text-style: bold; }
     ProblemScreen OptionList { border: none; height: auto; background: $surface; margin: 1 0 0 0; }
+    ProblemScreen OptionList:focus { border: none; }
     """
 
     app: Workbench

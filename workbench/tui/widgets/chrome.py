@@ -14,6 +14,7 @@ from textual.widget import Widget
 
 from workbench.tui.commands import Command, key_name
 from workbench.tui.place import VIEW_LABELS, View
+from workbench.tui.widgets.rows import overlay
 
 LEVEL_GLYPH = {"good": "✓", "warn": "!", "bad": "✗", "": "·"}
 
@@ -66,7 +67,7 @@ class Line(Widget):
         return "\n".join("".join(piece[0] for piece in line) for line in self._lines)
 
     def _style(self, name: str) -> Style:
-        return self.rich_style + self.get_component_rich_style(f"line--{name}", partial=True) if name else self.rich_style
+        return self.rich_style + overlay(self, f"line--{name}") if name else self.rich_style
 
     def render_line(self, y: int) -> Strip:
         pieces = self._lines[y] if y < len(self._lines) else []

@@ -93,7 +93,7 @@ class FieldsView(Rows):
         rest = width - name - where - 1
         if rest < 18:
             return name, 0, 0, width - name - 1, 0
-        raw = 25 if rest >= 70 else 0
+        raw = 25 if rest >= 66 else 13 if rest >= 44 else 0
         rest -= raw
         value = min(rest, 34 if rest > 60 else rest)
         return name, where, raw, value, rest - value

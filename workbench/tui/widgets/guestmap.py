@@ -11,6 +11,7 @@ from workbench.units import format_size
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 Measure = Callable[[int, int, int, Callable[[GuestCells], None]], None]
 
@@ -27,6 +28,31 @@ PARTLY: Final = "▒"
 BACKING: Final = ("b", "backing", "from backing file")
 
 
+LOOKS: Final = (
+    *(GLYPHS[fill][:2] for fill in Fill),
+    BACKING[:2],
+    *((PARTLY, GLYPHS[fill][1]) for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)),
+)
+"""Glyph and style of a cell: whole cells by Fill, then backing, then partly filled ones by their first content."""
+
+
+def looks(cells: GuestCells) -> NDArray[np.uint8]:
+    """Index into LOOKS for every cell."""
+    import numpy as np
+
+    counts = cells.counts
+    total = counts.sum(axis=1)
+    best = counts.argmax(axis=1)
+    out = best.astype(np.uint8)
+    if cells.backing:
+        out[best == int(Fill.UNALLOCATED)] = len(Fill)
+    partly = counts.max(axis=1) < total
+    for number, fill in reversed(list(enumerate((Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)))):
+        out[partly & (counts[:, int(fill)] > 0)] = len(Fill) + 1 + number
+    out[counts[:, int(Fill.INVALID)] > 0] = int(Fill.INVALID)
+    return out
+
+
 class GuestMapView(Rows):
     """Rows of cells; each cell is `per_cell` guest bytes. Only the visible cells are measured."""
 
@@ -41,6 +67,7 @@ class GuestMapView(Rows):
         self._measure: Measure | None = None
         self._cells: GuestCells | None = None
         self._asked: tuple[int, int, int] | None = None
+        self._looks: NDArray[np.uint8] | None = None
 
     def show(self, disk: int, cluster: int, measure: Measure) -> None:
         """Show a disk of `disk` bytes in clusters of `cluster` bytes."""
@@ -119,7 +146,7 @@ class GuestMapView(Rows):
 
     def _measured(self, cells: GuestCells) -> None:
         if self._asked is not None and (cells.start, cells.per_cell) == self._asked[:2]:
-            self._cells = cells
+            self._cells, self._looks = cells, looks(cells)
             self.refresh()
 
     def head_parts(self, line: int, width: int) -> Iterable[Part]:
@@ -150,7 +177,7 @@ class GuestMapView(Rows):
                 parts.append(text if share == 1 else f"{share:.0%} {text}")
         return ", ".join(parts)
 
-    def _counts(self, cell: int) -> np.ndarray | None:
+    def _counts(self, cell: int) -> NDArray[np.float64] | None:
         if self._cells is None or self._cells.per_cell != self.per_cell:
             return None
         index = cell - self._cells.start // self.per_cell
@@ -159,27 +186,22 @@ class GuestMapView(Rows):
     def row_parts(self, row: int, width: int) -> Iterable[Part]:
         columns = self.columns
         yield f"{row * columns * self.per_cell:>12x} ", "dim"
+        first, last = row * columns, min((row + 1) * columns, -(-self.disk // self.per_cell))
         here = self.guest // self.per_cell
-        for cell in range(row * columns, (row + 1) * columns):
-            if cell * self.per_cell >= self.disk:
-                return
-            glyph, style = self._look(cell)
-            yield glyph, ("lit" if self.has_focus else "select") if cell == here else style
-
-    def _look(self, cell: int) -> tuple[str, str]:
-        counts = self._counts(cell)
-        if counts is None:
-            return " ", "dim"
-        total = counts.sum()
-        if counts[Fill.INVALID]:
-            return GLYPHS[Fill.INVALID][:2]
-        best = Fill(int(counts.argmax()))
-        if counts[best] < total:
-            used = [fill for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN) if counts[fill]]
-            return PARTLY, GLYPHS[used[0]][1]
-        if best is Fill.UNALLOCATED and self._cells is not None and self._cells.backing:
-            return BACKING[:2]
-        return GLYPHS[best][:2]
+        known = self._looks is not None and self._cells is not None and self._cells.per_cell == self.per_cell
+        base = self._cells.start // self.per_cell if self._cells is not None else 0
+        text, style = "", ""
+        for cell in range(first, last):
+            index = cell - base
+            code = int(self._looks[index]) if known and self._looks is not None and 0 <= index < len(self._looks) else -1
+            glyph, look = LOOKS[code] if code >= 0 else (" ", "dim")
+            if cell == here:
+                look = "lit" if self.has_focus else "select"
+            if look != style and text:
+                yield text, style
+                text = ""
+            text, style = text + glyph, look
+        yield text, style
 
     # Moving
 

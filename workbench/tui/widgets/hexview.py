@@ -139,6 +139,11 @@ class HexView(Rows):
             reason = self._pages.error_at(start) if self._pages else ""
             yield f" {reason or 'past the end of the file'}", "bad"
             return
+        if len(data) == step and not self._styled(start, start + step):
+            half = step // 2
+            yield f" {data[:half].hex(' ')}  {data[half:].hex(' ')}  ", ""
+            yield "".join([_CHR[value] for value in data]), "dim" if not any(data) else ""
+            return
         styles = [self._style_name(start + index) for index in range(len(data))]
         yield " ", ""
         for index, value in enumerate(data):
@@ -150,6 +155,16 @@ class HexView(Rows):
         yield "   " * (step - len(data)) + ("" if len(data) >= step // 2 else " ") + " ", ""
         for index, value in enumerate(data):
             yield _CHR[value], styles[index] or ("dim" if value == 0 else "")
+
+    def _styled(self, start: int, end: int) -> bool:
+        """Whether any byte of a row looks different from plain ones."""
+        ranges = [(self.at, self.at + 1), self.lit]
+        if self.marked:
+            ranges.append(self.marked)
+        index = bisect_right(self._starts, end - 1) - 1
+        if index >= 0:
+            ranges.append((self._tints[index].start, self._tints[index].end))
+        return any(low < end and high > start for low, high in ranges)
 
     def _style_name(self, offset: int) -> str:
         if offset == self.at:

@@ -27,6 +27,17 @@ Part = tuple[str, str]
 """(text, style name): a piece of a row; the style names are the widget's component classes without `rows--`."""
 
 
+def overlay(widget: Widget, component: str) -> Style:
+    """A component's style without the widget's own background, its colours mixed with what lies underneath.
+
+    Muted text and tints are translucent; only the full style has them mixed.
+    """
+    full, part = widget.get_component_rich_style(component), widget.get_component_rich_style(component, partial=True)
+    if part.bgcolor is not None:
+        return full
+    return part + Style(color=full.color) if part.color is not None else part
+
+
 class Rows(Widget, can_focus=True):
     """A window on numbered rows with a cursor and a scroll bar of its own.
 
@@ -75,7 +86,9 @@ class Rows(Widget, can_focus=True):
     row_height: int = 1
 
     class Moved(Message):
-        """The cursor is on another row, by the person's doing."""
+        """The cursor is on another row, by the person's doing (or, where `by_person` is False, its row was read)."""
+
+        by_person = True
 
         def __init__(self, rows: Rows, row: int) -> None:
             super().__init__()
@@ -99,6 +112,7 @@ class Rows(Widget, can_focus=True):
     def __init__(self, **more: object) -> None:
         super().__init__(**more)  # type: ignore[arg-type]
         self._dragging = False
+        self._looked_up: dict[str, Style] = {}
 
     # What subclasses say
 
@@ -172,8 +186,12 @@ class Rows(Widget, can_focus=True):
     # Drawing
 
     def style_of(self, name: str) -> Style:
-        """A component style, over the widget's background."""
-        return self.get_component_rich_style(f"rows--{name}", partial=True)
+        """A component style to lay over another one."""
+        return self._looked_up.get(name) or self._looked_up.setdefault(name, overlay(self, f"rows--{name}"))
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._looked_up.clear()
 
     def strip_of(self, parts: Iterable[Part], width: int, base: Style, *, over: Style | None = None) -> Strip:
         """Pieces as a strip of exactly `width` cells."""

@@ -15,6 +15,7 @@ from textual.widgets.tree import TreeNode
 from workbench.tui.background import Background
 from workbench.tui.commands import navigation_bindings
 from workbench.tui.outline import Item, Outline
+from workbench.tui.widgets.rows import overlay
 
 MARKS = {"bad": "✗", "warn": "!", "": ""}
 
@@ -73,13 +74,13 @@ class StructureTree(Tree[Item]):
         else:
             text.append("  ")
         if item.mark:
-            text.append(MARKS[item.mark] + " ", style if selected else self.get_component_rich_style(f"structure--{item.mark}", partial=True))
+            text.append(MARKS[item.mark] + " ", style if selected else overlay(self, f"structure--{item.mark}"))
         text.append(item.label)
         badge = self.badges.get(item.key)
         if badge:
-            text.append(" " + badge, None if selected else self.get_component_rich_style("structure--badge", partial=True))
+            text.append(" " + badge, None if selected else overlay(self, "structure--badge"))
         if item.note:
-            text.append("  " + item.note, None if selected else self.get_component_rich_style("structure--note", partial=True))
+            text.append("  " + item.note, None if selected else overlay(self, "structure--note"))
         return text
 
     def set_badges(self, badges: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.check.images import COPIED, Tiny, load
-from workbench.check import CheckCancelled, check
+from workbench.check import CheckCancelled, Progress, check
 from workbench.check.census import Census
 from workbench.check.findings import runs_of
 from workbench.check.kinds import DATA, INACTIVE, Owner
@@ -98,7 +98,7 @@ def test_cancel_stops_the_check() -> None:
 
 
 def test_progress_ends_at_the_total() -> None:
-    seen = []
+    seen: list[Progress] = []
     check(load(Tiny().build()), progress=seen.append)
     assert seen[-1].done == seen[-1].total == Tiny().size
 
@@ -138,3 +138,34 @@ def test_a_read_error_is_a_check_error_not_a_crash() -> None:
 @pytest.mark.parametrize("data", [b"", b"QFI", b"QFI\xfb" + bytes(200), b"\xff" * 4096])
 def test_anything_can_be_checked(data: bytes) -> None:
     assert check(load(data)).exit_code == 1
+
+
+def test_overlapping_snapshot_tables_end_in_a_reason_not_in_a_hang() -> None:
+    tiny = Tiny(data_clusters=12)
+    size, many = tiny.size, 900
+    tiny.header = {60: many.to_bytes(4, "big"), 64: (6 * size).to_bytes(8, "big")}
+    image = tiny.build()
+    rows = b"".join(
+        (size * (index % 5)).to_bytes(8, "big")
+        + (80_000 - index).to_bytes(4, "big")
+        + bytes(24)
+        + b"\0\0\0\x10"
+        + bytes(16)
+        for index in range(many)
+    )
+    image[6 * size : 6 * size + len(rows)] = rows
+    result = check(load(image))
+    assert result.exit_code == 1
+    assert result.aborted is not None
+
+
+def test_a_file_of_eight_tebibytes_costs_little() -> None:
+    class Sparse(MemoryStorage):
+        def size(self) -> int:
+            return 8 << 40
+
+    from workbench.engine.metadata import load_metadata
+
+    result = check(load_metadata(Sparse(bytes(Tiny().build()))), window=1 << 24)
+    assert (result.exit_code, result.corruptions, result.leaks) == (0, 0, 0)
+    assert set(result.findings.by_code) == {"FILE-TAIL-UNUSED"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.check.findings import Findings
-from workbench.check.problems import Severity
+from workbench.check.problems import PROBLEMS, Severity
 from workbench.check.triage import LeakRun, Triage
 from workbench.engine.metadata import Metadata
 from workbench.units import Geometry, format_size
@@ -370,13 +370,15 @@ class _Grouping:
             )  # fmt: skip
 
     def _header(self) -> None:
-        rows = np.array(
-            [row for row in np.flatnonzero(self.free).tolist()
-             if self.findings[row].severity.rank <= Severity.WARNING.rank
-             and self.findings[row].code not in _HARMLESS
-             and self.findings[row].end <= self.geometry.cluster_size],
-            dtype=np.intp,
-        )  # fmt: skip
+        columns = self.findings.columns
+        codes = [
+            number
+            for number, code in enumerate(self.findings.codes)
+            if PROBLEMS[code].severity.rank <= Severity.WARNING.rank and code not in _HARMLESS
+        ]
+        end = columns["offset"] + np.minimum(columns["length"], np.uint64(1 << 62))
+        inside = (columns["offset"] < end) & (end <= np.uint64(self.geometry.cluster_size))
+        rows = np.flatnonzero(self.free & np.isin(columns["code"], codes) & inside)
         if rows.size:
             self.free[rows] = False
             self.add(

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INT64: Final = 1 << 63
+_MOST_RUNS: Final = 64
+_L1_BUDGET: Final = 1 << 28
+"""Bytes of snapshots' L1 tables that are always read, whatever the file's size."""
 _ALL_ONES: Final = np.uint64(BITMAP_TABLE_ENTRY["all_ones"].mask)
 _BITMAP_RESERVED: Final = np.uint64(BITMAP_TABLE_ENTRY["reserved_low"].mask | BITMAP_TABLE_ENTRY["reserved_high"].mask)
 
@@ -181,7 +184,15 @@ class RegionWalk:
                 )
             elif each.l1_size:
                 tables.setdefault((each.l1_offset, each.l1_size), []).append(index)
+        read = 0
         for (offset, size), users in tables.items():
+            # Tables that lie over each other by the thousand would take forever; honest ones fit into the file.
+            read += min(size * 8, max(0, meta.file_size - offset))
+            if read > max(_L1_BUDGET, 4 * meta.file_size):
+                self.give_up(
+                    f"the snapshots' L1 tables overlap: {len(tables)} tables claim more bytes than the file has"
+                )
+                break
             if offset >= INT64 or offset + size * 8 > READ_LIMIT:
                 self.found.check_errors += 1
                 self.give_up(f"the L1 table of snapshot {users[0]} at {offset:#x} cannot be read")
@@ -304,21 +315,25 @@ def log_l1(
     """Log L1 entries `index` (increasing) of `table`, neighbours in one row. users: how often qemu-img counts each."""
     edge = np.ones(index.size, dtype=bool)
     edge[1:] = index[1:] != index[:-1] + 1
+    if np.count_nonzero(edge) > _MOST_RUNS:  # noise: the whole table in one row
+        edge[1:] = False
     first = np.flatnonzero(edge)
-    count = np.diff(np.append(first, index.size)).astype(np.uint64)
+    last = np.append(first[1:], index.size) - 1
+    count = (last - first + 1).astype(np.uint64)
     start = index[first].astype(np.uint64)
+    span = (index[last] - index[first] + 1).astype(np.uint64)
     cover = np.uint64(geometry.l2_bits + geometry.cluster_bits)
     log.add_columns(
         code,
         first.size,
         offset=np.uint64(table.offset) + start * np.uint64(8),
-        length=count * np.uint64(8),
+        length=span * np.uint64(8),
         count=count,
         counted=count * np.uint64(users),
         table=table.offset,
         index=start,
         guest=start << cover,
-        guest_length=count << cover,
+        guest_length=span << cover,
         value=words[first],
         snapshot=table.snapshot,
     )

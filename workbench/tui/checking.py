@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,6 @@ from workbench.engine.metadata import Metadata
 from workbench.engine.owners import Owner, owners_of
 from workbench.render.findings import (
     GLYPHS,
-    FindingFilter,
     FindingRows,
     Group,
     group_text,
@@ -26,13 +25,12 @@ from workbench.render.findings import (
     where_text,
 )
 from workbench.render.hostmap import LOOKS, CellFacts, HostKind, HostMap
-from workbench.render.refcounts import RefcountRow, RefcountRows
+from workbench.render.refcounts import RefcountRow
 from workbench.render.sizes import count, span
 from workbench.render.text import printable
 from workbench.tui.background import Job
 from workbench.tui.explaining import Explanation
-from workbench.tui.outline import Outline
-from workbench.tui.place import Place, View
+from workbench.tui.place import Place
 from workbench.tui.widgets.overlaps import OwnerLine
 from workbench.units import format_size
 
@@ -51,36 +49,6 @@ class Checked:
     rows: FindingRows
     badges: Badges
     world: HostMap | None
-
-
-@dataclass(slots=True)
-class CheckState:
-    """Where the check of an image stands; lives on the event loop."""
-
-    meta: Metadata
-    job: Job | None = None
-    done: Checked | None = None
-    error: str = ""
-    filter: FindingFilter = field(default_factory=FindingFilter)
-    rows: FindingRows | None = None
-    refcounts: RefcountRows | None = None
-    only_wrong: bool = False
-
-    @property
-    def running(self) -> bool:
-        return self.job is not None and not self.job.finished
-
-    @property
-    def note(self) -> str:
-        """What to say where its result would be."""
-        if self.error:
-            return f"The check failed: {self.error}. c tries again."
-        if self.job is not None and self.job.cancelled:
-            return "The check was stopped: c starts it again."
-        if self.running and self.job is not None:
-            share = f", {self.job.done * 100 // self.job.total}%" if self.job.total else ""
-            return f"The image is being checked{share} … Esc stops it."
-        return "Not checked yet: c starts the check."
 
 
 def run_check(meta: Metadata, job: Job) -> Checked:
@@ -205,15 +173,6 @@ def _index_of(targets: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[
 
 def _short(number: int) -> str:
     return f"{number:,}" if number < 10_000 else f"{number // 1000:,}k" if number < 10_000_000 else f"{number // 1_000_000:,}M"
-
-
-# Places
-
-
-def place_at(outline: Outline, offset: int, length: int, view: View, guest: int | None = None) -> Place:
-    """The place of host bytes, seen in a view; reads tables to find what they belong to."""
-    item = outline.holding(max(0, min(offset, outline.meta.file_size - 1)))
-    return Place(item.key, offset, length, "", view, guest)
 
 
 # Explanations

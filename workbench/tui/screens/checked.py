@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual import on
 from textual.timer import Timer
 from textual.widget import Widget
 
 from workbench.errors import ArgumentError
-from workbench.render.findings import FindingRows, parse_finding_filter, verdict_words
-from workbench.render.refcounts import RefcountRows
-from workbench.tui import checking
 from workbench.tui.background import Job
-from workbench.tui.checking import Checked, CheckState, place_at
+from workbench.tui.checkstate import CheckState
 from workbench.tui.explaining import Explanation
 from workbench.tui.outline import TABLES
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import Prepared, hex_place, place_of
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import TextDialog
-from workbench.tui.widgets.findings import FindingsView
-from workbench.tui.widgets.hostmap import HostMapView
-from workbench.tui.widgets.overlaps import OverlapsView, OwnerLine
-from workbench.tui.widgets.refcounts import RefcountsView
 from workbench.tui.widgets.rows import Rows
 from workbench.tui.widgets.structure import StructureTree
+
+if TYPE_CHECKING:
+    # The check and its views need numpy; they are imported when they are used, which is after the first paint.
+    from workbench.render.findings import FindingRows
+    from workbench.render.refcounts import RefcountRows
+    from workbench.tui.checking import Checked
+    from workbench.tui.widgets.findings import FindingsView
+    from workbench.tui.widgets.hostmap import HostMapView
+    from workbench.tui.widgets.overlaps import OverlapsView, OwnerLine
+    from workbench.tui.widgets.refcounts import RefcountsView
 
 CHECK_VIEWS = (View.HOST_MAP, View.FINDINGS, View.REFCOUNTS, View.OVERLAPS)
 PATIENCE = 0.35
@@ -68,6 +71,12 @@ class CheckedImage(BrowserCore):
         if isinstance(old, CheckState) and old.job is not None:
             old.job.cancel()
         meta = session.meta
+
+        def work(job: Job) -> Checked:
+            from workbench.tui.checking import run_check
+
+            return run_check(meta, job)
+
         state = session.check = CheckState(meta)
         self._cell_owners = None
 
@@ -79,7 +88,7 @@ class CheckedImage(BrowserCore):
             state.error = str(getattr(error, "what", error))
             self.check_over()
 
-        state.job = session.background.submit(lambda job: checking.run_check(meta, job), done, failed, title="checking", long=True)
+        state.job = session.background.submit(work, done, failed, title="checking", long=True)
         if self._tick is None:
             self._tick = self.set_interval(0.4, self.check_tick)
         self.query_one(StructureTree).set_badges({})
@@ -118,6 +127,8 @@ class CheckedImage(BrowserCore):
         if state is None:
             return ("", "")
         if state.done is not None:
+            from workbench.render.findings import verdict_words
+
             return verdict_words(state.done.result)
         if state.error:
             return ("check failed", "bad")
@@ -140,13 +151,48 @@ class CheckedImage(BrowserCore):
 
     def make_view(self, view: View, ident: str) -> Widget:
         """The widgets of the check's views; others come from the other parts."""
-        makers: dict[View, type[Rows]] = {
-            View.HOST_MAP: HostMapView, View.FINDINGS: FindingsView, View.REFCOUNTS: RefcountsView, View.OVERLAPS: OverlapsView,
-        }  # fmt: skip
-        if view in makers:
-            return makers[view](id=ident)
+        if view is View.HOST_MAP:
+            from workbench.tui.widgets.hostmap import HostMapView
+
+            return HostMapView(id=ident)
+        if view is View.FINDINGS:
+            from workbench.tui.widgets.findings import FindingsView
+
+            return FindingsView(id=ident)
+        if view is View.REFCOUNTS:
+            from workbench.tui.widgets.refcounts import RefcountsView
+
+            return RefcountsView(id=ident)
+        if view is View.OVERLAPS:
+            from workbench.tui.widgets.overlaps import OverlapsView
+
+            return OverlapsView(id=ident)
         made: Widget = super().make_view(view, ident)  # type: ignore[misc]
         return made
+
+    def in_front(self, view: View) -> Any:
+        """The widget of a view, when that is the one in the middle."""
+        return self.current_view() if self.place.view is view else None
+
+    @property
+    def findings_view(self) -> FindingsView | None:
+        found: FindingsView | None = self.in_front(View.FINDINGS)
+        return found
+
+    @property
+    def host_map_view(self) -> HostMapView | None:
+        found: HostMapView | None = self.in_front(View.HOST_MAP)
+        return found
+
+    @property
+    def refcounts_view(self) -> RefcountsView | None:
+        found: RefcountsView | None = self.in_front(View.REFCOUNTS)
+        return found
+
+    @property
+    def overlaps_view(self) -> OverlapsView | None:
+        found: OverlapsView | None = self.in_front(View.OVERLAPS)
+        return found
 
     def to_view(self, view: View) -> None:
         """The check's views take the keys at once: they show the whole image, whatever the tree's cursor is on."""
@@ -219,8 +265,13 @@ class CheckedImage(BrowserCore):
             self.feed_again()
             self.explain_now()
 
+        def work() -> RefcountRows:
+            from workbench.render.refcounts import RefcountRows
+
+            return RefcountRows(world, only_wrong=only_wrong)
+
         widget.show(None, self.in_worker, "Comparing …")
-        self.in_worker(lambda: RefcountRows(world, only_wrong=only_wrong), done)
+        self.in_worker(work, done)
 
     def feed_overlaps(self, widget: OverlapsView, found: Prepared, place: Place, source: str) -> None:
         outcome = self.outcome
@@ -241,12 +292,15 @@ class CheckedImage(BrowserCore):
             if ticket == self._going:
                 self.select(place, record=record, source=source, then=None if source else self.focus_view)
 
-        self.in_worker(lambda: place_at(outline, offset, max(1, length), view, guest), done)
+        def look() -> Place:
+            item = outline.holding(max(0, min(offset, outline.meta.file_size - 1)))
+            return Place(item.key, offset, max(1, length), "", view, guest)
+
+        self.in_worker(look, done)
 
     @on(Rows.Moved, "#view-findings")
     def findings_moved(self, event: Rows.Moved) -> None:
-        widget = event.rows
-        assert isinstance(widget, FindingsView)
+        widget: FindingsView = event.rows  # type: ignore[assignment]
         self.explain_now()
         finding = widget.finding
         if finding is not None:
@@ -254,31 +308,28 @@ class CheckedImage(BrowserCore):
 
     @on(Rows.Moved, "#view-host_map")
     def host_map_moved(self, event: Rows.Moved) -> None:
-        widget = event.rows
-        assert isinstance(widget, HostMapView)
+        widget: HostMapView = event.rows  # type: ignore[assignment]
         if widget.world is None:
             return
         size = widget.world.geometry.cluster_size
         length = min(widget.cell * size, max(1, self.session.meta.file_size - widget.at * size))
         self.explain_now()
-        if isinstance(event, HostMapView.Read):
+        if not event.by_person:
             return
         self.go(widget.at * size, length, View.HOST_MAP, source="host_map")
         self.after_rest(self.look_up_cell)
 
     @on(Rows.Moved, "#view-refcounts")
     def refcounts_moved(self, event: Rows.Moved) -> None:
-        widget = event.rows
-        assert isinstance(widget, RefcountsView)
+        widget: RefcountsView = event.rows  # type: ignore[assignment]
         self.explain_now()
-        if widget.cluster is not None and widget.model is not None and not isinstance(event, RefcountsView.Read):
+        if widget.cluster is not None and widget.model is not None and event.by_person:
             size = widget.model.world.geometry.cluster_size
             self.go(widget.cluster * size, size, View.REFCOUNTS, source="refcounts")
 
     @on(Rows.Moved, "#view-overlaps")
     def overlaps_moved(self, event: Rows.Moved) -> None:
-        widget = event.rows
-        assert isinstance(widget, OverlapsView)
+        widget: OverlapsView = event.rows  # type: ignore[assignment]
         self.explain_now()
         finding = widget.finding
         if finding is not None:
@@ -287,7 +338,7 @@ class CheckedImage(BrowserCore):
 
     @on(Rows.Chosen, "#view-findings, #view-host_map, #view-refcounts, #view-overlaps")
     def check_row_chosen(self, event: Rows.Chosen) -> None:
-        if not (isinstance(event.rows, FindingsView) and event.rows.finding is None):
+        if self.findings_view is None or self.findings_view.finding is not None:
             self.do_follow()
 
     # Owners, looked for when the cursor rests
@@ -302,17 +353,19 @@ class CheckedImage(BrowserCore):
         """Look through all tables for what refers to a cluster; a newer question stops an older one."""
         if self._owners_job is not None:
             self._owners_job.cancel()
+        from workbench.tui.checking import owner_lines
+
         meta = self.session.meta
         self._owners_job = self.session.background.submit(
-            lambda job: checking.owner_lines(meta, cluster, job), done, self.failed, title="who refers", long=True
+            lambda job: owner_lines(meta, cluster, job), done, self.failed, title="who refers", long=True
         )
 
     def look_up_owners(self) -> None:
         """The owners of the overlap under the cursor."""
-        widget = self.current_view()
-        finding = widget.finding if isinstance(widget, OverlapsView) else None
+        widget = self.overlaps_view
+        finding = widget.finding if widget is not None else None
         geometry = self.session.meta.geometry
-        if not isinstance(widget, OverlapsView) or finding is None or geometry is None or widget.has_owners(finding.row):
+        if widget is None or finding is None or geometry is None or widget.has_owners(finding.row):
             return
         row = finding.row
 
@@ -324,8 +377,8 @@ class CheckedImage(BrowserCore):
 
     def look_up_cell(self) -> None:
         """The owners of the single cluster under the cursor of the host map."""
-        widget = self.current_view()
-        if not isinstance(widget, HostMapView) or widget.world is None or widget.cell != 1 or self.place.view is not View.HOST_MAP:
+        widget = self.host_map_view
+        if widget is None or widget.world is None or widget.cell != 1:
             return
         cluster = widget.at
 
@@ -344,32 +397,36 @@ class CheckedImage(BrowserCore):
             method()
 
     def do_follow(self) -> None:
-        widget = self.current_view()
-        if isinstance(widget, FindingsView):
-            finding, line = widget.finding, widget.current
-            if finding is not None:
-                self.to_bytes(finding.offset, finding.length, finding.guest)
-            elif line is not None and line.text is None:
-                widget.toggle()
-            elif line is not None and line.group.cause is not None and line.group.cause.host:
-                self.to_bytes(*line.group.cause.host[0])
-        elif isinstance(widget, HostMapView):
-            facts = widget.facts
-            if widget.world is not None and facts is not None and facts.first == widget.at:
-                size = widget.world.geometry.cluster_size
+        if self.findings_view is not None:
+            self.follow_finding(self.findings_view)
+        elif self.host_map_view is not None:
+            world, facts = self.host_map_view.world, self.host_map_view.facts
+            if world is not None and facts is not None and facts.first == self.host_map_view.at:
+                size = world.geometry.cluster_size
                 self.to_bytes(facts.at * size, size)
-        elif isinstance(widget, RefcountsView):
-            if widget.cluster is not None and widget.model is not None:
-                size = widget.model.world.geometry.cluster_size
-                self.to_bytes(widget.cluster * size, size)
-        elif isinstance(widget, OverlapsView):
-            owner, finding = widget.owner, widget.finding
+        elif self.refcounts_view is not None:
+            cluster, model = self.refcounts_view.cluster, self.refcounts_view.model
+            if cluster is not None and model is not None:
+                size = model.world.geometry.cluster_size
+                self.to_bytes(cluster * size, size)
+        elif self.overlaps_view is not None:
+            owner, finding = self.overlaps_view.owner, self.overlaps_view.finding
             if owner is not None and owner.target:
                 self.jump(owner.target)
             elif finding is not None:
                 self.to_bytes(finding.offset, finding.length)
         else:
             self.otherwise("do_follow")
+
+    def follow_finding(self, widget: FindingsView) -> None:
+        """A finding leads to its bytes, a heading opens and closes, evidence leads to where it lies."""
+        finding, line = widget.finding, widget.current
+        if finding is not None:
+            self.to_bytes(finding.offset, finding.length, finding.guest)
+        elif line is not None and line.text is None:
+            widget.toggle()
+        elif line is not None and line.group.cause is not None and line.group.cause.host:
+            self.to_bytes(*line.group.cause.host[0])
 
     def to_bytes(self, offset: int, length: int, guest: int | None = None) -> None:
         """Go to host bytes: a whole table as its entries, anything else as hex."""
@@ -388,22 +445,22 @@ class CheckedImage(BrowserCore):
         self.in_worker(look, lambda place: self.select(place, then=self.focus_view))
 
     def do_fold(self) -> None:
-        widget = self.current_view()
-        if isinstance(widget, FindingsView) and self.focused is widget:
+        widget = self.findings_view
+        if widget is not None and self.focused is widget:
             widget.toggle()
         else:
             self.otherwise("do_fold")
 
     def do_zoom_in(self) -> None:
-        widget = self.current_view()
-        if isinstance(widget, HostMapView):
+        widget = self.host_map_view
+        if widget is not None:
             widget.zoom(1)
         else:
             self.otherwise("do_zoom_in")
 
     def do_zoom_out(self) -> None:
-        widget = self.current_view()
-        if isinstance(widget, HostMapView):
+        widget = self.host_map_view
+        if widget is not None:
             widget.zoom(-1)
         else:
             self.otherwise("do_zoom_out")
@@ -423,13 +480,15 @@ class CheckedImage(BrowserCore):
             self.feed_again()
         else:
             note = "corruption, leak, warning, note, error; a code or a part of one; a word; 0x50000; host:1M-2M; guest:5M-.\nEmpty shows everything."
-            self.app.push_screen(TextDialog("Show findings with", note=note, value=state.filter.text), self.filter_findings)
+            self.app.push_screen(TextDialog("Show findings with", note=note, value=state.filter), self.filter_findings)
 
     def filter_findings(self, text: str | None) -> None:
         """Show the findings that pass a filter as typed; None leaves everything as it is."""
         state = self.checked
         if text is None or state is None or state.done is None:
             return
+        from workbench.render.findings import FindingRows, parse_finding_filter
+
         try:
             chosen = parse_finding_filter(text)
         except ArgumentError as error:
@@ -438,7 +497,7 @@ class CheckedImage(BrowserCore):
         result = state.done.result
 
         def done(rows: FindingRows) -> None:
-            state.filter, state.rows = chosen, rows
+            state.filter, state.rows = chosen.text, rows
             self.feed_again()
             self.explain_now()
 
@@ -454,11 +513,10 @@ class CheckedImage(BrowserCore):
         if outcome is None:
             self.otherwise("do_next_problem" if direction > 0 else "do_previous_problem")
             return
-        widget = self.current_view()
-        if isinstance(widget, FindingsView):
-            widget.next_finding(direction)
-        elif isinstance(widget, OverlapsView):
-            widget.step_overlap(direction)
+        if self.findings_view is not None:
+            self.findings_view.next_finding(direction)
+        elif self.overlaps_view is not None:
+            self.overlaps_view.step_overlap(direction)
         else:
             self.step_problem(direction)
 
@@ -487,24 +545,32 @@ class CheckedImage(BrowserCore):
     # Explanations
 
     def explanation_of(self, found: Prepared) -> Explanation:
-        outcome, widget, meta = self.outcome, self.current_view(), self.session.meta
-        told: Explanation | None = None
+        outcome = self.outcome
         if outcome is None:
             return super().explanation_of(found)
-        if isinstance(widget, FindingsView):
-            finding, line = widget.finding, widget.current
+        from workbench.tui.checking import with_problems
+
+        told = self._told_by_view()
+        return told if told is not None else with_problems(super().explanation_of(found), outcome.result, found.place)
+
+    def _told_by_view(self) -> Explanation | None:
+        """What there is to say about the row or cell under the cursor of one of the check's views."""
+        from workbench.tui import checking
+
+        meta = self.session.meta
+        if self.findings_view is not None:
+            finding, line = self.findings_view.finding, self.findings_view.current
             if finding is not None:
-                told = checking.explain_finding(meta, finding)
-            elif line is not None:
-                told = checking.explain_group(meta, line.group)
-        elif isinstance(widget, HostMapView):
-            if widget.facts is not None and widget.world is not None and widget.facts.first == widget.at:
-                owners = self._cell_owners[1] if self._cell_owners is not None and self._cell_owners[0] == widget.at and widget.cell == 1 else None
-                told = checking.explain_cell(widget.world, widget.facts, owners)
-        elif isinstance(widget, RefcountsView):
-            row = widget.current
-            if row is not None and widget.model is not None:
-                told = checking.explain_refcount(widget.model.world, row)
-        elif isinstance(widget, OverlapsView) and widget.finding is not None:
-            told = checking.explain_finding(meta, widget.finding)
-        return told if told is not None else checking.with_problems(super().explanation_of(found), outcome.result, found.place)
+                return checking.explain_finding(meta, finding)
+            return checking.explain_group(meta, line.group) if line is not None else None
+        if self.host_map_view is not None:
+            widget, known = self.host_map_view, self._cell_owners
+            if widget.facts is None or widget.world is None or widget.facts.first != widget.at:
+                return None
+            owners = known[1] if known is not None and known[0] == widget.at and widget.cell == 1 else None
+            return checking.explain_cell(widget.world, widget.facts, owners)
+        if self.refcounts_view is not None:
+            row, model = self.refcounts_view.current, self.refcounts_view.model
+            return checking.explain_refcount(model.world, row) if row is not None and model is not None else None
+        overlap = self.overlaps_view.finding if self.overlaps_view is not None else None
+        return checking.explain_finding(meta, overlap) if overlap is not None else None

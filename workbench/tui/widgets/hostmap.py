@@ -47,6 +47,8 @@ class HostMapView(Rows):
     class Read(Rows.Moved):
         """It is known what the cursor's cell holds; the cursor did not move."""
 
+        by_person = False
+
         def __init__(self, rows: Rows) -> None:
             super().__init__(rows, rows.cursor)
 

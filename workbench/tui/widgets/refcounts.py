@@ -82,6 +82,8 @@ class RefcountsView(Rows):
     class Read(Rows.Moved):
         """The cursor's row has been read."""
 
+        by_person = False
+
         def __init__(self, rows: Rows) -> None:
             super().__init__(rows, rows.cursor)
 

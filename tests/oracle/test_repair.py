@@ -19,7 +19,6 @@ NOT_REPAIRED = {
     "luks-magic-wiped": "the start of the LUKS header (cipher and mode) is gone: only a header backup can bring it back",
     "backing-missing": "the backing file is not there: nothing in this image can replace it",
     "truncated-empty": "the file has no bytes",
-    "header-wiped": "all header fields are gone, the disk size among them: see `qwb salvage`",
 }
 """Recipes that stay broken, each with its reason."""
 HANGS = {name for name, recipe in RECIPES.items() if "qemu-hangs" in recipe.tags}
@@ -88,7 +87,7 @@ def _healthy(base_images: BaseImages, name: str) -> dict[int, bytes]:
         "l1-offset-unaligned", "l1-offset-past-eof", "l1-offset-zero", "l1-offset-l2", "l1-offset-data",
         "l1-size-small", "l1-size-zero", "l1-size-huge", "l2-entry-unaligned", "luks-length-oversized",
         "luks-length-huge", "luks-offset-wrong", "luks-extension-lost", "rt-past-eof", "rt-over-data", "cluster-bits-wrong",
-        "refcount-order-wrong", "extension-noise", "compression-type-unknown", "feature-extended-alone",
+        "refcount-order-wrong", "extension-noise", "compression-type-unknown", "feature-extended-alone", "header-wiped",
     ],
 )  # fmt: skip
 def test_the_whole_guest_disk_is_back_where_qemu_img_loses_or_refuses(

@@ -30,6 +30,15 @@ from workbench.storage.overlay import Overlay
 
 ROUNDS: Final = 8
 FORMAT: Final = 1
+_SHAPE_IN_DOUBT: Final = {
+    "EXTENDED-L2-CLUSTER-SIZE",
+    "HEADER-REFCOUNT-ORDER",
+    "HEADER-SIZE",
+    "L1-TABLE-UNALIGNED",
+    "L1-TABLE-TOO-LARGE",
+    "L1-TABLE-OFFSET",
+}
+"""Faults of the header under which L1 and L2 tables may be read wrongly."""
 
 
 class PlanRefused(QwbError):
@@ -279,6 +288,8 @@ def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:
 def _run(space: Workspace, rule: Rule) -> None:
     if rule.needs_shape and space.meta.geometry is None:
         return
+    if rule.reads_tables and _SHAPE_IN_DOUBT & {fault.code for fault in space.meta.faults}:
+        return  # under a wrong shape, mending entries would damage them
     if rule.id == "copied" and space.policy.mode is Mode.LEAKS and space.notes:
         return
     space.fix = rule.id

@@ -18,6 +18,7 @@ from workbench.repair.fixes import (
     luks,
     overlaps,
     placement,
+    rebuild,
     refcounts,
     relink,
     snapshots,
@@ -26,6 +27,7 @@ from workbench.repair.fixes.base import Alternative, Rule
 
 RULES: Final[tuple[Rule, ...]] = (
     *header.RULES,
+    *rebuild.RULES,
     *extensions.RULES,
     *features.RULES,
     *luks.RULES,

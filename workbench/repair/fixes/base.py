@@ -24,7 +24,7 @@ class Rule:
     """A fix. codes: the findings it answers.  run: stages its steps (none when there is nothing to do).
 
     alternatives: the first one is the default, which loses nothing.  needs_shape: cannot run while the header gives no
-    cluster size.  on_request: runs only when one of its codes is named.  always: part of every repair, whatever was asked for (it only follows the other fixes).
+    cluster size.  reads_tables: must wait until the header says for sure where tables are and how they read.  on_request: runs only when one of its codes is named.  always: part of every repair, whatever was asked for (it only follows the other fixes).
     """
 
     id: str
@@ -36,6 +36,7 @@ class Rule:
     needs_shape: bool = True
     always: bool = False
     on_request: bool = False
+    reads_tables: bool = False
 
     @property
     def default(self) -> str:

@@ -98,4 +98,13 @@ def run(space: Workspace) -> None:
                 )
 
 
-RULES = (Rule("compressed-length", "Correct compressed lengths", codes("DATA-OVERLAPS-COMPRESSED"), Tier.SAFE, run),)
+RULES = (
+    Rule(
+        "compressed-length",
+        "Correct compressed lengths",
+        codes("DATA-OVERLAPS-COMPRESSED"),
+        Tier.SAFE,
+        run,
+        reads_tables=True,
+    ),
+)

@@ -54,5 +54,6 @@ RULES = (
         codes("COMPRESSED-WITH-DATA-FILE", "DATA-FILE-OFFSET", "L2-ENTRY-UNALIGNED"),
         Tier.JUDGEMENT,
         run,
+        reads_tables=True,
     ),
 )

@@ -403,8 +403,7 @@ RULES = (
         "Mend L1 entries",
         codes("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "METADATA-OVERLAP"),
         Tier.JUDGEMENT,
-        run_l1,
-    ),
+        run_l1, reads_tables=True),
     Rule(
         "entries",
         "Mend L2 entries",
@@ -415,8 +414,7 @@ RULES = (
         ),
         Tier.JUDGEMENT,
         run_l2,
-        alternatives=_LOST,
-    ),
+        alternatives=_LOST, reads_tables=True),
     Rule(
         "subclusters",
         "Mend subcluster bitmaps",
@@ -426,6 +424,5 @@ RULES = (
         alternatives=(
             Alternative("data", "Show the data", "subclusters that are both allocated and zero read what is stored"),
             Alternative("zero", "Read zeros", "subclusters that are both allocated and zero read as zeros"),
-        ),
-    ),
+        ), reads_tables=True),
 )  # fmt: skip

@@ -87,11 +87,19 @@ def run_shape(space: Workspace) -> None:
     header = space.meta.header
     if not space.meta.is_qcow2 or header.version not in (2, 3) or space.size < V2_LENGTH:
         return
-    now = _score(space)
-    hopeless = space.meta.geometry is None or header.refcount_order > limits.MAX_REFCOUNT_ORDER
-    doubts = _doubts(space)
+    for _ in range(3):  # one field's doubt may hide behind another's
+        steps = len(space.steps)
+        _mend_shape(space, _doubts(space))
+        if len(space.steps) == steps:
+            return
+
+
+def _mend_shape(space: Workspace, doubts: set[str]) -> None:
     if not doubts:
         return
+    header = space.meta.header
+    now = _score(space)
+    hopeless = space.meta.geometry is None or header.refcount_order > limits.MAX_REFCOUNT_ORDER
     best, choice = now, None
     for name, value in _candidates(space):
         if name not in doubts:
@@ -165,7 +173,7 @@ def _candidates(space: Workspace) -> Iterable[tuple[str, int]]:
             ):
                 yield "cluster_bits", bits
     if header.version == 3 and space.meta.geometry is not None:
-        for order in range(limits.MAX_REFCOUNT_ORDER + 1):
+        for order in (4, 3, 5, 6, 2, 1, 0):  # the usual one wins a tie
             if order != header.refcount_order:
                 yield "refcount_order", order
         yield "incompatible_features", header.incompatible_features ^ INCOMPATIBLE["extended_l2"].mask
@@ -179,7 +187,7 @@ def _score(space: Workspace) -> float:
     header = space.meta.header
     score: float = result.corruptions + result.check_errors + result.leaks / 4
     if header.refcount_order > limits.MAX_REFCOUNT_ORDER:
-        return 1e18
+        score += 1e9
     needed = space.geometry.l1_entries_for(header.size)
     if needed != header.l1_size:
         score += 0.5

@@ -197,7 +197,15 @@ class _Mover:
 
 _COPY = (Alternative("copy", "Give each owner its own copy", "every owner reads what it reads now"),)
 RULES = (
-    Rule("shared-tables", "Copy shared L2 tables", codes("L2-TABLE-SHARED"), _J, run_tables, alternatives=_COPY),
+    Rule(
+        "shared-tables",
+        "Copy shared L2 tables",
+        codes("L2-TABLE-SHARED"),
+        _J,
+        run_tables,
+        alternatives=_COPY,
+        reads_tables=True,
+    ),
     Rule(
         "overlaps",
         "Give every owner its own cluster",
@@ -211,5 +219,6 @@ RULES = (
         _J,
         run_data,
         alternatives=_COPY,
+        reads_tables=True,
     ),
 )

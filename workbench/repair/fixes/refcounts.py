@@ -36,10 +36,30 @@ def run(space: Workspace) -> None:
     if space.policy.mode is Mode.LEAKS and not space.steps:
         _lower_leaks(space)
         return
-    if table_is_sound(space):
+    if _overflows(space):
+        _widen(space)
+    elif table_is_sound(space):
         _in_place(space)
     else:
-        _rebuild(space)
+        _rebuild(space, space.ledger, _wanted(space, space.ledger).values)
+
+
+def _overflows(space: Workspace) -> bool:
+    """Some cluster is shared more often than the refcount width can say."""
+    return space.meta.header.version >= 3 and bool(
+        (space.ledger.counts > min(space.geometry.refcount_max, 0xFFFFFFFF)).any()
+    )
+
+
+def _widen(space: Workspace) -> None:
+    """Wider refcounts, in a whole new structure."""
+    ledger = space.ledger
+    values = _wanted(space, ledger).values
+    values = np.maximum(values, ledger.counts)
+    order = next(each for each in range(4, 7) if int(values.max()) < 1 << (1 << each))
+    title = f"make refcounts {1 << order} bits wide: a cluster is shared more often than {space.geometry.refcount_bits} bits can say"
+    space.set_header("refcount_order", order, code="REFCOUNT-OVERFLOW", title=title)
+    _rebuild(space, ledger, values)
 
 
 def table_is_sound(space: Workspace) -> bool:
@@ -69,7 +89,6 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
     values = ledger.counts.astype(np.uint64)
     most = np.uint64(space.geometry.refcount_max)
     if (values > most).any():
-        space.note("some clusters are shared more often than this refcount width can say")
         values = np.minimum(values, most)
     kept = np.zeros(ledger.clusters, dtype=bool)
     if not space.policy.free_orphans:
@@ -190,11 +209,10 @@ def _span(old: bytes, new: bytes) -> tuple[int, int]:
     return int(different[0]) & ~7, (int(different[-1]) | 7) + 1
 
 
-def _rebuild(space: Workspace) -> None:
-    """A whole new structure at the end of the file, from the ledger."""
-    geometry, ledger = space.geometry, space.ledger
+def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> None:
+    """A whole new structure at the end of the file, from the ledger. wanted: refcounts, one per cluster of the file."""
+    geometry = space.geometry
     cluster, per_block = space.cluster, geometry.refcount_block_entries
-    wanted = _wanted(space, ledger).values
     _forget_structures(space, ledger, wanted)
     start = ledger.clusters
     total = start

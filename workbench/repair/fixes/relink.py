@@ -141,5 +141,6 @@ RULES = (
             ),
             Alternative("none", "Leave lost tables alone", "the range stays unreadable; the table is kept"),
         ),
+        reads_tables=True,
     ),
 )

@@ -97,7 +97,7 @@ def _stored_bytes(space: Workspace, entry: Snapshot) -> bytes:
     return space.read(entry.offset, len(entry.raw))
 
 
-def _search(space: Workspace, announced: int) -> list[Snapshot]:
+def find_table(space: Workspace, announced: int) -> list[Snapshot]:
     """The table that nobody refers to any more; freed older ones count last, then the longest wins."""
     best: list[Snapshot] = []
     rank = (-1, 0)
@@ -149,7 +149,7 @@ def run_table(space: Workspace) -> None:
         return
     code = _code(space, in_file, len(found))
     if not found and announced:
-        found = _search(space, min(announced, limits.MAX_SNAPSHOTS)) or _recover(space)
+        found = find_table(space, min(announced, limits.MAX_SNAPSHOTS)) or _recover(space)
     if not found and not announced:
         if not in_file:
             space.put(
@@ -164,7 +164,7 @@ def run_table(space: Workspace) -> None:
         title = "give up the snapshot table: no entry can be read (leaked clusters may hold the snapshots' data)"
         space.put(60, bytes(12), code=code, title=title, kind="header", tier=_J)
         return
-    _write_table(space, found, code)
+    write_table(space, found, code)
 
 
 def _code(space: Workspace, in_file: bool, found: int) -> str:
@@ -182,7 +182,7 @@ def _code(space: Workspace, in_file: bool, found: int) -> str:
     return "SNAPSHOT-UNREADABLE"
 
 
-def _write_table(space: Workspace, entries: list[Snapshot], code: str) -> None:
+def write_table(space: Workspace, entries: list[Snapshot], code: str) -> None:
     """Header (and table, where its bytes change) for these entries."""
     header = space.meta.header
     place, same = entries[0].offset, True

@@ -56,7 +56,7 @@ FLOW_COMMANDS: Final = (
     Command("flow.toggle", "space", "choose", "Switch this repair on or off, or take this way", "", _G, ("choose",), 90),
     Command("flow.all", "a", "all or none", "Choose everything, or nothing", "", _G, ("choose",), 80),
     Command("flow.map", "m", "map before/after", "Host map before and after", "", _G, ("plan",), 85),
-    Command("flow.around", "l", "look around", "Look around in the repaired image before writing it", "", _G, ("plan", "confirm"), 84),
+    Command("flow.around", "v", "look around", "Look around in the repaired image before writing it", "", _G, ("plan", "confirm"), 84),
     Command("flow.copy", "t", "to a copy", "Write a repaired copy and leave this image as it is", "", _G, ("plan", "confirm"), 60),
     Command("flow.pane", "tab", "other pane", "Go to the other pane", "", _G, ("plan",), 50, True),
     Command("flow.undo", "u", "undo", "Take the repair back", "", _G, ("done",), 90),
@@ -94,7 +94,9 @@ class RepairScreen(Screen[str | None]):
     RepairScreen .half { width: 1fr; height: 1fr; }
     RepairScreen .half > Static { background: $panel; text-style: bold; padding: 0 1; height: 1; }
     RepairScreen #confirm, RepairScreen #busy, RepairScreen #done { padding: 1 2; height: 1fr; }
-    RepairScreen #word { border: none; height: 1; background: $boost; padding: 0 1; margin: 1 0; width: 40; display: none; }
+    RepairScreen.-tall #confirm { padding: 0 2; }
+    RepairScreen #confirm-scroll { height: 1fr; }
+    RepairScreen #word { border: none; height: 1; background: $boost; padding: 0 1; margin: 0 0 1 0; width: 60; display: none; }
     RepairScreen #word:focus { border: none; background-tint: $error 20%; }
     RepairScreen.drops #word { display: block; }
     RepairScreen #bar { margin: 1 0; }
@@ -129,9 +131,10 @@ class RepairScreen(Screen[str | None]):
                         with Vertical(classes="half"):
                             yield Static(word, markup=False)
                             yield HostMapView(id=ident)
-            with VerticalScroll(id="confirm"):
-                yield Static(id="confirm-text", markup=False)
-                yield Input(id="word", placeholder="type the word here")
+            with Vertical(id="confirm"):
+                with VerticalScroll(id="confirm-scroll"):
+                    yield Static(id="confirm-text", markup=False)
+                yield Input(id="word", placeholder="type the word here, then Enter")
             with VerticalScroll(id="done"):
                 yield Static(id="done-text", markup=False)
         yield Footer(id="footer")
@@ -188,8 +191,8 @@ class RepairScreen(Screen[str | None]):
             return False
         if command.id == "flow.copy" and self.flow.edit is not None:
             return False
-        if command.id == "flow.yes" and self.flow.drops:
-            return False
+        if self.at is At.CONFIRM and self.flow.drops and command.id not in ("flow.back",):
+            return False  # the keys go into the word
         if command.id == "flow.undo" and self.flow.applied is None:
             return False
         return not command.where or self.at.value in command.where
@@ -321,6 +324,8 @@ class RepairScreen(Screen[str | None]):
             text.append("Nothing would be changed. " + ("What stays is told below." if flow.left else ""))
         elif flow.worse:
             text.append("✗ This makes the image WORSE. Only go on if you know why.", "bold")
+        elif flow.drops:
+            text.append("▲ You chose something that drops data: a word must be typed before it is written.", "bold")
         else:
             text.append(f"{count(len(plan.steps), 'step')}; {cost_words(flow.cost)}. {size_words(flow.cost.sizes)}")
         self.banner(text)
@@ -419,7 +424,7 @@ class RepairScreen(Screen[str | None]):
             field.value = ""
             field.focus()
         else:
-            self.query_one("#confirm").focus()
+            self.query_one("#confirm-scroll").focus()
 
     @on(Input.Submitted, "#word")
     def word_given(self, event: Input.Submitted) -> None:
@@ -558,14 +563,17 @@ def confirm_text(flow: Flow) -> Text:
     plan, cost = flow.plan, flow.cost
     assert plan is not None and cost is not None
     text = Text()
+    if flow.drops:
+        does = "leaves the image WORSE than it is" if flow.worse else "drops something that may be guest data"
+        text.append(f"▲ This {does}. To write it all the same, type the word  {flow.word}  below. Escape goes back.\n\n", "bold")
     text.append("What is written\n", "bold")
-    text.append(f"  {count(len(plan.steps), 'step')} into {flow.path}: {cost_words(cost)}.\n  {size_words(cost.sizes)}\n")
+    text.append(f"  {count(len(plan.steps), 'step')} into {Path(flow.path).name}: {cost_words(cost)}.\n  {size_words(cost.sizes)}\n")
     text.append("What comes of it\n", "bold")
     text.append(f"  Now {verdict_text(plan.before)}; afterwards it {after_text(plan)}.\n")
-    if flow.worse:
-        text.append("  ✗ This leaves the image WORSE than it is.\n", "bold")
     text.append("What it means for the guest\n", "bold")
-    if cost.guest:
+    if plan.policy.free_orphans:
+        text.append("  It reads what it reads now. But clusters that may be its lost data become free: its next writes overwrite them.\n")
+    elif cost.guest:
         text.append(f"  Concerned: {ranges_words(cost.guest)}; everything else reads as before.\n")
     else:
         text.append("  No guest data is touched: the guest reads what it reads now.\n")
@@ -574,11 +582,9 @@ def confirm_text(flow: Flow) -> Text:
     if flow.left:
         text.append(f"  {count(len(flow.left), 'kind')} of finding stay{'s' if len(flow.left) == 1 else ''}; the plan says why.\n")
     text.append("How to go back\n", "bold")
-    text.append(f"  The old bytes are stored first, in {case_path(flow.path).name} beside the image.\n")
-    text.append("  u in the workbench (or `qwb undo`) restores the file bit for bit, also after a power cut.\n")
-    if flow.drops:
-        text.append(f"\n▲ This {'makes things worse or ' if flow.worse else ''}drops something. Type {flow.word} and press Enter to write it, or Escape to go back.", "bold")
-    else:
+    text.append(f"  The old bytes are stored first, in {case_path(flow.path).name}.\n")
+    text.append("  u in the workbench (or `qwb undo`) restores the file bit for bit.\n")
+    if not flow.drops:
         text.append("\nWrite it? Enter or y writes, Escape goes back.", "bold")
     return text
 

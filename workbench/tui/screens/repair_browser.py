@@ -105,7 +105,7 @@ class Repairing(BrowserCore):
                 self.notify("The simulated image cannot be shown.", severity="warning")
                 return
             known = len(self.app.browsers)
-            self.app.browse(loaded, f"SIMULATED {Path(session.path).name}")
+            self.app.browse(loaded, f"{Path(session.path).name} SIMULATED")
             tab = self.app.browsers[known]
             assert isinstance(tab, Repairing)
             tab.origin, tab.session.simulated = self, True

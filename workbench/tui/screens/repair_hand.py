@@ -267,7 +267,8 @@ class EditScreen(Screen[Edit | None]):
         if not self.target.number:
             return data.hex(" ")
         value = self.number(data)
-        return f"{value:#x} ({value:,})   bytes {data.hex(' ')}"
+        decimal = "" if self.target.fields else f" ({value:,})"
+        return f"{value:#x}{decimal}   bytes {data.hex(' ')}"
 
     def number(self, data: bytes) -> int:
         return int.from_bytes(data, "big") >> self.target.shift & (1 << self.target.bits) - 1
@@ -285,7 +286,10 @@ class EditScreen(Screen[Edit | None]):
 
     def frame(self) -> None:
         shown = [each for each in EDIT_COMMANDS if self.allowed(each)]
-        self.query_one(Footer).show(shown, {each.id: each.keys for each in shown})
+        keys = {each.id: each.keys for each in shown}
+        if isinstance(self.focused, Input):
+            keys["hand.plan"] = "enter"
+        self.query_one(Footer).show(shown, keys)
 
     def allowed(self, command: Command) -> bool:
         """Whether a command does something now."""

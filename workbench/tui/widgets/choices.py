@@ -199,7 +199,7 @@ class ChoiceDetail(VerticalScroll):
             self.query_one("#what", Static).update("")
             self.query_one("#more", Static).update("")
             return
-        self.query_one("#what", Static).update(_what(decision, self))
+        self.query_one("#what", Static).update(_what(decision) if under is None else Text(decision.title, "bold"))
         self.query_one("#ways").display = bool(under_fix)
         if under_fix:
             boxes = []
@@ -214,7 +214,7 @@ class ChoiceDetail(VerticalScroll):
         self.scroll_home(animate=False)
 
 
-def _what(each: Decision, pane: ChoiceDetail) -> Text:
+def _what(each: Decision) -> Text:
     text = Text()
     text.append(each.title, "bold")
     text.append(f"  {each.code}\n", "dim")

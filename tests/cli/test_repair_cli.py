@@ -126,3 +126,13 @@ def test_an_interrupted_repair_is_rolled_back_first(image: Path) -> None:
     assert done.exit_code == 0 and "rolled back" in done.stderr
     assert image.read_bytes() == before
     assert "nothing to recover" in repair(image, "--recover").stdout
+
+
+def test_orphans_can_be_copied_out(base_images: BaseImages, tmp_path: Path) -> None:
+    image = base_images.copy(base_images.damaged("l2-zeroed"), tmp_path / "work")
+    before = image.read_bytes()
+    done = repair(image, "--export-orphans", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["orphans"]
+    assert rows and all((tmp_path / "out" / row["file"]).stat().st_size == row["length"] for row in rows)
+    assert image.read_bytes() == before

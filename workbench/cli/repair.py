@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 def command(
     image: Path, leaks: bool, everything: bool, fix: tuple[str, ...], choose: tuple[str, ...], dry_run: bool, yes: bool,
     target: Path | None, free_orphans: bool, apply_plan: Path | None, recover: bool, complete: bool, force: bool,
-    case: Path | None, as_json: bool,
+    export_orphans: Path | None, case: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Repair IMAGE: plan, try on an overlay, show, confirm, write; `qwb undo` takes it back bit for bit.
 
@@ -77,6 +78,9 @@ def command(
 
     if leaks + everything + bool(fix) + (apply_plan is not None) > 1:
         raise ArgumentError("--leaks, --all, --fix and --apply-plan exclude each other")
+    if export_orphans is not None:
+        _export(image, export_orphans, as_json)
+        return
     _end_interrupted(image, case, recover=recover, complete=complete, force=force, dry_run=dry_run, yes=yes)
     if recover:
         return
@@ -90,6 +94,7 @@ def command(
         if interactive:
             _ask(guide, groups, dry_run)
         plan = guide.plan(on_phase=_phase)
+        _phase("")
         if not as_json:
             from workbench.repair.edits import plan_lines
 
@@ -108,6 +113,7 @@ def command(
             return
         release()
         done = guide.apply(progress=_Meter())
+        _phase("")
         if not as_json:
             click.echo(f"\ndone: session {done.session.id} in {_case(image, case)}; `qwb undo {image}` takes it back")
         _report(image, plan, as_json)
@@ -124,6 +130,22 @@ def _locked(image: Path) -> Iterator[tuple[Any, Any]]:
 
     with FileStorage.open(image) as storage, acquire(storage, LockMode.READ) as lock:
         yield storage, lock.release
+
+
+def _export(image: Path, folder: Path, as_json: bool) -> None:
+    from workbench.check import check
+    from workbench.engine.metadata import load_metadata
+    from workbench.repair.orphans import export_orphans
+
+    with _locked(image) as (storage, _):
+        result = check(load_metadata(storage))
+        index = export_orphans(storage, result, folder)
+    rows = json.loads(index.read_text())["orphans"]
+    if as_json:
+        print_json({"filename": str(image), "orphans": rows})
+    else:
+        size = sum(row["length"] for row in rows)
+        click.echo(f"{len(rows)} run(s), {size} bytes of possible guest data copied into {folder}; see {index}")
 
 
 def _set_policy(guide: Guide, leaks: bool, fix: tuple[str, ...], choose: tuple[str, ...], free_orphans: bool) -> Policy:
@@ -155,7 +177,8 @@ def _ask(guide: Guide, groups: tuple[Group, ...], dry_run: bool) -> None:
     chosen: set[str] = set()
     offered = [each for each in groups if each.fixes and each.severity is not Severity.NOTE]
     for each in offered:
-        click.echo(f"\n{each.title} ({each.count}): {each.meaning}", err=True)
+        words = f"{each.title} ({each.count}). {each.meaning} {each.guest_impact}"
+        click.echo("\n" + textwrap.fill(words, 100), err=True)
         tier = each.tier.value if each.tier else "safe"
         if click.confirm(f"  repair it? (risk: {tier})", default=each.default, err=True):
             chosen.add(each.code)
@@ -223,9 +246,14 @@ def _confirm(plan: Plan, yes: bool) -> None:
             click.prompt("This drops something. Type 'destroy' to go on", default="", show_default=False, err=True)
             != "destroy"
         ):
-            raise click.Abort
+            _declined()
     elif not click.confirm("\nWrite this to the image?", default=False, err=True):
-        raise click.Abort
+        _declined()
+
+
+def _declined() -> NoReturn:
+    click.echo("nothing was written", err=True)
+    raise click.exceptions.Exit(1)
 
 
 def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool) -> None:
@@ -240,7 +268,7 @@ def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool
         if not sys.stdin.isatty():
             raise ArgumentError("nobody to ask: standard input is no terminal", hint="add --yes to carry out the plan")
         if not click.confirm(f"Carry out {change.title}?", default=False, err=True):
-            raise click.Abort
+            _declined()
     release()
     done = guide.apply(change=change, progress=_Meter())
     verdict = done.verdict or {}
@@ -318,4 +346,4 @@ _since = time.monotonic()
 
 def _phase(text: str) -> None:
     if sys.stderr.isatty() and time.monotonic() - _since > 1:
-        click.echo(f"\r\x1b[K{text} …\r", nl=False, err=True)
+        click.echo(f"\r\x1b[K{text + ' …' if text else ''}\r", nl=False, err=True)

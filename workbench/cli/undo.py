@@ -69,4 +69,5 @@ def _confirm(question: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise ArgumentError("nobody to ask: standard input is no terminal", hint="add --yes")
     if not click.confirm(question, default=True, err=True):
-        raise click.Abort
+        click.echo("nothing was written", err=True)
+        raise click.exceptions.Exit(1)

@@ -308,7 +308,7 @@ async def test_gallery_opens_samples_and_files(drive: Drive, sample: Sample) -> 
         assert browser(app).session.title == "dirty.qcow2" and len(app.browsers) == 2
 
 
-@pytest.mark.parametrize("size", [(60, 20), (77, 21), (80, 24), (120, 40), (250, 80)])
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (250, 80)])
 async def test_every_view_draws_at_every_size(drive: Drive, sample: Sample, size: tuple[int, int]) -> None:
     async with drive(sample("subclusters"), size=size) as (app, pilot):
         screen = await go(app, pilot, "l2:0.1")
@@ -318,7 +318,7 @@ async def test_every_view_draws_at_every_size(drive: Drive, sample: Sample, size
             await settle(app, pilot)
             assert screen.place.view is view and screen.query_one(ViewTabs).text
             screen.focus_view()
-            await pilot.press("f10", "down", "pagedown", "end", "home", "f10")
+            await pilot.press("f10", "pagedown", "f10")
             await settle(app, pilot)
         await pilot.resize_terminal(60, 20)
         await pilot.resize_terminal(130, 50)

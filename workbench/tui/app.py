@@ -279,9 +279,9 @@ class Workbench(App[None]):
 
     # Pictures and tests
 
-    async def settled(self) -> None:
-        """Wait until everything asked for has been read and drawn."""
-        for _ in range(3):
+    async def settled(self, rounds: int = 3) -> None:
+        """Wait until everything asked for has been read and drawn; what is drawn may ask for more, hence the rounds."""
+        for _ in range(rounds):
             opening = [each for each in self.workers if each.group == "open"]
             if opening:  # an empty list would mean every worker, and a folder tree has one that never ends
                 await self.workers.wait_for_complete(opening)

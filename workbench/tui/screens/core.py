@@ -258,6 +258,8 @@ class BrowserCore(Screen[None]):
 
     def update_footer(self) -> None:
         """Show the keys that work now."""
+        if not self.query(Footer):
+            return  # being closed
         chosen = sorted((each for each in self.available() if each.footer), key=lambda each: -each.footer)
         keys = {each.id: self.app.keys_of(each.id) for each in chosen}
         self.query_one(Footer).show(chosen, keys)

@@ -113,6 +113,7 @@ class Rows(Widget, can_focus=True):
         super().__init__(**more)  # type: ignore[arg-type]
         self._dragging = False
         self._looked_up: dict[str, Style] = {}
+        self._base: Style | None = None
 
     # What subclasses say
 
@@ -192,6 +193,7 @@ class Rows(Widget, can_focus=True):
     def notify_style_update(self) -> None:
         super().notify_style_update()
         self._looked_up.clear()
+        self._base = None
 
     def strip_of(self, parts: Iterable[Part], width: int, base: Style, *, over: Style | None = None) -> Strip:
         """Pieces as a strip of exactly `width` cells."""
@@ -202,7 +204,9 @@ class Rows(Widget, can_focus=True):
         return Strip(segments).adjust_cell_length(width, base + over if over else base)
 
     def render_line(self, y: int) -> Strip:
-        base = self.rich_style
+        base = self._base
+        if base is None:
+            base = self._base = self.rich_style
         width = self.inner_width
         if self.size.width <= 0:
             return Strip.blank(0)

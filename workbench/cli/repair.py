@@ -59,6 +59,12 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="End an interrupted repair although something else wrote to the image since."
 )
 @click.option(
+    "--export-orphans",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Only copy leaked clusters that may be guest data into DIR (made new), with a list of where they belong.",
+)
+@click.option(
     "--case", type=click.Path(path_type=Path), metavar="FILE", help="Case file to use instead of IMAGE.qwb-case."
 )
 @json_option

@@ -1,0 +1,91 @@
+"""Where we differ from QEMU on purpose, each with the reason and the test that shows it. The README prints this list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """command: ours.  theirs, ours: what happens.  why: the reason.  test: `file::function` that holds our side."""
+
+    command: str
+    theirs: str
+    ours: str
+    why: str
+    test: str
+
+
+DIFFERENCES: Final = (
+    Difference(
+        "check",
+        "never returns on a backing chain that runs in a circle",
+        "says so, exit code 1",
+        "a check must end",
+        "tests/oracle/test_check.py::test_damaged_images_count_as_qemu_img_counts",
+    ),
+    Difference(
+        "check",
+        "needs the passphrase of an encrypted image",
+        "needs none",
+        "metadata is not encrypted",
+        "tests/oracle/test_check.py::test_encryption_keys_are_kept",
+    ),
+    Difference(
+        "check",
+        "says nothing more when it cannot open an image",
+        "lists what is wrong all the same, exit code 1 as QEMU's",
+        "an image that does not open is the one that needs a diagnosis",
+        "tests/check/test_problems.py::test_header_fields_trigger",
+    ),
+    Difference(
+        "repair --leaks",
+        "frees every leaked cluster, also the data of a lost L2 table or L1 entry, and exits 0",
+        "keeps what may be guest data and says why",
+        "a leak is not assumed to be waste",
+        "tests/oracle/test_repair.py::test_orphaned_guest_data_is_kept_where_qemu_img_frees_it",
+    ),
+    Difference(
+        "repair",
+        "frees the LUKS header when its recorded length is too large: every key is lost",
+        "takes the length from the LUKS header itself",
+        "keys cannot be made again",
+        "tests/oracle/test_repair.py::test_an_oversized_luks_header_length_costs_the_keys_with_qemu_img_and_not_with_us",
+    ),
+    Difference(
+        "repair --all",
+        "leaves unaligned and past-EOF entries, cannot open images with a bad L1 or snapshot table",
+        "repairs them, undoably",
+        "that is what the program is for",
+        "tests/oracle/test_repair.py::test_the_whole_guest_disk_is_back_where_qemu_img_loses_or_refuses",
+    ),
+    Difference(
+        "convert --snapshot",
+        "keeps the active disk's size",
+        "takes the size the disk had at the snapshot",
+        "the content of the snapshot is wanted, not a part of it",
+        "tests/oracle/test_reading.py::test_snapshots_read_as_in_qemu_with_their_own_size",
+    ),
+    Difference(
+        "all reading commands",
+        "look for an external data file in the working directory only",
+        "look beside the image next",
+        "images are moved together with their data files",
+        "tests/oracle/test_reading.py::test_a_data_file_beside_its_image_is_found_from_anywhere",
+    ),
+    Difference(
+        "all reading commands",
+        "open whatever protocol a backing name asks for (nbd:, json:, …)",
+        "open plain local files only, through a gate the caller controls",
+        "names in an image are untrusted input",
+        "tests/engine/test_reading.py::test_protocol_strings_are_never_opened",
+    ),
+    Difference(
+        "io",
+        "packs compressed data into a cluster that a discard freed and a plain write took (7.2): silent corruption",
+        "forgets the packing place when its cluster is freed",
+        "it is a bug",
+        "tests/oracle/test_io.py::test_the_script_on_which_qemu_io_itself_corrupts",
+    ),
+)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench.errors import QwbError
-from workbench.repair import recovery
-from workbench.repair.casefile import Session as Repair
-from workbench.repair.session import recheck
 from workbench.tui.place import View
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog
-from workbench.tui.screens.repair import RepairScreen
-from workbench.tui.screens.repair_flow import Edit, Flow, require_free
-from workbench.tui.screens.repair_hand import EditScreen, NotEditable, target_of
-from workbench.tui.screens.repair_history import HistoryScreen, interrupted_note
-from workbench.tui.screens.repair_simulated import Simulated
 from workbench.tui.session import Loaded, examine, identity_of
-from workbench.tui.widgets.findings import FindingsView
+
+if TYPE_CHECKING:
+    # Repair needs the whole check and numpy; it is imported when it is used, which is after the first paint.
+    from workbench.repair import recovery
+    from workbench.repair.casefile import Session as Repair
+    from workbench.tui.screens.repair_flow import Edit, Flow
+
+
+CASE_SUFFIX = ".qwb-case"
+"""What `repair.casefile.case_path` puts behind the name of an image; known here so that images without one cost nothing."""
 
 
 class Repairing(BrowserCore):
@@ -44,6 +46,9 @@ class Repairing(BrowserCore):
 
     def do_repair(self) -> None:
         """The whole flow; on a finding: for findings of its kind."""
+        from workbench.tui.screens.repair_flow import Flow
+        from workbench.tui.widgets.findings import FindingsView
+
         if self.origin is not None:
             self.back_to_plan()
             return
@@ -61,6 +66,8 @@ class Repairing(BrowserCore):
 
     def open_flow(self, flow: Flow) -> None:
         """Show a repair, new or kept."""
+        from workbench.tui.screens.repair import RepairScreen
+
         self.app.push_screen(RepairScreen(flow, self.session.background, self.session.title), self.flow_left)
 
     def flow_left(self, answer: str | None) -> None:
@@ -92,6 +99,8 @@ class Repairing(BrowserCore):
 
     def look_around(self) -> None:
         """Open the repaired image, as it would be, as a tab."""
+        from workbench.tui.screens.repair_simulated import Simulated
+
         flow, session = self.flow, self.session
         if flow is None or flow.plan is None:
             return
@@ -176,6 +185,8 @@ class Repairing(BrowserCore):
 
     def do_undo(self) -> None:
         """The history of repairs."""
+        from workbench.tui.screens.repair_history import HistoryScreen
+
         if self.origin is not None:
             self.notify("This is a simulation: nothing was written that could be taken back.")
             return
@@ -187,6 +198,9 @@ class Repairing(BrowserCore):
 
     def do_edit(self) -> None:
         """Edit the field or entry under the cursor."""
+        from workbench.tui.screens.repair_flow import require_free
+        from workbench.tui.screens.repair_hand import EditScreen, NotEditable, target_of
+
         if self.origin is not None:
             self.notify("This is a simulation: edit the image itself, in the other tab.")
             return
@@ -211,6 +225,8 @@ class Repairing(BrowserCore):
 
     def edited(self, edit: Edit | None) -> None:
         """A new value was given: plan, simulate, confirm, write like any repair."""
+        from workbench.tui.screens.repair_flow import Flow
+
         if edit is None:
             return
         self.drop_flow()
@@ -230,10 +246,19 @@ class Repairing(BrowserCore):
                 self._asked_before = True
                 self.ask_interrupted(found)
 
-        self.session.background.submit(lambda _job: recovery.interrupted(path), done, self.failed, title="case file")
+        def work() -> Repair | None:
+            if not Path(path + CASE_SUFFIX).exists():
+                return None
+            from workbench.repair import recovery
+
+            return recovery.interrupted(path)
+
+        self.session.background.submit(lambda _job: work(), done, self.failed, title="case file")
 
     def ask_interrupted(self, found: Repair) -> None:
         """Roll back, complete, or look first."""
+        from workbench.tui.screens.repair_history import interrupted_note
+
         options = [
             ("back", "(b) Roll back: the image becomes what it was before the repair"),
             ("complete", "(c) Complete: the image becomes what was planned"),
@@ -248,6 +273,10 @@ class Repairing(BrowserCore):
 
     def end_interrupted(self, complete: bool) -> None:
         """Do it in a worker; where something else wrote to the image, the history screen takes over."""
+        from workbench.repair import recovery
+        from workbench.repair.session import recheck
+        from workbench.tui.screens.repair_flow import require_free
+
         path = self.session.path
         self.release_guest()
 

@@ -43,7 +43,7 @@ def looks(cells: GuestCells) -> NDArray[np.uint8]:
     counts = cells.counts
     total = counts.sum(axis=1)
     best = counts.argmax(axis=1)
-    out = best.astype(np.uint8)
+    out: NDArray[np.uint8] = best.astype(np.uint8)
     if cells.backing:
         out[best == int(Fill.UNALLOCATED)] = len(Fill)
     partly = counts.max(axis=1) < total

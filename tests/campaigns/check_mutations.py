@@ -143,12 +143,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--base", action="append", help="only these bases")
     options = parser.parse_args()
     names = options.base or sorted(BASES)
     total = hung = different = crashed = 0
     slowest = 0.0
+    started = time.perf_counter()
     for outcome in campaign(options.seed, options.count, names):
+        if time.perf_counter() - started > options.seconds:
+            break
         total += 1
         hung += outcome.hung
         slowest = max(slowest, outcome.seconds)

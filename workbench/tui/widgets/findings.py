@@ -150,8 +150,11 @@ class FindingsView(Rows):
         yield " ", ""
         if not self.model.numbers:
             yield "nothing found", "good"
-        for severity, number in self.model.numbers:
-            yield severity_words(severity, number), LEVELS[severity]
+        words = [severity_words(severity, number) for severity, number in self.model.numbers]
+        if sum(len(each) + 3 for each in words) > width:  # keep the worst one's word, and every number
+            words = [words[0], *(each.rpartition(" ")[0] for each in words[1:])]
+        for (severity, _), text in zip(self.model.numbers, words, strict=True):
+            yield text, LEVELS[severity]
             yield "   ", ""
 
     def row_parts(self, row: int, width: int) -> Iterable[Part]:

@@ -136,3 +136,23 @@ def test_orphans_can_be_copied_out(base_images: BaseImages, tmp_path: Path) -> N
     rows = json.loads(done.stdout)["orphans"]
     assert rows and all((tmp_path / "out" / row["file"]).stat().st_size == row["length"] for row in rows)
     assert image.read_bytes() == before
+
+
+def test_other_commands_say_that_a_repair_was_interrupted(image: Path) -> None:
+    from workbench.cli.info import command as info_command
+    from workbench.repair.casefile import CaseFile, case_path
+    from workbench.repair.session import Guide
+
+    with Guide(image) as guide, CaseFile(case_path(image)) as casefile:
+        change = guide.plan().change()
+        casefile.begin(
+            title="t",
+            image=str(image),
+            size_before=change.size_before,
+            size_after=change.size_after,
+            fingerprint=change.fingerprint,
+            plan={},
+            edits=change.edits(),
+        )
+    done = CliRunner().invoke(info_command, [str(image)])
+    assert done.exit_code == 0 and "interrupted" in done.stderr and done.stderr.count("\n") == 1

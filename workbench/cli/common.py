@@ -164,6 +164,27 @@ SIZE = Size()
 # Opening --------------------------------------------------------------------------------------------------------------
 
 
+def mind_interrupted(path: Path | str, *, writable: bool = False) -> None:
+    """Say on stderr that a repair of the image was cut off; raise StorageError when it is about to be written."""
+    if not os.path.exists(f"{os.fspath(path)}.qwb-case"):
+        return
+    from workbench.repair.casefile import peek
+
+    try:
+        found = peek(path)
+    except StorageError as error:
+        if writable:
+            raise
+        complain(str(error))
+        return
+    if found is None:
+        return
+    what = f"the repair of {found.when} was interrupted, so the image is between old and new"
+    if writable:
+        raise StorageError(what, path=str(path), hint="end it first: `qwb repair IMAGE --recover`")
+    complain(f"{path}: {what}; `qwb repair {path} --recover` ends it")
+
+
 @contextlib.contextmanager
 def open_storage(path: Path | str, *, force_share: bool = False) -> Iterator[FileStorage]:
     """The image file, read-only, under QEMU's reading locks, for commands that look at metadata only.
@@ -173,6 +194,7 @@ def open_storage(path: Path | str, *, force_share: bool = False) -> Iterator[Fil
     from workbench.storage.file import FileStorage
     from workbench.storage.locks import LockMode, acquire, state_of
 
+    mind_interrupted(path)
     with FileStorage.open(path) as storage:
         if force_share and state_of(storage).in_motion:
             complain(f"{path}: in use by another program; what is shown may be in motion")
@@ -202,6 +224,7 @@ def open_image(
 
     if no_backing and backing is not None:
         raise ArgumentError("--backing and --no-backing exclude each other")
+    mind_interrupted(path, writable=writable)
     policy = gate.redirect(backing) if backing is not None else gate.no_backing if no_backing else gate.allow_local
 
     def attempt(key: bytes | None) -> Image:

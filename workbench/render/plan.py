@@ -82,14 +82,18 @@ def left_over(plan: Plan) -> list[Left]:
 def _why_left(plan: Plan, code: str) -> str:
     if code == "CLUSTER-LEAKED" and plan.after.orphans:
         return (
-            "Kept on purpose: these clusters may hold guest data whose mapping was lost. They only cost space; "
-            "freeing them could destroy the last copy."
+            "Kept on purpose: these clusters may hold guest data whose mapping was lost. They only cost space, "
+            "and can be copied out; freeing them could destroy the last copy."
         )
+    if any(step.code == "BY-HAND" for step in plan.steps):
+        return "An edit by hand changes nothing else; r repairs what can be repaired."
     rules = rules_for(code)
     if not rules:
         return f"No repair is offered for this. {PROBLEMS[code].guest_impact}"
     if plan.policy.mode is Mode.CODES and code not in plan.policy.codes:
         return "Not chosen for this repair."
+    if all(rule.on_request for rule in rules):
+        return "Repaired only when it is asked for: the image works without."
     if all(rule.tier is Tier.DESTRUCTIVE for rule in rules) and not plan.policy.destructive:
         return "Only a repair that drops something would end this, and that was not chosen."
     return "No answer is certain enough to write it; the notes say what was seen."

@@ -58,6 +58,7 @@ FLOW_COMMANDS: Final = (
     Command("flow.map", "m", "map before/after", "Host map before and after", "", _G, ("plan",), 85),
     Command("flow.around", "v", "look around", "Look around in the repaired image before writing it", "", _G, ("plan", "confirm"), 84),
     Command("flow.copy", "t", "to a copy", "Write a repaired copy and leave this image as it is", "", _G, ("plan", "confirm"), 60),
+    Command("flow.orphans", "x", "save orphans", "Copy what may be lost guest data out into a folder", "", _G, ("choose", "plan", "done"), 55),
     Command("flow.pane", "tab", "other pane", "Go to the other pane", "", _G, ("plan",), 50, True),
     Command("flow.undo", "u", "undo", "Take the repair back", "", _G, ("done",), 90),
     Command("flow.back", "escape", "back", "A step back, or leave; nothing is written", "", _G, ("busy", "choose", "plan", "confirm", "done", "trouble"), 70),
@@ -173,12 +174,12 @@ class RepairScreen(Screen[str | None]):
                 strip.append(("›", "dim", ""))
         self.query_one("#flow-title", Line).put(first, strip)
         chosen = sorted((each for each in FLOW_COMMANDS if each.footer and self.allowed(each)), key=lambda each: -each.footer)
-        labels = {"flow.on": self._on_label(), "flow.back": "cancel" if self.at is At.BUSY else "leave" if self.at in (At.CHOOSE, At.TROUBLE, At.DONE) else "back"}
+        labels = {"flow.on": self._on_label(), "flow.back": "cancel" if self.at is At.BUSY else "leave" if self.at in (At.CHOOSE, At.DONE) or (self.at is At.TROUBLE and not flow.decisions) else "back"}
         shown = [Command(each.id, each.keys, labels.get(each.id, each.label), each.title, "", each.group) for each in chosen]
         self.query_one(Footer).show(shown, {each.id: self.app.user_keys.keys.get(each.id, each.keys) for each in shown})
 
     def _on_label(self) -> str:
-        labels = {At.CHOOSE: "make the plan", At.PLAN: "go on to confirm", At.CONFIRM: "write", At.DONE: "finish", At.TROUBLE: "close"}
+        labels = {At.CHOOSE: "make the plan", At.PLAN: "go on to confirm", At.CONFIRM: "write", At.DONE: "finish", At.TROUBLE: "go back" if self.flow.decisions else "close"}
         if self.at is At.CHOOSE and not any(each.on for each in self.flow.decisions):
             return "close"
         if self.at is At.PLAN and self.flow.plan is not None and self.flow.plan.empty:
@@ -188,6 +189,8 @@ class RepairScreen(Screen[str | None]):
     def allowed(self, command: Command) -> bool:
         """Whether a command does something now."""
         if command.id in ("flow.around", "flow.map", "flow.copy") and (self.flow.plan is None or self.flow.plan.empty):
+            return False
+        if command.id == "flow.orphans" and (not self.flow.orphans or self.flow.edit is not None):
             return False
         if command.id == "flow.copy" and self.flow.edit is not None:
             return False
@@ -285,9 +288,12 @@ class RepairScreen(Screen[str | None]):
             self.banner("Nothing here can be repaired automatically. Each row says what it is; keys 8 and E in the workbench lead further.")
         else:
             found = self.flow.guide.found if self.flow.guide is not None else None
-            words = count(sum(each.count for each in fixable), "problem")
+            words = count(sum(each.count for each in fixable if not each.request), "problem")
             more = "" if found is None or found.aborted is None else " The image cannot be opened as it is."
-            self.banner(f"{words} can be repaired.{more} What is marked [x] loses nothing: Enter shows the exact changes first. Space changes a choice.")
+            if all(each.request for each in fixable):
+                self.banner("✓ Nothing needs repair. What is listed can be done if you want it: Space chooses.")
+            else:
+                self.banner(f"{words} can be repaired.{more} What is marked [x] loses nothing: Enter shows the exact changes first. Space changes a choice.")
         view.focus()
         self.tell_choice()
 
@@ -448,6 +454,25 @@ class RepairScreen(Screen[str | None]):
 
         self.app.push_screen(TextDialog("Write a repaired copy to", note=note, value=str(path.with_name(path.stem + ".repaired" + path.suffix))), given)
 
+    def do_orphans(self) -> None:
+        """Ask where to, and copy the orphaned clusters out."""
+        path = Path(self.flow.path)
+        note = "Clusters that may hold guest data whose mapping is lost, one file for each run, and a list of where they lay."
+
+        def given(target: str | None) -> None:
+            if target:
+                self.work(f"Copying orphans to {target}.", lambda _job: self.flow.copy_orphans(target), self.orphans_copied)
+
+        self.app.push_screen(TextDialog("Copy orphans into the new folder", note=note, value=str(path.with_name(path.stem + ".orphans"))), given)
+
+    def orphans_copied(self, index: Path) -> None:
+        self.go_to(At.TROUBLE)
+        self.banner("✓ The orphans are copied out. The image was not touched.")
+        text = Text(f"{index.parent}\n\n", "bold")
+        text.append("Each file is one run of clusters, named by where it lay. orphans.json says how sure it is that they are guest data, and where they may belong.")
+        self.query_one("#done-text", Static).update(text)
+        self.query_one("#done").focus()
+
     def copied(self, target: Path) -> None:
         self.go_to(At.TROUBLE)
         self.banner("✓ The repaired copy is written.")
@@ -516,7 +541,9 @@ class RepairScreen(Screen[str | None]):
                 self.show_confirm()
         elif self.at is At.CONFIRM and not self.flow.drops:
             self.write()
-        elif self.at in (At.DONE, At.TROUBLE):
+        elif self.at is At.TROUBLE:
+            self.do_back()
+        elif self.at is At.DONE:
             self.leave()
 
     def do_back(self) -> None:
@@ -533,9 +560,9 @@ class RepairScreen(Screen[str | None]):
         elif self.at is At.PLAN and self.flow.edit is None and self.flow.decisions:
             self.flow.forget_plan()
             self.show_choices()
-        elif self.at is At.CONFIRM:
+        elif self.at is At.CONFIRM or (self.at is At.TROUBLE and self.flow.applied is None and self.flow.plan is not None):
             self.show_plan()
-        elif self.at is At.TROUBLE and self.flow.plan is None and self.flow.decisions and self.flow.applied is None:
+        elif self.at is At.TROUBLE and self.flow.decisions and self.flow.applied is None:
             self.show_choices()
         else:
             self.leave()

@@ -19,7 +19,8 @@ from workbench.render.text import printable
 from workbench.repair import edits, fingerprint
 from workbench.repair.apply import Applied, Change, Progress
 from workbench.repair.copying import repaired_copy
-from workbench.repair.fixes import Rule
+from workbench.repair.fixes import RULES, Rule
+from workbench.repair.orphans import export_orphans
 from workbench.repair.plan import Plan, hand_edit, verdict_of
 from workbench.repair.policy import Mode, Policy
 from workbench.repair.session import Group, Guide
@@ -107,15 +108,16 @@ class Flow:
         free = choices.pop(ORPHANS, KEEP) == FREE
         fixable = [each for each in self.decisions if each.fixable]
         chosen = frozenset(each.code for each in fixable if each.on)
-        everything = len(chosen) == len(fixable)
-        dropping = any(each.on and each.tier is Tier.DESTRUCTIVE for each in fixable)
+        everything = all(each.on for each in fixable if not each.request)
+        extra = any(each.on for each in fixable if each.request)
+        if everything and extra:  # what comes up only while repairing belongs to everything as well
+            chosen |= {code for rule in RULES if not rule.on_request and rule.tier is not Tier.DESTRUCTIVE for code in rule.codes}
         self.guide.policy = Policy()
         self.guide.choose(
-            mode=Mode.ALL if everything else Mode.CODES,
-            codes=frozenset() if everything else chosen,
+            mode=Mode.ALL if everything and not extra else Mode.CODES,
+            codes=frozenset() if everything and not extra else chosen,
             choices=choices,
             free_orphans=free,
-            destructive=dropping,
         )
 
     def maps(self, job: Job) -> tuple[HostMap, HostMap] | None:
@@ -158,7 +160,19 @@ class Flow:
             assert self.plan is not None
             return repaired_copy(self.plan, os.path.expanduser(target))
 
+    def copy_orphans(self, folder: str) -> Path:
+        """Write what may be lost guest data into a new folder; the image stays as it is."""
+        with self._busy:
+            assert self.guide is not None and self.guide.found is not None
+            return export_orphans(self.guide.storage, self.guide.found, os.path.expanduser(folder))
+
     # On the loop
+
+    @property
+    def orphans(self) -> int:
+        """Leaked runs that may be guest data."""
+        found = self.guide.found if self.guide is not None else None
+        return sum(each.keep for each in found.orphans) if found is not None else 0
 
     @property
     def drops(self) -> bool:
@@ -203,13 +217,13 @@ def decisions_of(groups: tuple[Group, ...], found: CheckResult, only: str = "") 
     kept = sum(each.length for each in found.orphans if each.keep)
     out = []
     for group in groups:
-        if group.severity is Severity.NOTE and group.code != only:
+        if group.severity is Severity.NOTE and group.code != only and (group.default or not group.fixes):
             continue
         out.append(_decision(group, found, kept, only))
     if only and not any(each.on for each in out):
         for each in out:
-            each.on = each.fixable and each.tier is not Tier.DESTRUCTIVE
-    return sorted(out, key=lambda each: not each.fixable)
+            each.on = each.fixable and not each.request
+    return sorted(out, key=lambda each: (not each.fixable, each.request))
 
 
 def _decision(group: Group, found: CheckResult, kept: int, only: str) -> Decision:
@@ -221,6 +235,7 @@ def _decision(group: Group, found: CheckResult, kept: int, only: str) -> Decisio
         ways += _orphan_ways()
     chosen = {way.fix: way.id for way in ways if way.default}
     on = (group.code == only) if only else group.default
+    request = not group.default
     codes = found.findings.columns["code"]
     names = found.findings.codes
     causes = tuple(
@@ -231,7 +246,7 @@ def _decision(group: Group, found: CheckResult, kept: int, only: str) -> Decisio
     does = tuple(rule.title[:1].lower() + rule.title[1:] for rule in fixes)
     return Decision(
         group.code, group.title, group.severity, group.count, tier, group.meaning, group.guest_impact, does,
-        on and tier is not None, tuple(ways), chosen, causes[:3],
+        on and tier is not None, tuple(ways), chosen, causes[:3], request,
     )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ class Decision:
     """fix -> id of the way taken."""
     causes: tuple[str, ...] = ()
     """Likely causes, a sentence each."""
+    request: bool = False
+    """Done only when asked for: nothing is broken without it."""
 
     @property
     def fixable(self) -> bool:
@@ -124,10 +126,11 @@ class ChoicesView(Rows):
         self.post_message(self.Changed(self, way))
 
     def toggle_all(self) -> None:
-        """All on; all off when all are on."""
-        wanted = not all(each.on for each in self._decisions if each.fixable)
-        for each in self._decisions:
-            each.on = wanted and each.fixable
+        """All on, except what must be asked for; all off when all are on."""
+        usual = [each for each in self._decisions if each.fixable and not each.request]
+        wanted = not all(each.on for each in usual)
+        for each in usual:
+            each.on = wanted
         self.refresh()
         self.post_message(self.Changed(self, None))
 
@@ -157,6 +160,8 @@ class ChoicesView(Rows):
         yield " " + box, "accent" if each.on else "dim"
         yield GLYPHS[each.severity] + " ", LEVELS[each.severity]
         right = f"{TIER_GLYPHS[each.risk]} {TIER_WORDS[each.risk]}" if each.fixable else "no repair"
+        if each.request and each.fixable and not each.on:
+            right = "if you want"
         number = f"×{each.count:,}"
         room = max(8, width - 7 - 14 - len(number) - 2)
         yield cut(each.title, room) + " ", "" if each.on else "dim"
@@ -205,7 +210,7 @@ class ChoiceDetail(VerticalScroll):
             boxes = []
             for way in (each for each in decision.ways if each.fix == under_fix):
                 taken = decision.on and decision.chosen.get(way.fix) == way.id
-                box = Static(_way_text(way, taken), classes="way")
+                box = Static(_way_text(way, taken, decision.request), classes="way")
                 box.set_class(taken, "taken")
                 box.set_class(way is under, "under")
                 boxes.append(box)
@@ -224,18 +229,20 @@ def _what(each: Decision) -> Text:
         text.append(f"{does}.\n")
         text.append("Risk: ", "bold")
         text.append(TIER_TEXTS[each.risk])
+        if each.request:
+            text.append(" Off unless you ask for it: the image works without it.")
     else:
         text.append("No repair is offered for this: it needs a decision that the image cannot answer, or nothing at all.")
     return text
 
 
-def _way_text(way: Way, taken: bool) -> Text:
+def _way_text(way: Way, taken: bool, request: bool) -> Text:
     text = Text()
     text.append(("(•) " if taken else "( ) ") + way.title, "bold")
     text.append(f"\nThen: {way.consequence}.")
     if way.default:
         text.append("\n✓ default")
-        if way.tier is not Tier.DESTRUCTIVE:
+        if way.tier is not Tier.DESTRUCTIVE and not request:
             text.append(": loses nothing")
     elif way.tier is Tier.DESTRUCTIVE:
         text.append("\n▲ drops data: asks you to type a word before writing", "bold")

@@ -47,6 +47,11 @@ class Allocator:
         """Somebody else took these clusters: look behind them from now on."""
         self._next = max(self._next, first + count)
 
+    def restart(self, cluster: int) -> None:
+        """Clusters from here on were freed by somebody else; nothing may be packed behind old compressed data."""
+        self._next = min(self._next, cluster)
+        self._packed_at = 0
+
     def allocate(self, length: int) -> int:
         """Host offset of neighbouring free clusters for `length` bytes; their refcounts are 1 now.
 

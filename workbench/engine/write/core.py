@@ -9,6 +9,7 @@ leaks at most, and every sector of the guest is either old or new.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -159,6 +160,19 @@ class Core:
         self.sizes = cache_sizes(self.geometry, size, self._options)
         self.tables.cache.capacity = max(self.tables.cache.capacity, self.sizes.l2_pieces)
 
+    def reload(self) -> None:
+        """Metadata was changed on disk and `meta` read anew."""
+        self.header = self.meta.header
+        self.reftable_place = (
+            self.header.refcount_table_offset,
+            self.header.refcount_table_clusters * self.cluster_size,
+        )
+        self.tables.l1 = array("Q", self.meta.l1.tobytes())
+        self.tables.cache.pieces.clear()
+        self.refcounts.cache.pieces.clear()
+        self.guard = Guard(self, self.guard.kinds)
+        self.resized(self.header.size)
+
     # -- the header
 
     def write_header_fields(self, **values: int) -> None:
@@ -200,5 +214,3 @@ class Core:
 def _wants_lazy(stored: bool, options: Mapping[str, object]) -> bool:
     value = options.get("lazy-refcounts", stored)
     return value in (True, "on")
-
-

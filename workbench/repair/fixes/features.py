@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import math
+import os
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.fixes.compressed import inflates
-from workbench.repair.fixes.extensions import drop_extension
+from workbench.repair.fixes.extensions import add_extension, drop_extension
 from workbench.repair.ledger import batches
 from workbench.repair.probe import find_luks
 from workbench.repair.workspace import Workspace, header_field
@@ -162,6 +164,7 @@ def run_data_file(space: Workspace) -> None:
     header = space.meta.header
     if header.version < 3:
         return
+    _longer_name(space)
     named = bool(space.meta.data_file_name)
     mask = INCOMPATIBLE["data_file"].mask
     if header.has("data_file") and not named and not _maps_outside(space):
@@ -196,13 +199,28 @@ def run_data_file(space: Workspace) -> None:
         )
 
 
+def _longer_name(space: Workspace) -> None:
+    """A data file name cut short by a wrong length: the rest of it stands in the padding."""
+    found = space.meta.extension(ExtensionType.DATA_FILE)
+    if found is None or not found.data:
+        return
+    folder = os.path.dirname(space.base.path)
+    whole = (found.data + found.padding).rstrip(b"\0")
+    if whole != found.data and not _beside(folder, found.data) and _beside(folder, whole):
+        title = f"correct the length of the external data file's name: {whole.decode('utf-8', 'replace')!r}"
+        add_extension(space, ExtensionType.DATA_FILE, whole, code="DATA-FILE-UNNAMED", title=title)
+
+
+def _beside(folder: str, name: bytes) -> bool:
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return text.isprintable() and os.path.isfile(os.path.join(folder, text))
+
+
 def _name_data_file(space: Workspace) -> None:
     """The only raw file beside the image that carries its name and is as long as the mapping needs."""
-    import glob
-    import os
-
-    from workbench.repair.fixes.extensions import add_extension
-
     folder, name = os.path.split(space.base.path)
     stem = os.path.splitext(name)[0]
     found = [

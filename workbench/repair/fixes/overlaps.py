@@ -55,35 +55,37 @@ def run_tables(space: Workspace) -> None:
 def run_data(space: Workspace) -> None:
     """Guest data on metadata, on compressed data, or on other guest data."""
     ledger = space.ledger
-    wanted = np.flatnonzero(_conflicts(space, ledger))
+    wanted = np.flatnonzero(_conflicts(ledger))
     if not wanted.size:
         return
     if wanted.size > _MOST:
         space.note(f"{wanted.size} clusters have several owners: too many to copy in one plan")
+        return
+    if space.meta.header.crypt_method == 2:
+        # LUKS ties the ciphertext to its place in the file. A raised refcount does as well: QEMU copies on write.
+        space.note("clusters with several owners stay shared (refcount raised): their copies would not decrypt")
         return
     mover = _Mover(space, ledger)
     for batch in batches(space, ledger.tables):
         mover.batch(batch)
 
 
-def _conflicts(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
+def _conflicts(ledger: Ledger) -> NDArray[np.bool_]:
     """Clusters whose data side must move. Those that only refcount structures claim are left to the refcount fix."""
     flags = ledger.flags
     guest = (flags & (DATA | OLD_DATA | PACKED)) != 0
-    hit: NDArray[np.bool_] = guest & ((flags & META) != 0)
-    for number in np.flatnonzero(hit).tolist():
-        owners = {claim.owner for claim in ledger.claims_at(number << ledger.cluster_bits)}
-        if owners and owners <= {Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK} and not _is_table(ledger, number):
-            hit[number] = False
+    rebuilt, kept = np.zeros(ledger.clusters, dtype=bool), np.zeros(ledger.clusters, dtype=bool)
+    for claim in ledger.claims:
+        first = claim.offset >> ledger.cluster_bits
+        last = (claim.offset + max(claim.length, 1) - 1) >> ledger.cluster_bits
+        mask = rebuilt if claim.owner in (Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK) else kept
+        mask[first : last + 1] = True
+    tables = (ledger.tables.offset >> np.uint64(ledger.cluster_bits)).astype(np.int64)
+    kept[tables[tables < ledger.clusters]] = True
+    hit: NDArray[np.bool_] = guest & ((flags & META) != 0) & ~(rebuilt & ~kept)
     hit |= (flags & CROSSED) != 0
     hit |= ((flags & PACKED) != 0) & ((flags & (DATA | OLD_DATA)) != 0)
     return hit
-
-
-def _is_table(ledger: Ledger, number: int) -> bool:
-    offset = np.uint64(number << ledger.cluster_bits)
-    at = int(np.searchsorted(ledger.tables.offset, offset))
-    return at < len(ledger.tables) and bool(ledger.tables.offset[at] == offset)
 
 
 class _Mover:
@@ -92,7 +94,7 @@ class _Mover:
     def __init__(self, space: Workspace, ledger: Ledger) -> None:
         self.space = space
         self.ledger = ledger
-        self.hit = _conflicts(space, ledger)
+        self.hit = _conflicts(ledger)
         self.kept: set[int] = set()
         """Cross-linked clusters whose first owner has been met."""
         self.moved: dict[tuple[int, int], int] = {}

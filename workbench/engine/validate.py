@@ -323,13 +323,13 @@ def _encryption(meta: Metadata) -> Iterator[Fault]:
         )
     if pointer.offset >= meta.file_size:
         yield Fault(
-            "LUKS-BEYOND-EOF", f"LUKS header at {pointer.offset:#x} is beyond the end of the file", *place, Refusal.OPEN
+            "LUKS-BEYOND-EOF", f"LUKS header at {pointer.offset:#x} is beyond the end of the file", *place, Refusal.ALWAYS
         )
     elif pointer.offset + pointer.length > meta.file_size + meta.header.cluster_size:
         yield Fault("LUKS-LENGTH", f"LUKS header length {pointer.length} reaches beyond the end of the file", *place)
     luks = meta.luks
     if luks is not None and not luks.valid:
-        yield Fault("LUKS-MAGIC", f"no LUKS1 header at {pointer.offset:#x}", pointer.offset, 8, Refusal.OPEN)
+        yield Fault("LUKS-MAGIC", f"no LUKS1 header at {pointer.offset:#x}", pointer.offset, 8, Refusal.ALWAYS)
 
 
 def _backing(meta: Metadata) -> Iterator[Fault]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.qcow2 import limits
 from formats.qcow2.bitmaps import Bitmap
 from formats.qcow2.extensions import Extension, ExtensionType
@@ -328,7 +329,7 @@ def _encryption(meta: Metadata) -> Iterator[Fault]:
     elif pointer.offset + pointer.length > meta.file_size + meta.header.cluster_size:
         yield Fault("LUKS-LENGTH", f"LUKS header length {pointer.length} reaches beyond the end of the file", *place)
     luks = meta.luks
-    if luks is not None and not luks.valid:
+    if luks is not None and luks.magic != LUKS_MAGIC:
         yield Fault("LUKS-MAGIC", f"no LUKS1 header at {pointer.offset:#x}", pointer.offset, 8, Refusal.ALWAYS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from workbench.tui.outline import Item, Outline
 from workbench.tui.place import View
 from workbench.tui.prepare import default_view, place_of, views_of
 from workbench.tui.screens.browser import BrowserScreen
+from workbench.tui.screens.dialogs import Dialog
 from workbench.tui.screens.problem import ProblemScreen
 from workbench.tui.state import State
 
@@ -43,6 +45,38 @@ def items_of(outline: Outline) -> Iterator[Item]:
             stack.extend(reversed(outline.children(item)))
 
 
+class Watch:
+    """Looks on the event loop every 10 ms; a long gap means that the interface was frozen."""
+
+    def __init__(self) -> None:
+        self.where, self.longest, self.longest_at = "start", 0.0, ""
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            begin = time.perf_counter()
+            await asyncio.sleep(0.01)
+            gap = time.perf_counter() - begin - 0.01
+            if gap > self.longest:
+                self.longest, self.longest_at = gap, self.where
+
+    def stop(self) -> None:
+        """No more looking."""
+        self._task.cancel()
+
+
+async def quiet(app: Workbench) -> None:
+    """Until nothing is being read; a dialog (passphrase, backing file) is answered with no."""
+    end = time.perf_counter() + 20
+    while time.perf_counter() < end:
+        await asyncio.sleep(0.005)
+        if isinstance(app.screen, Dialog):
+            app.screen.dismiss(None)
+        elif not any(each.session.background.pending for each in app.browsers):
+            return
+    raise TimeoutError("still reading after 20 s")
+
+
 async def crawl(path: Path, state: Path, *, auto_check: bool = False) -> Report:
     """Open `path` and visit its nodes; the first node in every view, the others in those that show their own bytes."""
     report = Report()
@@ -63,21 +97,18 @@ async def crawl(path: Path, state: Path, *, auto_check: bool = False) -> Report:
         failures: list[Exception] = []
         screen.failed = failures.append  # type: ignore[method-assign]
         outline = screen.session.outline
+        watch = Watch()
         for number, item in enumerate(items_of(outline)):
             report.nodes += 1
             for view in views_of(outline, item):
                 if number and view is not default_view(item) and (number > 4 or view not in CHEAP):
                     continue
-                begin = time.perf_counter()
+                watch.where = f"{item.key} in {view.value}"
                 screen.select(place_of(item).seen_in(view))
-                await app.settled(1)
-                taken = time.perf_counter() - begin
+                await quiet(app)
                 report.steps += 1
-                if taken > report.slowest:
-                    report.slowest, report.slowest_at = taken, f"{item.key} in {view.value}"
-                while len(app.screen_stack) > 2:  # a dialog asks for a passphrase or a backing file
-                    app.screen.dismiss(None)
-                    await pilot.pause()
+        watch.stop()
+        report.slowest, report.slowest_at = watch.longest, watch.longest_at
         report.errors = [f"{type(error).__name__}: {error}" for error in failures if type(error).__module__ == "builtins"]
         for each in app.browsers:
             each.session.close()

@@ -142,7 +142,7 @@ class Outline:
     def _head_items(self) -> Iterator[Item]:
         meta = self.meta
         area = meta.area
-        if area.extensions or area.overrun:
+        if area.extensions or area.overrun or area.ended:
             start = self._header_length()
             note = f"{len(area.extensions)}"
             yield self._marked(
@@ -230,7 +230,7 @@ class Outline:
         meta, key = self.meta, item.key
         makers: dict[Kind, Callable[[], list[Item]]] = {
             Kind.GROUP: lambda: self._group_children(key),
-            Kind.EXTENSIONS: lambda: [self._extension(index) for index in range(len(meta.extensions))],
+            Kind.EXTENSIONS: lambda: [self._extension(index) for index in range(len(meta.extensions) + meta.area.ended)],
             Kind.L1: lambda: self._grouped(key, self._l1_indices(key)),
             Kind.REFCOUNT_TABLE: lambda: self._grouped(key, self._indices(meta.refcount_table, REFCOUNT_OFFSET_MASK)),
             Kind.SNAPSHOTS: lambda: self._many(key, len(meta.snapshots), self._snapshot),
@@ -242,6 +242,8 @@ class Outline:
         return makers[item.kind]() if item.kind in makers else []
 
     def _extension(self, index: int) -> Item:
+        if index == len(self.meta.extensions) and self.meta.area.ended:
+            return Item(f"extension:{index}", "End of extensions", Kind.EXTENSION, self.meta.area.end - 8, 8, index=index)
         each = self.meta.extensions[index]
         item = Item(f"extension:{index}", each.name.capitalize(), Kind.EXTENSION, each.offset, each.end - each.offset, f"{len(each.data)} B", index=index)
         return self._marked(item)
@@ -455,7 +457,7 @@ class Outline:
         """The item of the first levels that owns a host byte (tables pointed at by L1 or refcount table included)."""
         best = self._file()
         candidates = self.roots()
-        candidates += [self._extension(i) for i in range(len(self.meta.extensions))] if self.geometry else []
+        candidates += [self._extension(i) for i in range(len(self.meta.extensions) + self.meta.area.ended)] if self.geometry else []
         if self.geometry and self.meta.encryption and self.meta.luks and self.meta.luks.valid:
             candidates += [self._slot(index) for index in range(8)]
         if self.geometry:

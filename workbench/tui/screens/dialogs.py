@@ -64,7 +64,8 @@ class TextDialog(Dialog):
             yield Static("⏎ go   Esc cancel" + ("   Tab completes   ↓ list" if self.preview else ""), id="hints", markup=False)
 
     def on_mount(self) -> None:
-        self.query_one(Input).focus()
+        for field in self.query(Input):  # none when it was closed at once
+            field.focus()
         if self.preview is not None:
             self.preview(self.value, self.show)
 
@@ -126,9 +127,9 @@ class ChooseDialog(Dialog):
             yield Static("⏎ choose   Esc cancel" if self.options else "Esc closes", id="hints", markup=False)
 
     def on_mount(self) -> None:
-        if self.options:
-            self.query_one(OptionList).focus()
-            self.query_one(OptionList).highlighted = 0
+        for listing in self.query(OptionList):  # none without options, or when it was closed at once
+            listing.focus()
+            listing.highlighted = 0
 
     @on(OptionList.OptionSelected)
     def chosen(self, event: OptionList.OptionSelected) -> None:

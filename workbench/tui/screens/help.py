@@ -33,8 +33,9 @@ class ListDialog(Dialog):
             yield Static(self.hints, id="hints", markup=False)
 
     def on_mount(self) -> None:
-        self.query_one(Input).focus()
-        self.fill("")
+        for field in self.query(Input):  # none when it was closed at once
+            field.focus()
+            self.fill("")
 
     @on(Input.Changed)
     def changed(self, event: Input.Changed) -> None:

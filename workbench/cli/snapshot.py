@@ -15,6 +15,8 @@ from workbench.cli.common import (
     json_option,
     open_storage,
     print_json,
+    read_secret,
+    secret_option,
 )
 from workbench.errors import ArgumentError
 
@@ -25,8 +27,11 @@ from workbench.errors import ArgumentError
 @click.option("-c", "--create", "create", metavar="NAME", help="Keep the disk as it is now under NAME.")
 @click.option("-a", "--apply", "apply", metavar="NAME", help="Make the disk what it was at snapshot NAME (or ID).")
 @click.option("-d", "--delete", "delete", metavar="NAME", help="Forget snapshot NAME (or ID) and free its clusters.")
-@click.option("--discard", is_flag=True, help="With -a and -d: punch holes for freed clusters (they cannot be recovered).")
+@click.option(
+    "--discard", is_flag=True, help="With -a and -d: punch holes for freed clusters (they cannot be recovered)."
+)
 @force_share_option
+@secret_option
 @json_option
 @debug_option
 @handle_errors
@@ -38,6 +43,7 @@ def command(
     delete: str | None,
     discard: bool,
     force_share: bool,
+    secret_file: Path | None,
     as_json: bool,
 ) -> None:
     """List the internal snapshots of IMAGE, or create, apply or delete one."""
@@ -45,7 +51,7 @@ def command(
     if len(wanted) + listing > 1:
         raise ArgumentError("one of -l, -c, -a and -d at a time")
     if wanted:
-        _change(image, create, apply, delete, discard=discard)
+        _change(image, create, apply, delete, discard=discard, secret=read_secret(secret_file))
         if as_json:
             print_json(_listed(image, force_share=False))
         return
@@ -56,23 +62,21 @@ def command(
         _show(rows)
 
 
-def _change(image: Path, create: str | None, apply: str | None, delete: str | None, *, discard: bool) -> None:
+def _change(
+    image: Path, create: str | None, apply: str | None, delete: str | None, *, discard: bool, secret: bytes | None
+) -> None:
     from workbench.engine.gate import no_backing
     from workbench.engine.image import Image
     from workbench.engine.snapshots import apply_snapshot, create_snapshot, delete_snapshot
-    from workbench.errors import PassphraseError
 
     options = {"discard": "unmap" if discard else "ignore"}
-    try:
-        with Image.open(image, writable=True, gate=no_backing, options=options) as opened:
-            if create is not None:
-                create_snapshot(opened, create)
-            elif apply is not None:
-                apply_snapshot(opened, apply)
-            elif delete is not None:
-                delete_snapshot(opened, delete)
-    except PassphraseError as error:
-        raise ArgumentError("snapshots of encrypted images need their passphrase", path=str(image)) from error
+    with Image.open(image, writable=True, gate=no_backing, secret=secret, options=options) as opened:
+        if create is not None:
+            create_snapshot(opened, create)
+        elif apply is not None:
+            apply_snapshot(opened, apply)
+        elif delete is not None:
+            delete_snapshot(opened, delete)
 
 
 def _listed(image: Path, *, force_share: bool) -> list[dict[str, Any]]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
+from workbench.check.problems import PROBLEMS
 from workbench.render.plan import TIER_GLYPHS, TIER_LEVELS, TIER_WORDS, DiffRow, diff_rows, ranges_words
 from workbench.repair.workspace import Step
 from workbench.tui.widgets.rows import Part, Rows, cut
 
 Line = list[Part]
+
+
+def reason(code: str) -> str:
+    """Why a step is there, by its finding's title."""
+    problem = PROBLEMS.get(code)
+    if problem is None:
+        return "asked for by hand" if code == "BY-HAND" else f"because of {code}"
+    return f"because: {problem.title} ({code})"
 
 
 class EditDiffView(Rows):
@@ -68,7 +77,7 @@ class EditDiffView(Rows):
         lines.append(
             [
                 (f" {TIER_GLYPHS[step.tier]} {TIER_WORDS[step.tier]}", TIER_LEVELS[step.tier]),
-                (cut(f"  because of {step.code}" if step.code != "BY-HAND" else "  asked for by hand", self.inner_width - 16), "dim"),
+                (cut(f"  {reason(step.code)}", self.inner_width - 13), "dim"),
             ]
         )
         if step.guest:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from tests.campaigns.write_kit import prepared, run_step, workload
+from tests.campaigns.write_powercut import Trace, crash_states
 from tests.engine.write.kit import assert_clean, disk, fresh, meta, opened
+from workbench.check.run import check
 from workbench.engine.create import CreateOptions
+from workbench.engine.metadata import load_metadata
 from workbench.engine.write.prealloc import Preallocation
 from workbench.errors import ArgumentError
+from workbench.storage.memory import MemoryStorage
+from workbench.storage.recording import Recording
 
 
 def test_growing_and_shrinking_keeps_what_is_left() -> None:
@@ -77,3 +85,33 @@ def test_every_cluster_size(bits: int) -> None:
 def test_options_that_qemu_refuses(options: dict[str, object], words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         CreateOptions(1 << 20, **options).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", ["512", "4k", "lazy", "extended", "snapshot", "bitmap"])
+def test_a_power_cut_while_resizing_leaves_a_sound_disk(shape: str) -> None:
+    start = MemoryStorage(prepared(shape))
+    with opened(start) as image:
+        for step in workload(random.Random(shape), image.size, image.geometry.cluster_size, 30):
+            run_step(image, step)
+        before = image.read(0, image.size)
+    storage = Recording(MemoryStorage(start.getvalue()))
+    large = 40 << 20 if shape == "512" else 1 << 30
+    sizes = [len(before), large, 100 << 10, 400 << 10]
+    with opened(storage) as image:
+        for size in sizes[1:]:
+            image.truncate(size)
+    rng = random.Random(shape)
+    for number, (_, position, data) in enumerate(crash_states(Trace(start.getvalue(), storage.ops, [], 0, 0), rng, 1)):
+        if number % 2:
+            continue
+        state = MemoryStorage(data)
+        if load_metadata(state).header.has("dirty"):
+            opened(state).close()
+        result = check(load_metadata(state), fast=True)
+        assert (result.corruptions, result.check_errors) == (0, 0), (position, [f.code for f in result.findings])
+        with opened(state, writable=False) as image:
+            assert image.size in sizes
+            kept = min(100 << 10, image.size)
+            assert image.read(0, kept) == before[:kept]
+            if image.size == large:
+                assert image.read(len(before), 1 << 20) == bytes(1 << 20)

@@ -242,6 +242,8 @@ def _link(core: Core, region: _Region, *, keep: bool) -> None:
     words, width = piece.data, tables.width
     first = (region.guest >> tables.cluster_bits) & tables.index_mask
     replaced = []
+    tables.cache.mark_dirty(piece)
+    region.linked = True
     for number in range(region.count):
         at = (first + number) * width
         old = words[at]
@@ -250,8 +252,6 @@ def _link(core: Core, region: _Region, *, keep: bool) -> None:
             words[at + 1] = _written(core, region, number, 0 if old & COMPRESSED else words[at + 1])
         if not keep and old & (OFFSET_MASK | COMPRESSED) and not core.external:
             replaced.append(old)
-    tables.cache.mark_dirty(piece)
-    region.linked = True
     for old in replaced:
         core.allocator.free_entry(old)
 

@@ -121,7 +121,6 @@ def _zero_slice(core: Core, at: int, end: int, *, unmap: bool) -> int:
     words, width = piece.data, tables.width
     count = min(tables.left_in_slice(at), (end - at) // size)
     first = (at >> tables.cluster_bits) & tables.index_mask
-    changed = False
     for number in range(count):
         word = (first + number) * width
         old = words[word]
@@ -136,14 +135,12 @@ def _zero_slice(core: Core, at: int, end: int, *, unmap: bool) -> int:
             new_bitmap = 0
         if new == old and new_bitmap == bitmap:
             continue
+        tables.cache.mark_dirty(piece)  # first: nothing may be freed that an unmarked change gave up
         words[word] = new
         if width == 2:
             words[word + 1] = new_bitmap
-        changed = True
         if drop:
             _free(core, old)
-    if changed:
-        tables.cache.mark_dirty(piece)
     return at + count * size
 
 
@@ -159,8 +156,8 @@ def _zero_subclusters(core: Core, start: int, end: int) -> bool:
     bitmap = piece.data[word + 1]
     new = (bitmap | mask << SUBCLUSTERS) & ~mask
     if new != bitmap:
-        piece.data[word + 1] = new
         tables.cache.mark_dirty(piece)
+        piece.data[word + 1] = new
     return True
 
 
@@ -184,7 +181,6 @@ def _discard_slice(core: Core, at: int, end: int, *, full: bool) -> int:
         return at + count * size
     piece = tables.own_slice(at)
     words = piece.data
-    changed = False
     for number in range(count):
         word = (first + number) * width
         old = words[word]
@@ -204,13 +200,11 @@ def _discard_slice(core: Core, at: int, end: int, *, full: bool) -> int:
             guest = at + number * size
             core.data.write_zeroes(guest, min(size, core.layer.size - guest), punch=core.allocator.punch)
             core.references_changed()
+        tables.cache.mark_dirty(piece)
         words[word] = new
         if width == 2:
             words[word + 1] = new_bitmap
-        changed = True
         _free(core, old)
-    if changed:
-        tables.cache.mark_dirty(piece)
     return at + count * size
 
 

@@ -17,10 +17,6 @@ from workbench.cli.common import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED, complai
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-# numpy's BLAS starts a thread per processor when it is imported, which takes as long as the rest of numpy; nothing here
-# does linear algebra.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 COMMANDS: Final[dict[str, str]] = {
     "browse": "Open the workbench on an image (what `qwb IMAGE` does).",
     "info": "What an image is: size, features, snapshots, bitmaps, what is wrong with its header.",
@@ -128,8 +124,6 @@ def main(args: list[str] | None = None) -> None:
 
     Wrong usage is 1 and not click's 2: 2 means "corrupt" to whoever reads the exit code of a check.
     """
-    # numpy's linear algebra, which nothing here uses, would start a thread per core: half of numpy's import time.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without our characters is no reason to fail

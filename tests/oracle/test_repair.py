@@ -222,3 +222,52 @@ def test_crosslinked_luks_clusters_read_the_same_after_repair(base_images: BaseI
         guide.apply()
     assert qemu_check(image, secret=secret).corruptions == 0
     assert read_disk(image, secret) == disk
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "choices", "gone"),
+    [
+        ("tail-garbage", "FILE-TAIL-UNUSED", {}, "FILE-TAIL-UNUSED"),
+        ("bitmap-flag-in-use", "BITMAP-IN-USE", {"bitmaps-in-use": "trust"}, "BITMAP-IN-USE"),
+        ("bitmap-flag-in-use", "BITMAP-IN-USE", {"bitmaps-in-use": "drop"}, "BITMAP-IN-USE"),
+        ("bitmap-tail-bits", "BITMAP-TAIL-BITS", {}, "BITMAP-TAIL-BITS"),
+        ("bitmaps-directory-wiped", "BITMAP-UNREADABLE", {"bitmaps": "drop"}, "BITMAP-UNREADABLE"),
+        ("backing-format-lost", "BACKING-FORMAT-MISSING", {}, "BACKING-FORMAT-MISSING"),
+        ("extension-backing-format-alone", "BACKING-FORMAT-UNUSED", {}, "BACKING-FORMAT-UNUSED"),
+        ("snapshot-l1-size-zero", "SNAPSHOT-DISK-SIZE", {"snapshot-entries": "drop"}, "SNAPSHOT-DISK-SIZE"),
+        ("snapshots-duplicate-id", "SNAPSHOT-DUPLICATE-ID", {}, "SNAPSHOT-DUPLICATE-ID"),
+        ("truncated-mid-cluster", "REGION-BEYOND-EOF", {}, "REGION-BEYOND-EOF"),
+    ],
+)
+def test_what_is_asked_for_by_name_is_done_and_can_be_undone(
+    name: str, code: str, choices: dict[str, str], gone: str, base_images: BaseImages, tmp_path: Path
+) -> None:
+    from workbench.repair.policy import Mode
+
+    image = base_images.copy(base_images.damaged(name), tmp_path / "work")
+    old = image.read_bytes()
+    with inside(image.parent), Guide(image.name) as guide:
+        guide.choose(mode=Mode.CODES, codes=frozenset({code}), choices=choices)
+        plan = guide.plan()
+        assert not plan.empty and gone not in plan.result_after.findings.by_code
+        guide.apply()
+        assert qemu_check(image, secret=None).code in (0, 3)
+        guide.undo()
+    assert image.read_bytes() == old
+
+
+def test_a_snapshot_without_any_table_is_dropped_only_when_chosen(base_images: BaseImages, tmp_path: Path) -> None:
+    from sample_images.editor import Editor
+
+    image = base_images.copy(base_images.get("snapshots"), tmp_path / "work")
+    with Editor(image) as editor:
+        first = editor.snapshots()[0]
+        editor.wipe(first.l1_offset)
+        editor.set_snapshot(first, "l1_table_offset", 1 << 40)
+    with Guide(image) as guide:
+        kept = guide.plan()
+        guide.choose(choices={"snapshot-entries": "drop"})
+        dropped = guide.plan()
+    assert len(kept.result_after.meta.snapshots) == 2 and kept.tier.value == "judgement"
+    assert len(dropped.result_after.meta.snapshots) == 1 and dropped.tier.value == "destructive"
+    assert kept.after.corruptions == dropped.after.corruptions == 0

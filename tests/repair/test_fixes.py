@@ -41,3 +41,15 @@ def test_repair_knows_nothing_of_its_faces(package: str) -> None:
     root = Path(__file__).parents[2] / "workbench" / "repair"
     for path in root.rglob("*.py"):
         assert f"import {package}" not in path.read_text() and f"from {package}" not in path.read_text()
+
+
+def test_every_fix_that_the_catalogue_names_is_carried_out_by_rules() -> None:
+    from workbench.check import fixes as named
+    from workbench.check.problems import Fix
+    from workbench.repair.fixes.catalogue import IMPLEMENTED
+
+    ids = {each.id for each in vars(named).values() if isinstance(each, Fix)}
+    assert set(IMPLEMENTED) == ids
+    rules = {rule.id: {each.id for each in rule.alternatives} | {""} for rule in (*RULES, FINISH)}
+    for carried in IMPLEMENTED.values():
+        assert all(way in rules[rule] for rule, way in carried)

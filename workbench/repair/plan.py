@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from workbench.check import check
 from workbench.check.problems import PROBLEMS, Severity, Tier
-from workbench.check.result import CheckResult
+from workbench.check.result import CheckCancelled, CheckResult
 from workbench.engine.metadata import load_metadata
 from workbench.errors import ArgumentError, ImageError, QwbError
 from workbench.repair import fingerprint
@@ -245,6 +245,8 @@ def make_plan(
     for number in range(1, ROUNDS + 1):
         steps = len(space.steps)
         for rule in _chosen(chosen, found):
+            if cancel is not None and cancel():
+                raise CheckCancelled("planning was cancelled; nothing was changed", path=storage.path)
             tell(f"trying fixes, round {number}: {rule.title}")
             _run(space, rule)
         if len(space.steps) == steps:

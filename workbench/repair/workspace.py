@@ -195,10 +195,9 @@ class Workspace:
         self.changed()
         return offset
 
-    def log_truncation(self, offset: int, length: int, before: bytes, *, code: str, title: str) -> None:
-        """Record that the file now ends at `offset`, `length` bytes earlier."""
-        step = Step(len(self.steps) + 1, code, self.fix, title, Tier.DESTRUCTIVE, offset, length, before, b"", "data")
-        self.steps.append(step)
+    def log_length(self, offset: int, length: int, before: bytes, *, code: str, title: str, tier: Tier) -> None:
+        """Record that the file's length changed: `length` bytes from `offset` came or went."""
+        self.steps.append(Step(len(self.steps) + 1, code, self.fix, title, tier, offset, length, before, b"", "data"))
         self.changed()
 
     def _past_wild_references(self) -> int:

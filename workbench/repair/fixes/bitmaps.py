@@ -17,7 +17,7 @@ from formats.qcow2.header import AUTOCLEAR
 from formats.qcow2.tables import ALL_ONES, BITMAP_TABLE_ENTRY, table_bytes
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
-from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.fixes.extensions import add_extension, drop_extension
 from workbench.repair.probe import clusters
 from workbench.repair.workspace import Workspace
@@ -48,7 +48,10 @@ class _Entry:
 
 
 def run(space: Workspace) -> None:
-    """Directory and extension first, then each bitmap's table."""
+    """Directory and extension first, then each bitmap's table; or all bitmaps given up, if that was chosen."""
+    if space.policy.choice("bitmaps", "mend") == "drop":
+        _give_up(space, space.meta.extension(ExtensionType.BITMAPS) is not None, Tier.DESTRUCTIVE)
+        return
     _directory(space)
     _tables(space)
 
@@ -88,10 +91,10 @@ def _directory(space: Workspace) -> None:
     _write(space, entries, offset)
 
 
-def _give_up(space: Workspace, has_extension: bool) -> None:
+def _give_up(space: Workspace, has_extension: bool, tier: Tier = _J) -> None:
     if has_extension:
-        title = "drop the bitmaps extension: no bitmap directory can be found (the next backup must be a full one)"
-        drop_extension(space, ExtensionType.BITMAPS, code="BITMAP-UNREADABLE", title=title)
+        title = "drop the bitmaps extension: the next backup must be a full one"
+        drop_extension(space, ExtensionType.BITMAPS, code="BITMAP-UNREADABLE", title=title, tier=tier)
     if space.meta.header.has("bitmaps"):
         _set_bit(space, False, "BITMAPS-BIT-WITHOUT-EXTENSION", "clear the bitmaps bit: there are no bitmaps")
 
@@ -320,5 +323,9 @@ RULES = (
         ),
         _J,
         run,
+        alternatives=(
+            Alternative("mend", "Mend them", "what is lost counts as dirty, what may have missed writes is not trusted"),
+            Alternative("drop", "Drop all bitmaps", "the next backup of everyone who used one must be a full one", Tier.DESTRUCTIVE),
+        ),
     ),
 )  # fmt: skip

@@ -53,9 +53,11 @@ def add_extension(space: Workspace, kind: int, data: bytes, *, code: str, title:
     return write_area(space, [*kept, Extension(0, kind, data)], code=code, title=title)
 
 
-def drop_extension(space: Workspace, kind: int, *, code: str, title: str) -> bool:
+def drop_extension(space: Workspace, kind: int, *, code: str, title: str, tier: Tier = Tier.JUDGEMENT) -> bool:
     """Take the extensions of one type out."""
-    return write_area(space, [each for each in space.meta.extensions if each.type != kind], code=code, title=title)
+    return write_area(
+        space, [each for each in space.meta.extensions if each.type != kind], code=code, title=title, tier=tier
+    )
 
 
 def run_backing(space: Workspace) -> None:

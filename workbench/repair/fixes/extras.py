@@ -65,7 +65,7 @@ def _drop_in_use(space: Workspace) -> None:
         return
     why = {"code": "BITMAP-IN-USE", "title": "drop the bitmaps that were not saved properly"}
     if not kept:
-        drop_extension(space, ExtensionType.BITMAPS, **why)
+        drop_extension(space, ExtensionType.BITMAPS, tier=Tier.DESTRUCTIVE, **why)
         value = space.meta.header.autoclear_features & ~AUTOCLEAR["bitmaps"].mask
         space.set_header("autoclear_features", value, tier=Tier.DESTRUCTIVE, **why)
         return
@@ -142,10 +142,34 @@ def run_tail(space: Workspace) -> None:
         tail = space.size - end
         last = space.read(end, min(tail, 512))
         space.overlay.truncate(end)
-        space.log_truncation(end, tail, last, code="FILE-TAIL-UNUSED", title=f"cut {tail} unused bytes off the file")
+        space.log_length(
+            end,
+            tail,
+            last,
+            code="FILE-TAIL-UNUSED",
+            title=f"cut {tail} unused bytes off the file",
+            tier=Tier.DESTRUCTIVE,
+        )
+
+
+def run_extend(space: Workspace) -> None:
+    """Fill the last cluster of the file with zeros."""
+    if space.size % space.cluster:
+        end = space.end
+        old = space.size
+        space.overlay.truncate(end)
+        space.log_length(
+            old,
+            end - old,
+            b"",
+            code="REGION-BEYOND-EOF",
+            title=f"fill the last cluster with {end - old} zeros",
+            tier=Tier.SAFE,
+        )
 
 
 RULES = (
+    Rule("extend-file", "Fill the last cluster", codes("REGION-BEYOND-EOF"), Tier.SAFE, run_extend, on_request=True),
     Rule("bitmap-tail", "Clear bitmap bits behind the disk", codes("BITMAP-TAIL-BITS"), Tier.SAFE, run_tail_bits),
     Rule("raw-bit", "Clear the raw data file bit", codes("DATA-FILE-RAW-BACKING"), _J, run_raw_bit),
     Rule(

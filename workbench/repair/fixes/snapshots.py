@@ -12,7 +12,7 @@ from formats.qcow2 import limits
 from formats.qcow2.snapshots import FIXED_SIZE, Snapshot, build_snapshot, entry_size, parse_snapshot
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
-from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.probe import clusters, find_l1, l1_score
 from workbench.repair.workspace import Workspace
 
@@ -182,10 +182,14 @@ def _code(space: Workspace, in_file: bool, found: int) -> str:
     return "SNAPSHOT-UNREADABLE"
 
 
-def write_table(space: Workspace, entries: list[Snapshot], code: str) -> None:
+def write_table(space: Workspace, entries: list[Snapshot], code: str, tier: Tier = _J) -> None:
     """Header (and table, where its bytes change) for these entries."""
     header = space.meta.header
-    place, same = entries[0].offset, True
+    if not entries:
+        space.put(60, bytes(12), code=code, title="drop the last snapshot", kind="header", tier=tier)
+        return
+    place = entries[0].offset
+    same = place % space.cluster == 0
     position = place
     for each in entries:
         same &= each.offset == position and each.raw == _stored_bytes(space, each) and bool(each.raw)
@@ -196,12 +200,12 @@ def write_table(space: Workspace, entries: list[Snapshot], code: str) -> None:
         place = _room(space, entries[0].offset, len(data))
         title = f"write the snapshot table anew: {len(entries)} snapshot(s), {names}"
         space.put(
-            place, data, code=code, title=title, kind="snapshot", tier=_J, snapshots=[each.id for each in entries]
+            place, data, code=code, title=title, kind="snapshot", tier=tier, snapshots=[each.id for each in entries]
         )
     if place != header.snapshots_offset or len(entries) != header.nb_snapshots:
         value = len(entries).to_bytes(4, "big") + place.to_bytes(8, "big")
         title = f"let the header name {len(entries)} snapshot(s) at {place:#x}: {names}"
-        space.put(60, value, code=code, title=title, kind="header", tier=_J, snapshots=[each.id for each in entries])
+        space.put(60, value, code=code, title=title, kind="header", tier=tier, snapshots=[each.id for each in entries])
 
 
 def _room(space: Workspace, offset: int, length: int) -> int:
@@ -232,7 +236,8 @@ def run_entries(space: Workspace) -> None:
     for number in range(len(space.meta.snapshots)):
         _mend_sizes(space, number)
     for number in range(len(space.meta.snapshots)):
-        _mend_l1(space, number)
+        if number < len(space.meta.snapshots):  # one may have been dropped
+            _mend_l1(space, number)
     _mend_ids(space)
 
 
@@ -271,6 +276,9 @@ def _mend_l1(space: Workspace, number: int) -> None:
         found = find_l1(space, each.l1_size, taken, space.ledger.maybe_leaked())
         place = found[0][1] if found else 0
     code = "SNAPSHOT-L1-UNALIGNED" if aligned != offset else "SNAPSHOT-L1-OFFSET"
+    if not place and space.policy.choice("snapshot-entries", "keep") == "drop":
+        write_table(space, [other for other in space.meta.snapshots if other is not each], code, Tier.DESTRUCTIVE)
+        return
     title = f"point snapshot {each.id} ({each.name}) at its L1 table, found at {place:#x}"
     guest = [(0, each.disk_size or space.meta.header.size)]
     if not place:
@@ -346,5 +354,9 @@ RULES = (
         codes("SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-OFFSET", "SNAPSHOT-L1-TOO-LARGE", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-DUPLICATE-ID"),
         _J,
         run_entries,
+        alternatives=(
+            Alternative("keep", "Keep every snapshot", "one whose L1 table is lost reads as empty, its name stays"),
+            Alternative("drop", "Drop snapshots whose L1 table is lost", "the entry is gone; leaked clusters stay", Tier.DESTRUCTIVE),
+        ),
     ),
 )  # fmt: skip

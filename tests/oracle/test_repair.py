@@ -271,3 +271,26 @@ def test_a_snapshot_without_any_table_is_dropped_only_when_chosen(base_images: B
     assert len(kept.result_after.meta.snapshots) == 2 and kept.tier.value == "judgement"
     assert len(dropped.result_after.meta.snapshots) == 1 and dropped.tier.value == "destructive"
     assert kept.after.corruptions == dropped.after.corruptions == 0
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_damage_is_repaired_no_worse_than_by_qemu_img(
+    seed: int, base_images: BaseImages, tmp_path: Path
+) -> None:
+    from sample_images.bases import BASES
+    from sample_images.mutate import mutate
+
+    name = [
+        "many-l2",
+        "snapshots",
+        "bitmaps",
+        "refcount-blocks",
+        "v2-4k",
+        "subclusters-16k",
+        "data-file",
+        "refcount-1",
+    ][seed % 8]
+    image = base_images.copy(base_images.get(name), tmp_path / "work")
+    damage = mutate(image, seed)
+    found = judge(image, secret=BASES[name].secret)
+    assert not found.worse and not found.lost and found.undone and not found.refused, damage

@@ -133,12 +133,12 @@ class Refcounts:
                 self._negative(index * self.per_block + low + int(values.argmin()))
         for index, low, high in pieces:
             piece = self._block(index)
+            self.cache.mark_dirty(piece)
             values = piece.data[low:high]
             if delta > 0:
                 values += values.dtype.type(delta)
             else:
                 values -= values.dtype.type(-delta)
-            self.cache.mark_dirty(piece)
 
     def drop(self, clusters: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int]]:
         """Take `counts` off the refcounts of `clusters` (sorted, unique). Returns (clusters now free, clusters whose
@@ -162,8 +162,8 @@ class Refcounts:
             short = before < by.astype(np.uint64)
             low.extend(part[short].tolist())
             after = np.where(short, np.uint64(0), before - by.astype(np.uint64))
-            piece.data[inside] = after.astype(piece.data.dtype)
             self.cache.mark_dirty(piece)
+            piece.data[inside] = after.astype(piece.data.dtype)
             freed.append(part[(after == 0) & ~(before == 0)])
         return (np.concatenate(freed) if freed else np.empty(0, np.int64)), low
 

@@ -51,7 +51,12 @@ def main() -> int:
             folder = Path(root) / "now"
             shutil.copytree(built[name].parent, folder, symlinks=True)
             image = folder / built[name].name
-            damage = (corrupt if options.blind else mutate)(image, seed)
+            try:
+                damage = (corrupt if options.blind else mutate)(image, seed)
+            except (OverflowError, MemoryError):  # an earlier mutation made the cluster size absurd
+                tally["not mutated"] += 1
+                shutil.rmtree(folder)
+                continue
             started = time.perf_counter()
             problems = one(image, BASES[name].secret, tally)
             slowest = max(slowest, time.perf_counter() - started)

@@ -17,6 +17,7 @@ from formats.qcow2.extensions import (
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.workspace import Workspace
+from workbench.units import round_up
 
 _FIXED_LENGTH: Final = {ExtensionType.BITMAPS: 24, ExtensionType.ENCRYPTION: 16}
 
@@ -182,6 +183,31 @@ _FORMATS: Final = {
 }
 
 
+def run_data_file_name(space: Workspace) -> None:
+    """A data file name cut short by a wrong length: the rest of it stands behind."""
+    found = space.meta.extension(ExtensionType.DATA_FILE)
+    if found is None or not found.data:
+        return
+    folder, head = os.path.dirname(space.base.path), space.meta.head
+    start, end = found.offset + 8, space.meta.extension_end
+    whole = head[start : min(end, start + 1024)].split(b"\0")[0]
+    if whole == found.data or _beside(folder, found.data) or not _beside(folder, whole):
+        return
+    before = [each for each in space.meta.extensions if each.offset < found.offset]
+    rest = parse_extensions(head, start + round_up(len(whole), 8), end).extensions
+    name = Extension(0, ExtensionType.DATA_FILE, whole)
+    title = f"correct the length of the external data file's name: {whole.decode('utf-8', 'replace')!r}"
+    write_area(space, [*before, name, *rest], code="DATA-FILE-UNNAMED", title=title)
+
+
+def _beside(folder: str, name: bytes) -> bool:
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return text.isprintable() and os.path.isfile(os.path.join(folder, text))
+
+
 def run_overrun(space: Workspace) -> None:
     """A record whose length leaves the area: the length that lets the rest be read, else the area ends before it."""
     area = space.meta.area
@@ -249,6 +275,13 @@ def run_duplicates(space: Workspace) -> None:
 
 
 RULES = (
+    Rule(
+        "data-file-name",
+        "Restore the external data file's name",
+        codes("DATA-FILE-UNNAMED", "DATA-FILE-MISSING"),
+        Tier.JUDGEMENT,
+        run_data_file_name,
+    ),
     Rule("extension-overrun", "Mend header extensions", codes("EXTENSION-OVERRUN"), Tier.JUDGEMENT, run_overrun),
     Rule(
         "extension-duplicate",

@@ -164,7 +164,6 @@ def run_data_file(space: Workspace) -> None:
     header = space.meta.header
     if header.version < 3:
         return
-    _longer_name(space)
     named = bool(space.meta.data_file_name)
     mask = INCOMPATIBLE["data_file"].mask
     if header.has("data_file") and not named and not _maps_outside(space):
@@ -197,26 +196,6 @@ def run_data_file(space: Workspace) -> None:
             title="clear the raw data file bit: there is no data file",
             tier=_J,
         )
-
-
-def _longer_name(space: Workspace) -> None:
-    """A data file name cut short by a wrong length: the rest of it stands in the padding."""
-    found = space.meta.extension(ExtensionType.DATA_FILE)
-    if found is None or not found.data:
-        return
-    folder = os.path.dirname(space.base.path)
-    whole = (found.data + found.padding).rstrip(b"\0")
-    if whole != found.data and not _beside(folder, found.data) and _beside(folder, whole):
-        title = f"correct the length of the external data file's name: {whole.decode('utf-8', 'replace')!r}"
-        add_extension(space, ExtensionType.DATA_FILE, whole, code="DATA-FILE-UNNAMED", title=title)
-
-
-def _beside(folder: str, name: bytes) -> bool:
-    try:
-        text = name.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return text.isprintable() and os.path.isfile(os.path.join(folder, text))
 
 
 def _name_data_file(space: Workspace) -> None:

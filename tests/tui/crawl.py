@@ -54,9 +54,10 @@ class Watch:
 
     async def _run(self) -> None:
         while True:
-            begin = time.perf_counter()
+            begin, spent = time.perf_counter(), time.process_time()
             await asyncio.sleep(0.01)
-            gap = time.perf_counter() - begin - 0.01
+            # Waiting for a processor that others use is no freeze of ours.
+            gap = min(time.perf_counter() - begin - 0.01, time.process_time() - spent)
             if gap > self.longest:
                 self.longest, self.longest_at = gap, self.where
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_rows_cover_every_entry_once_folded_or_not(name: str) -> None:
             rows = EntryRows(meta, table, fold=fold)
             runs = [rows.run(row) for row in range(len(rows))]
             assert runs[0].first == 0 and runs[-1].last == table.entries - 1
-            assert all(one.last + 1 == other.first for one, other in zip(runs, runs[1:], strict=False))
+            assert all(one.last + 1 == other.first for one, other in pairwise(runs))
             assert fold or all(run.count == 1 for run in runs)
             assert all(rows.row_of(run.first) == row and rows.row_of(run.last) == row for row, run in enumerate(runs))
 

@@ -76,6 +76,7 @@ class EntryRows:
         self.readable = min(table.readable(meta), MAX_ENTRIES)
         self.step = meta.geometry.cluster_size if meta.geometry and table.kind is not TableKind.REFCOUNT_BLOCK else 0
         self.first, self.second = self._read()
+        _ = meta.refcount_table.size  # read here, in the worker: rows show refcounts
         self._build()
 
     def _read(self) -> tuple[NDArray[Any], NDArray[Any] | None]:

@@ -23,6 +23,7 @@ from workbench.engine.faults import Fault
 from workbench.engine.metadata import Metadata, Region
 from workbench.engine.structures import Part, Structure
 from workbench.engine.tables import Table
+from workbench.render.sizes import count
 from workbench.render.text import printable
 from workbench.teach import facts_of
 from workbench.units import Geometry, format_size
@@ -70,6 +71,12 @@ _PARTS: Final = {
     Kind.LUKS: Part.LUKS,
     Kind.KEY_SLOT: Part.LUKS,
 }
+def _share(part: int, whole: int) -> str:
+    """`3% full`; never 0% of something, never 100% of less than all."""
+    percent = part * 100 // max(1, whole)
+    return "full" if part >= whole else f"{percent}% full" if percent else "<1% full"
+
+
 TABLES: Final = {Kind.L1, Kind.L2, Kind.REFCOUNT_TABLE, Kind.REFCOUNT_BLOCK, Kind.BITMAP_TABLE}
 
 
@@ -170,7 +177,7 @@ class Outline:
     def _l1_item(self, key: str, label: str, offset: int, entries: int, codes: tuple[str, ...] = ()) -> Item:
         size = min(entries * 8, limits.MAX_L1_SIZE)
         length = max(0, min(size, self.meta.file_size - offset))
-        item = Item(key, label, Kind.L1, offset, length, f"{entries:,} entries", branch=length > 0)
+        item = Item(key, label, Kind.L1, offset, length, count(entries, "entry"), branch=length > 0)
         geometry = self.geometry
         if geometry and offset % geometry.cluster_size:
             item = replace(item, mark="bad", why=f"its offset {offset:#x} is not cluster aligned")
@@ -181,7 +188,7 @@ class Outline:
     def _refcount_table(self) -> Item:
         region = self.meta.refcount_table_region
         length = max(0, min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE, self.meta.file_size - region.offset))
-        item = Item("refcount-table", "Refcount table", Kind.REFCOUNT_TABLE, region.offset, length, f"{length // 8:,} entries", branch=length > 0)
+        item = Item("refcount-table", "Refcount table", Kind.REFCOUNT_TABLE, region.offset, length, count(length // 8, "entry"), branch=length > 0)
         geometry = self.geometry
         if geometry and region.offset % geometry.cluster_size:
             item = replace(item, mark="bad", why=f"its offset {region.offset:#x} is not cluster aligned")
@@ -267,7 +274,7 @@ class Outline:
     def _bitmap_table(self, index: int) -> Item:
         each = self.meta.bitmap_directory.bitmaps[index]
         length = max(0, min(each.table_size * 8, self.meta.file_size - each.table_offset, limits.MAX_BITMAP_TABLE_ENTRIES * 8))
-        item = Item(f"bitmap-table:{index}", "Bitmap table", Kind.BITMAP_TABLE, each.table_offset, length, f"{each.table_size:,} entries", index=index)
+        item = Item(f"bitmap-table:{index}", "Bitmap table", Kind.BITMAP_TABLE, each.table_offset, length, count(each.table_size, "entry"), index=index)
         return replace(item, mark="bad", why="it reaches past the end of the file") if length < each.table_size * 8 else item
 
     def _slot(self, index: int) -> Item:
@@ -298,21 +305,20 @@ class Outline:
     def _grouped(self, key: str, indices: list[int], low: int = 0, high: int | None = None) -> list[Item]:
         """Items for positions low..high of `indices`, in groups of powers of 64 when there are more than 64."""
         high = len(indices) if high is None else high
-        count = high - low
-        if count <= GROUP:
+        if high - low <= GROUP:
             return [self._pointed(key, index) for index in indices[low:high]]
         step = GROUP
-        while count > step * GROUP:
+        while high - low > step * GROUP:
             step *= GROUP
         found = []
         for start in range(low, high, step):
             stop = min(start + step, high)
             label = f"{self._short(key)}[{indices[start]}…{indices[stop - 1]}]"
-            found.append(Item(f"{key}#{start}-{stop}", label, Kind.GROUP, 0, 0, f"{stop - start:,} tables", branch=True))
+            found.append(Item(f"{key}#{start}-{stop}", label, Kind.GROUP, 0, 0, count(stop - start, "table"), branch=True))
         return found
 
-    def _many(self, key: str, count: int, make: Callable[[int], Item], low: int = 0, high: int | None = None) -> list[Item]:
-        high = count if high is None else high
+    def _many(self, key: str, number: int, make: Callable[[int], Item], low: int = 0, high: int | None = None) -> list[Item]:
+        high = number if high is None else high
         if high - low <= GROUP:
             return [make(index) for index in range(low, high)]
         step = GROUP
@@ -360,7 +366,7 @@ class Outline:
         used = np.frombuffer(data[: len(data) & ~15], dtype=">u8")[::step]
         filled = int(np.count_nonzero(used))
         start = geometry.guest_offset(index, 0)
-        return replace(item, note=f"{format_size(start)}+ {filled * 100 // max(1, geometry.l2_entries)}%" if filled else f"{format_size(start)}+ empty")
+        return replace(item, note=f"{format_size(start)} on, {_share(filled, geometry.l2_entries)}" if filled else f"{format_size(start)} on, empty")
 
     def _block(self, index: int) -> Item:
         geometry = self.geometry

@@ -9,6 +9,7 @@ from textual.containers import Container
 from textual.widget import Widget
 
 from formats.annotate import Node, NodeKind
+from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.tui.entries import EntryRows, Filter
 from workbench.tui.outline import Kind
 from workbench.tui.place import Place, View
@@ -128,7 +129,7 @@ class Viewing(BrowserCore):
 
     def refresh_pages(self) -> None:
         """More bytes have been read: draw again what shows bytes."""
-        for view in (View.HEX, View.GUEST_HEX):
+        for view in (View.HEX, View.GUEST_HEX, View.ENTRIES):
             for widget in self.query(f"#view-{view.value}"):
                 widget.refresh()
 
@@ -222,6 +223,7 @@ class Viewing(BrowserCore):
                 widget.select(max(0, found.entry))
             return
         fold = self.fold
+        widget.refcount = self.refcount_text
         widget.show(None)
 
         def done(fresh: EntryRows) -> None:
@@ -230,6 +232,23 @@ class Viewing(BrowserCore):
                 widget.select(max(0, self.prepared.entry))
 
         self.session.background.submit(lambda _job: EntryRows(meta, table, fold=fold, chosen=chosen), done, self.failed, title="reading table")
+
+    def refcount_text(self, offset: int) -> str:
+        """Stored refcount of the cluster at a host offset, from bytes that are there already; `…` while they are read."""
+        meta = self.session.meta
+        geometry = meta.geometry
+        assert geometry is not None
+        number, row = divmod(offset // geometry.cluster_size, geometry.refcount_block_entries)
+        table = meta.refcount_table
+        block = int(table[number]) & REFCOUNT_OFFSET_MASK if number < len(table) else 0
+        if not block:
+            return "0"
+        bits = geometry.refcount_bits
+        data = self.session.pages.peek(block + row * bits // 8, max(1, bits // 8))
+        if data is None:
+            return "…"
+        value = int.from_bytes(data, "big")
+        return str(value if bits >= 8 else value >> row * bits % 8 & ((1 << bits) - 1))
 
     @on(Rows.Moved, "#view-entries")
     def entries_moved(self, event: Rows.Moved) -> None:

@@ -81,14 +81,26 @@ class EntriesView(Rows):
         yield f"{glyph} " + cut(run_label(table, run), index - 1), style
         if raw:
             yield cut(run_raw(meta, table, run), raw), "dim"
-        count = self.refcount(row) if table.kind is not TableKind.REFCOUNT_BLOCK else ""
+        count = self._refcount_of(run)
         if run.count > 1 and not run.missing:
             text = f"{text} ×{run.count:,}"
         if count:
-            text = f"{text}  rc {count}"
+            text = f"{text}, refcount {count}" if text.endswith(")") else f"{text}  (refcount {count})"
         yield cut(text, says), style if style in ("bad", "free") else ""
         if cover:
             yield cut(covers(meta, table, run), cover), "dim"
+
+    def _refcount_of(self, run: Run) -> str:
+        """Stored refcount of the cluster that a single entry names; empty where there is none to show."""
+        assert self.model is not None
+        table, meta = self.model.table, self.model.meta
+        if table.kind is TableKind.REFCOUNT_BLOCK or run.missing or run.count > 1:
+            return ""
+        if table.kind is TableKind.L2 and meta.header.has("data_file"):
+            return ""
+        layout = table.layout(meta, run.words[0])
+        offset = layout["offset"].get(run.words[0]) if layout is not None else 0
+        return self.refcount(offset) if 0 < offset < meta.file_size else ""
 
     def _style(self, run: Run, text: str) -> str:
         table = self.model.table if self.model else None

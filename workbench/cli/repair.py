@@ -113,6 +113,7 @@ def command(
             from workbench.repair.copying import repaired_copy
 
             path = repaired_copy(plan, target)
+            _mind_relative_names(plan, image, path)
             if not as_json:
                 click.echo(f"\nwrote the repaired copy {path}; {image} is as it was")
             _report(path, plan, as_json)
@@ -255,6 +256,13 @@ def _confirm(plan: Plan, yes: bool) -> None:
             _declined()
     elif not click.confirm("\nWrite this to the image?", default=False, err=True):
         _declined()
+
+
+def _mind_relative_names(plan: Plan, image: Path, copy: Path) -> None:
+    """A copy in another folder looks for its backing file there."""
+    name = plan.result_after.meta.backing_name
+    if name and not name.startswith("/") and image.resolve().parent != copy.resolve().parent:
+        complain(f"{copy}: its backing file {name!r} is looked for in its own folder now")
 
 
 def _declined() -> NoReturn:

@@ -461,6 +461,22 @@ async def test_a_repair_cut_off_can_be_looked_at_first(drive: Drive, sample: Sam
     assert path.read_bytes() == before
 
 
+async def test_a_file_without_its_magic_is_repaired_from_the_problem_screen(drive: Drive, sample: Sample) -> None:
+    path = sample("leaked")
+    data = bytearray(path.read_bytes())
+    data[0:4] = bytes(4)
+    path.write_bytes(data)
+    async with drive(path, size=(80, 24), auto_check=True) as (app, pilot):
+        assert "see whether it can be repaired" in flat(app)
+        await keys(app, pilot, "down", "enter", "enter")
+        assert "restore the magic number" in flat(app)
+        await keys(app, pilot, "enter", "enter", "enter")
+        assert browser(app).session.meta.is_qcow2
+        assert browser(app).verdict()[0] == "no errors"
+    undo.undo(path)
+    assert path.read_bytes() == data
+
+
 # Cancelling and staying quick ----------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from workbench.engine.l2 import L2Walker
 from workbench.engine.mapping import ClusterType, MappingRules
@@ -26,6 +26,9 @@ class Fill(IntEnum):
     COMPRESSED = 4
     INVALID = 5
 
+
+LARGEST: Final = 1 << 62
+"""Guest bytes past here are not measured: only a damaged header claims such a disk, and offsets are signed below."""
 
 _OF_TYPE = {
     ClusterType.UNALLOCATED: Fill.UNALLOCATED,
@@ -64,7 +67,7 @@ def measure(
     if snapshot is not None:
         size = meta.snapshots[snapshot].disk_size or size
         l1 = meta.snapshot_l1(meta.snapshots[snapshot])
-    end = min(start + per_cell * cells, size)
+    end = min(start + per_cell * cells, size, LARGEST)
     counts = np.zeros((cells, len(Fill)))
     kinds = np.zeros(256, dtype=np.int64)
     for kind, fill in _OF_TYPE.items():

@@ -204,7 +204,7 @@ def find_address(outline: Outline, text: str, here: Place) -> Place:
         return place_of(item, guest=here.guest)
     offset = found.host or 0
     if offset >= max(1, meta.file_size):
-        raise ArgumentError(f"the file ends at {meta.file_size:#x}")
+        raise ArgumentError(f"the file ends at {meta.file_size:#x}", hint=f"for an offset on the guest's disk type g:{text.strip()}")
     place = hex_place(outline, offset)
     if address.kind is AddressKind.CLUSTER and found.region is not None:
         length = min(found.region.length, meta.file_size - offset)

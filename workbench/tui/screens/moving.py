@@ -102,7 +102,7 @@ class Moving(BrowserCore):
     # Go to
 
     def do_goto(self) -> None:
-        note = "0x50000, 12M  host   c:5  cluster   g:5M  guest   l1:3   l2:3.17   rb:0.5   or a name"
+        note = "In the file: 0x50000, 12M, cluster c:5. On the guest's disk: g:5M. Entries: l1:3, l2:3.17, rb:0.5. Or a name."
         self.app.push_screen(TextDialog("Go to", note=note, placeholder="address", preview=self._preview), self._goto_done)
 
     def _goto_done(self, text: str | None) -> None:
@@ -120,6 +120,8 @@ class Moving(BrowserCore):
             choices = [(key, label) for key, label in structure_names(outline) if wanted in f"{key} {label}".lower()][:12]
             if not wanted:
                 return "", choices
+            if wanted[0].isdigit():  # a plain number is a place in the file; a newcomer may mean the disk
+                choices.insert(0, (f"g:{text.strip()}", f"g:{text.strip()}  that offset on the guest's disk"))
             try:
                 found = prepare(outline, find_address(outline, text, here))
             except QwbError as error:

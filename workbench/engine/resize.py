@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from formats.qcow2 import limits
 from formats.qcow2.tables import OFFSET_MASK
 from workbench.engine.write.guard import Kind
+from workbench.engine.write.guest import write_guest
 from workbench.engine.write.prealloc import Preallocation, preallocate
 from workbench.engine.write.reading import is_zero
 from workbench.engine.write.tables import encode_words
@@ -49,11 +50,17 @@ def _grow(core: Core, old: int, size: int, preallocation: Preallocation) -> None
     grow_l1(core, core.geometry.l1_entries_for(size))
     core.resized(size)
     try:
-        # What the last cluster holds behind the old end, and what a longer backing file would let through, must not show.
-        below = core.chain[1].size if core.backed else 0
-        visible = max(min(size, round_up(old, core.cluster_size)), min(size, below))
-        if visible > old and not is_zero(core, old, visible - old):
-            zero_guest(core, old, visible - old, unmap=False)
+        if core.backed and core.chain[1].size > old:
+            # A longer backing file must not show through. As QEMU: explicit zeros up to the next (sub)cluster, then flags.
+            head = min(size, round_up(old, core.geometry.subcluster_size))
+            if head > old:
+                write_guest(core, old, memoryview(bytes(head - old)))
+            zero_guest(core, head, size - head, unmap=False)
+        else:
+            # Nor may what the last cluster holds behind the old end.
+            head = min(size, round_up(old, core.cluster_size))
+            if head > old and not is_zero(core, old, head - old):
+                zero_guest(core, old, head - old, unmap=False)
         if core.external and core.data.storage.size() < size and core.raw_external:
             core.data.truncate(size)
         if core.raw_external and preallocation is Preallocation.OFF:

@@ -77,6 +77,8 @@ class ProblemScreen(Screen[None]):
         found = []
         if self.loaded.meta is not None and self.loaded.meta.file_size:
             found.append(("bytes", "Look at the bytes"))
+            if self.loaded.trouble is Trouble.NOT_QCOW2:
+                found.append(("repair", "It should be one: see whether it can be repaired"))
         if self.loaded.trouble is Trouble.DIRECTORY:
             found.append(("files", "Pick a file in it"))
         return [*found, ("again", "Try again"), ("open", "Open something else"), ("quit", "Quit")]
@@ -89,9 +91,12 @@ class ProblemScreen(Screen[None]):
     @on(OptionList.OptionSelected)
     def chosen(self, event: OptionList.OptionSelected) -> None:
         value = event.option.id
-        if value == "bytes":
+        if value in ("bytes", "repair"):
             self.dismiss(None)
             self.app.browse(self.loaded, self.name_shown)
+            if value == "repair":
+                browser = self.app.browsers[-1]
+                browser.call_after_refresh(browser.do_repair)  # by itself: this screen is gone when the answer comes
         elif value == "again":
             self.dismiss(None)
             self.app.open_image(self.loaded.path)

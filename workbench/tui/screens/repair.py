@@ -12,6 +12,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical, VerticalScroll
+from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Input, ProgressBar, Static
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from workbench.tui.app import Workbench
 
 
+GLYPH_STYLES: Final = {"✓": "bold $success", "!": "bold $warning", "▲": "bold $error", "✗": "bold $error", "·": ""}
+
+
 class At(Enum):
     """Where in the flow one is."""
 
@@ -49,6 +53,8 @@ class At(Enum):
     DONE = "done"
 
 
+WIDE: Final = 112
+"""Columns from which on list and detail stand side by side."""
 _G: Final = "Repair"
 FLOW_COMMANDS: Final = (
     Command("flow.on", "enter", "go on", "Go on to the next step", "", _G, ("choose", "plan", "confirm", "done", "trouble"), 100),
@@ -72,8 +78,6 @@ class RepairScreen(Screen[str | None]):
     """Walks a Flow. Answers `done` when the image was written, `around` to look around in the simulation, else None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings(FLOW_COMMANDS)]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-medium"), (112, "-wide")]  # noqa: RUF012 - Textual's declaration
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (22, "-tall"), (34, "-high")]  # noqa: RUF012
     DEFAULT_CSS = """
     RepairScreen #flow-title { height: 2; }
     RepairScreen #banner { height: auto; max-height: 4; padding: 0 1; background: $surface; color: $foreground; }
@@ -84,22 +88,21 @@ class RepairScreen(Screen[str | None]):
     RepairScreen #split { layout: vertical; }
     RepairScreen #steps { height: 2fr; }
     RepairScreen #diff { height: 3fr; border-top: solid $panel; }
-    RepairScreen.-wide #split { layout: horizontal; }
-    RepairScreen.-wide #steps { width: 2fr; height: 1fr; }
-    RepairScreen.-wide #diff { width: 3fr; height: 1fr; border-top: none; border-left: solid $panel; }
+    RepairScreen #split.wide { layout: horizontal; }
+    RepairScreen .wide #steps { width: 2fr; height: 1fr; }
+    RepairScreen .wide #diff { width: 3fr; height: 1fr; border-top: none; border-left: solid $panel; }
     RepairScreen #maps { display: none; height: 1fr; layout: vertical; }
-    RepairScreen.maps #maps { display: block; }
-    RepairScreen.maps #split { display: none; }
-    RepairScreen.maps #banner { display: none; }
-    RepairScreen.-wide #maps { layout: horizontal; }
+    RepairScreen #maps.wide { layout: horizontal; }
     RepairScreen .half { width: 1fr; height: 1fr; }
     RepairScreen .half > Static { background: $panel; text-style: bold; padding: 0 1; height: 1; }
-    RepairScreen #confirm, RepairScreen #busy, RepairScreen #done { padding: 1 2; height: 1fr; }
-    RepairScreen.-tall #confirm { padding: 0 2; }
+    RepairScreen #busy, RepairScreen #done { padding: 1 2; height: 1fr; }
+    RepairScreen #confirm { padding: 0 2; height: 1fr; }
     RepairScreen #confirm-scroll { height: 1fr; }
     RepairScreen #word { border: none; height: 1; background: $boost; padding: 0 1; margin: 0 0 1 0; width: 60; display: none; }
     RepairScreen #word:focus { border: none; background-tint: $error 20%; }
     RepairScreen.drops #word { display: block; }
+    RepairScreen #warning { display: none; color: $error; text-style: bold; margin: 0 0 1 0; }
+    RepairScreen.drops #warning { display: block; }
     RepairScreen #bar { margin: 1 0; }
     """
 
@@ -112,6 +115,8 @@ class RepairScreen(Screen[str | None]):
         self._job: Job | None = None
         self._ticket = 0
         self._busy_text = ""
+        self.mapping = False
+        """Whether the host maps are shown instead of the changes."""
 
     def compose(self) -> ComposeResult:
         yield Line(id="flow-title")
@@ -127,12 +132,9 @@ class RepairScreen(Screen[str | None]):
                 with Container(id="split"):
                     yield PlanView(id="steps")
                     yield EditDiffView(id="diff")
-                with Container(id="maps"):
-                    for ident, word in (("map-before", "Before"), ("map-after", "After")):
-                        with Vertical(classes="half"):
-                            yield Static(word, markup=False)
-                            yield HostMapView(id=ident)
+                yield Container(id="maps")
             with Vertical(id="confirm"):
+                yield Static(id="warning", markup=False)
                 with VerticalScroll(id="confirm-scroll"):
                     yield Static(id="confirm-text", markup=False)
                 yield Input(id="word", placeholder="type the word here, then Enter")
@@ -154,6 +156,8 @@ class RepairScreen(Screen[str | None]):
     def go_to(self, at: At) -> None:
         """Show a step."""
         self.at = at
+        if self.mapping:
+            self.show_maps(False)
         pages = {At.TROUBLE: "done", At.WRITE: "busy"}
         self.query_one("#pages", ContentSwitcher).current = pages.get(at, at.value)
         self.frame()
@@ -218,10 +222,15 @@ class RepairScreen(Screen[str | None]):
 
     def on_resize(self) -> None:
         if self.is_mounted:
+            wide = self.size.width >= WIDE
+            for ident in ("#split", "#maps"):  # classes of the screen itself would restyle everything in it
+                self.query_one(ident).set_class(wide, "wide")
             self.call_after_refresh(self.frame)
 
-    def banner(self, text: str | Text) -> None:
-        """The lines under the title."""
+    def banner(self, text: str | Content) -> None:
+        """The lines under the title; a glyph in front gives the colour."""
+        if isinstance(text, str) and text[:1] in GLYPH_STYLES:
+            text = Content.assemble((text, GLYPH_STYLES[text[:1]]))
         self.query_one("#banner", Static).update(text)
 
     # Work
@@ -319,22 +328,22 @@ class RepairScreen(Screen[str | None]):
     def show_plan(self) -> None:
         flow, plan = self.flow, self.flow.plan
         assert plan is not None and flow.cost is not None
-        self.remove_class("maps")
+        self.show_maps(False)
         self.go_to(At.PLAN)
-        text = Text()
-        before, after = verdict_level(plan.before), verdict_level(plan.after, kept=True)
-        text.append(f"Now:   {LEVEL_GLYPH[before]} {verdict_text(plan.before)}\n")
-        text.append(f"After: {LEVEL_GLYPH[after]} {after_text(plan)}", "bold")
-        text.append("   (simulated and checked)\n", "dim")
+        before, after = LEVEL_GLYPH[verdict_level(plan.before)], LEVEL_GLYPH[verdict_level(plan.after, kept=True)]
+        last = (f"{count(len(plan.steps), 'step')}; {cost_words(flow.cost)}. {size_words(flow.cost.sizes)}", "")
         if plan.empty:
-            text.append("Nothing would be changed. " + ("What stays is told below." if flow.left else ""))
+            last = ("Nothing would be changed. " + ("What stays is told below." if flow.left else ""), "")
         elif flow.worse:
-            text.append("✗ This makes the image WORSE. Only go on if you know why.", "bold")
+            last = ("✗ This makes the image WORSE. Only go on if you know why.", GLYPH_STYLES["✗"])
         elif flow.drops:
-            text.append("▲ You chose something that drops data: a word must be typed before it is written.", "bold")
-        else:
-            text.append(f"{count(len(plan.steps), 'step')}; {cost_words(flow.cost)}. {size_words(flow.cost.sizes)}")
-        self.banner(text)
+            last = ("▲ You chose something that drops data: a word must be typed before it is written.", GLYPH_STYLES["▲"])
+        self.banner(
+            Content.assemble(
+                "Now:   ", (f"{before} {verdict_text(plan.before)}", GLYPH_STYLES[before]), "\n",
+                "After: ", (f"{after} {after_text(plan)}", GLYPH_STYLES[after]), ("   (simulated and checked)", "$text-muted"), "\n", last,
+            )
+        )  # fmt: skip
         view = self.query_one(PlanView)
         view.show(plan_rows(plan.steps, flow.left, plan.notes))
         view.focus()
@@ -367,7 +376,7 @@ class RepairScreen(Screen[str | None]):
             diff.show_text([(row.text, "accent"), ("Move down to see each one in full.", "dim")])
 
     def do_pane(self) -> None:
-        if self.has_class("maps"):
+        if self.mapping:
             order = [self.query_one("#map-before"), self.query_one("#map-after")]
         else:
             order = [self.query_one("#steps"), self.query_one("#diff")]
@@ -375,12 +384,27 @@ class RepairScreen(Screen[str | None]):
 
     def do_map(self) -> None:
         """Host map before and after, or the changes again."""
-        if self.has_class("maps"):
-            self.remove_class("maps")
+        self.show_maps(not self.mapping)
+        if not self.mapping:
             self.query_one("#steps").focus()
             return
-        self.add_class("maps")
-        views = [self.query_one("#map-before", HostMapView), self.query_one("#map-after", HostMapView)]
+        maps = self.query_one("#maps", Container)
+        if not maps.children:  # made at first use: they have many styles
+            for ident, word in (("map-before", "Before"), ("map-after", "After")):
+                maps.mount(Vertical(Static(word, markup=False), HostMapView(id=ident), classes="half"))
+        self.call_after_refresh(self.fill_maps)
+
+    def show_maps(self, on: bool) -> None:
+        """Maps or changes."""
+        self.mapping = on
+        self.query_one("#maps").display = on
+        self.query_one("#split").display = self.query_one("#banner").display = not on
+
+    def fill_maps(self) -> None:
+        """Give the maps their clusters; they are counted in a worker."""
+        views = list(self.query(HostMapView))
+        if not self.mapping or len(views) < 2:
+            return
         for each in views:
             each.show(None, self.in_worker, "Drawing the map …")
 
@@ -423,9 +447,13 @@ class RepairScreen(Screen[str | None]):
         assert plan is not None and flow.cost is not None
         self.set_class(flow.drops, "drops")
         self.go_to(At.CONFIRM)
-        self.banner("Last question before the image is written.")
+        self.banner("! Last question before the image is written.")
         self.query_one("#confirm-text", Static).update(confirm_text(flow))
         if flow.drops:
+            does = "leaves the image WORSE than it is" if flow.worse else "drops something that may be guest data"
+            self.query_one("#warning", Static).update(
+                f"▲ This {does}. To write it all the same, type the word  {flow.word}  at the bottom. Escape goes back."
+            )
             field = self.query_one("#word", Input)
             field.value = ""
             field.focus()
@@ -555,7 +583,7 @@ class RepairScreen(Screen[str | None]):
                 self.show_choices()
             else:
                 self.leave()
-        elif self.at is At.PLAN and self.has_class("maps"):
+        elif self.at is At.PLAN and self.mapping:
             self.do_map()
         elif self.at is At.PLAN and self.flow.edit is None and self.flow.decisions:
             self.flow.forget_plan()
@@ -590,9 +618,6 @@ def confirm_text(flow: Flow) -> Text:
     plan, cost = flow.plan, flow.cost
     assert plan is not None and cost is not None
     text = Text()
-    if flow.drops:
-        does = "leaves the image WORSE than it is" if flow.worse else "drops something that may be guest data"
-        text.append(f"▲ This {does}. To write it all the same, type the word  {flow.word}  below. Escape goes back.\n\n", "bold")
     text.append("What is written\n", "bold")
     text.append(f"  {count(len(plan.steps), 'step')} into {Path(flow.path).name}: {cost_words(cost)}.\n  {size_words(cost.sizes)}\n")
     text.append("What comes of it\n", "bold")

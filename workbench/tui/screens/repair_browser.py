@@ -132,7 +132,7 @@ class Repairing(BrowserCore):
             return
         origin.to_front()
         if origin.flow is not None:
-            origin.open_flow(origin.flow)
+            origin.call_later(origin.open_flow, origin.flow)  # by the one that stays: this tab may go
 
     def close_simulation(self) -> None:
         """Take the simulated tab away; the tab in front stays there."""

@@ -22,9 +22,10 @@ from workbench.tui.app import Workbench
 from workbench.tui.place import View
 from workbench.tui.screens.browser import BrowserScreen
 from workbench.tui.screens.dialogs import ChooseDialog
-from workbench.tui.screens.repair import At, RepairScreen
+from workbench.tui.screens.repair import RepairScreen
 from workbench.tui.screens.repair_hand import EditScreen
 from workbench.tui.screens.repair_history import HistoryScreen
+from workbench.tui.screens.repair_steps import At
 from workbench.tui.widgets.editdiff import EditDiffView
 from workbench.tui.widgets.hostmap import HostMapView
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -93,8 +92,3 @@ class ExplainPane(VerticalScroll):
 
     def action_nav_end(self) -> None:
         self.scroll_end(animate=False)
-
-
-def plain(explanations: Iterable[Explanation]) -> str:
-    """All text of explanations, for tests."""
-    return "\n".join(content_of(each).plain for each in explanations)

@@ -26,6 +26,7 @@ class LinesView(Rows):
         self._lines: list[TextLine] = []
         self._note = ""
         self._width = 0
+        self._moved = False
 
     def show(self, lines: Sequence[TextLine], note: str = "") -> None:
         """Show other lines; `note` when there are none."""
@@ -33,8 +34,8 @@ class LinesView(Rows):
         self._source, self._note = lines, note
         self._wrap()
         if changed:
-            self.set_reactive(Rows.cursor, next((i for i, line in enumerate(self._lines) if line.target), 0))
-            self.set_reactive(Rows.top, 0)
+            self._moved = False
+        self._start()
         self.refresh()
 
     def _wrap(self) -> None:
@@ -52,11 +53,24 @@ class LinesView(Rows):
     def on_resize(self) -> None:
         if self.inner_width - 3 != self._width:
             self._wrap()
-        self.cursor = self.validate_cursor(self.cursor)
-        if self.cursor < self.page:
-            self.top = 0
-        self.show_row(self.cursor)
+        self._start()
         self.refresh()
+
+    def _start(self) -> None:
+        """Until the person moves: the top, with the cursor on the first line that leads somewhere."""
+        if not self._moved:
+            self.set_reactive(Rows.cursor, next((i for i, line in enumerate(self._lines) if line.target), 0))
+            self.set_reactive(Rows.top, 0)
+
+    def show_row(self, row: int, *, middle: bool = False) -> None:
+        """As everywhere, but a text that nobody moved in stays at its beginning."""
+        if self._moved:
+            super().show_row(row, middle=middle)
+
+    def move_to(self, row: int, *, tell: bool = True) -> None:
+        """Put the cursor on `row` and make it visible."""
+        self._moved = True
+        super().move_to(row, tell=tell)
 
     @property
     def current(self) -> TextLine | None:
@@ -72,12 +86,3 @@ class LinesView(Rows):
         line = self._lines[row]
         yield "→ " if line.target else "  ", "link" if line.target else ""
         yield line.text, line.style
-
-    def step_target(self, direction: int) -> None:
-        """To the next line with a target."""
-        row = self.cursor + direction
-        while 0 <= row < len(self._lines):
-            if self._lines[row].target:
-                self.move_to(row)
-                return
-            row += direction

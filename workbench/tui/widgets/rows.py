@@ -12,7 +12,6 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import BindingType
-from textual.geometry import Region
 from textual.message import Message
 from textual.reactive import reactive
 from textual.strip import Strip
@@ -83,7 +82,6 @@ class Rows(Widget, can_focus=True):
     top: reactive[int] = reactive(0, init=False)
     cursor: reactive[int] = reactive(0, init=False)
     head_height: int = 0
-    row_height: int = 1
 
     class Moved(Message):
         """The cursor is on another row, by the person's doing (or, where `by_person` is False, its row was read)."""
@@ -321,13 +319,6 @@ class Rows(Widget, can_focus=True):
         at = event.get_content_offset(self)
         if event.chain == 2 and at is not None and at.y >= self.head_height and at.x < self.inner_width and self.row_count():
             self.post_message(self.Chosen(self, self.cursor))
-
-    def refresh_rows(self, first: int, last: int) -> None:
-        """Redraw rows `first`..`last` only."""
-        y0 = max(0, first - self.top) + self.head_height
-        y1 = min(self.page - 1, last - self.top) + self.head_height
-        if y1 >= y0:
-            self.refresh(Region(0, y0, self.size.width, y1 - y0 + 1))
 
 
 def cut(text: str, width: int) -> str:

@@ -21,7 +21,7 @@ from workbench.repair import fingerprint
 from workbench.repair.apply import Change
 from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
-from workbench.repair.fixes import FINISH, RULES, Rule
+from workbench.repair.fixes import FINISH, RULES, Rule, rules_for
 from workbench.repair.policy import Mode, Policy
 from workbench.repair.triage import orphans
 from workbench.repair.workspace import Step, Workspace
@@ -242,6 +242,7 @@ def make_plan(
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
     space.found = found
+    after: CheckResult | None = None
     for number in range(1, ROUNDS + 1):
         steps = len(space.steps)
         for rule in _chosen(chosen, found):
@@ -250,17 +251,35 @@ def make_plan(
             tell(f"trying fixes, round {number}: {rule.title}")
             _run(space, rule)
         if len(space.steps) == steps:
+            after = after or (found if not space.overlay.changed else None)
             break
+        tell("checking the repaired image")
+        after = check(load_metadata(space.overlay), cancel=cancel)
+        if _is_settled(after):
+            break
+    steps = len(space.steps)
     if chosen.mode is not Mode.CODES or chosen.codes & FINISH.codes:
         _run(space, FINISH)
-    tell("checking the repaired image")
-    after = check(load_metadata(space.overlay), cancel=cancel)
+    if after is None or len(space.steps) != steps:
+        tell("checking the repaired image")
+        after = check(load_metadata(space.overlay), cancel=cancel)
     plan = Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
     )  # fmt: skip
     _require_better(plan)
     return plan
+
+
+def _is_settled(result: CheckResult) -> bool:
+    """Nothing left that another round of fixes could mend."""
+    if result.aborted is not None or result.corruptions or result.check_errors or result.lost_tables:
+        return False
+    for code in result.findings.by_code:
+        worth = PROBLEMS[code].severity is not Severity.NOTE and code not in {"CLUSTER-LEAKED", *FINISH.codes}
+        if worth and any(not rule.on_request for rule in rules_for(code)):
+            return False
+    return True
 
 
 def _kept(space: Workspace) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -17,16 +16,17 @@ from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Input, ProgressBar, Static
 
 from workbench.errors import LockedError, QwbError
-from workbench.render.plan import after_text, cost_words, ranges_words, size_words, verdict_level, verdict_text
+from workbench.render.plan import after_text, cost_words, size_words, verdict_level, verdict_text
 from workbench.render.sizes import count
 from workbench.render.text import printable
-from workbench.repair.apply import Applied, Phase, Progress
-from workbench.repair.casefile import case_path
+from workbench.repair.apply import Applied, Progress
 from workbench.repair.plan import PlanRefused
 from workbench.tui.background import Background, Job
 from workbench.tui.commands import Command, bindings
 from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
 from workbench.tui.screens.repair_flow import Flow
+from workbench.tui.screens.repair_steps import FLOW_BY_ID, FLOW_COMMANDS, GLYPH_STYLES, STEPS, WIDE, At
+from workbench.tui.screens.repair_texts import confirm_text, done_text, write_text
 from workbench.tui.widgets.choices import ChoiceDetail, ChoicesView
 from workbench.tui.widgets.chrome import LEVEL_GLYPH, Footer, Line
 from workbench.tui.widgets.editdiff import EditDiffView
@@ -36,42 +36,6 @@ from workbench.tui.widgets.rows import Rows
 
 if TYPE_CHECKING:
     from workbench.tui.app import Workbench
-
-
-GLYPH_STYLES: Final = {"✓": "bold $success", "!": "bold $warning", "▲": "bold $error", "✗": "bold $error", "·": ""}
-
-
-class At(Enum):
-    """Where in the flow one is."""
-
-    BUSY = "busy"
-    TROUBLE = "trouble"
-    CHOOSE = "choose"
-    PLAN = "plan"
-    CONFIRM = "confirm"
-    WRITE = "write"
-    DONE = "done"
-
-
-WIDE: Final = 112
-"""Columns from which on list and detail stand side by side."""
-_G: Final = "Repair"
-FLOW_COMMANDS: Final = (
-    Command("flow.on", "enter", "go on", "Go on to the next step", "", _G, ("choose", "plan", "confirm", "done", "trouble"), 100),
-    Command("flow.yes", "y", "yes, write", "Write the changes into the image", "", _G, ("confirm",), 95),
-    Command("flow.toggle", "space", "choose", "Switch this repair on or off, or take this way", "", _G, ("choose",), 90),
-    Command("flow.all", "a", "all or none", "Choose everything, or nothing", "", _G, ("choose",), 80),
-    Command("flow.map", "m", "map before/after", "Host map before and after", "", _G, ("plan",), 85),
-    Command("flow.around", "v", "look around", "Look around in the repaired image before writing it", "", _G, ("plan", "confirm"), 84),
-    Command("flow.copy", "t", "to a copy", "Write a repaired copy and leave this image as it is", "", _G, ("plan", "confirm"), 60),
-    Command("flow.orphans", "x", "save orphans", "Copy what may be lost guest data out into a folder", "", _G, ("choose", "plan", "done"), 55),
-    Command("flow.pane", "tab", "other pane", "Go to the other pane", "", _G, ("plan",), 50, True),
-    Command("flow.undo", "u", "undo", "Take the repair back", "", _G, ("done",), 90),
-    Command("flow.back", "escape", "back", "A step back, or leave; nothing is written", "", _G, ("busy", "choose", "plan", "confirm", "done", "trouble"), 70),
-    Command("flow.help", "f1,question_mark", "keys", "All keys of this step", "", _G, (), 40),
-)
-FLOW_BY_ID: Final = {each.id: each for each in FLOW_COMMANDS}
-_STEPS: Final = ((At.CHOOSE, "1 Choose"), (At.PLAN, "2 Plan"), (At.CONFIRM, "3 Confirm"), (At.WRITE, "4 Write"), (At.DONE, "5 Result"))
 
 
 class RepairScreen(Screen[str | None]):
@@ -108,8 +72,9 @@ class RepairScreen(Screen[str | None]):
 
     app: Workbench
 
-    def __init__(self, flow: Flow, background: Background, title: str) -> None:
+    def __init__(self, flow: Flow, background: Background, title: str, answered: Callable[[str | None], None]) -> None:
         super().__init__()
+        self.answered = answered
         self.flow, self.background, self.name_shown = flow, background, title
         self.at = At.BUSY
         self._job: Job | None = None
@@ -171,7 +136,7 @@ class RepairScreen(Screen[str | None]):
         name = self.name_shown if len(self.name_shown) < width - 44 else "…" + self.name_shown[-(max(8, width - 46)) :]
         first = [(f" {word} ", "here", ""), (f" {name}  ", "name", ""), (f" {'!' if self.at is At.WRITE else '✓'} {note}", "warn" if self.at is At.WRITE else "good", "")]
         strip = [(" ", "", "")]
-        for step, words in _STEPS:
+        for step, words in STEPS:
             label = "1 Edit" if flow.edit is not None and step is At.CHOOSE else words
             strip.append((f" {label} ", "here" if step is self.at else "tab", ""))
             if step is not At.DONE:
@@ -438,7 +403,7 @@ class RepairScreen(Screen[str | None]):
 
     def do_around(self) -> None:
         """Leave for the simulated image; the plan is kept."""
-        self.dismiss("around")
+        self.answer("around")
 
     # 3 Confirm
 
@@ -551,7 +516,7 @@ class RepairScreen(Screen[str | None]):
         self.query_one("#done").focus()
 
     def do_undo(self) -> None:
-        self.dismiss("undo")
+        self.answer("undo")
 
     # Moving through the steps
 
@@ -597,7 +562,12 @@ class RepairScreen(Screen[str | None]):
 
     def leave(self) -> None:
         """Back to the browser."""
-        self.dismiss("done" if self.flow.applied is not None else None)
+        self.answer("done" if self.flow.applied is not None else None)
+
+    def answer(self, answer: str | None) -> None:
+        """Leave. The one who asked is told by the app: who pushed this screen may be gone."""
+        self.dismiss(answer)
+        self.app.call_later(self.answered, answer)
 
     def do_help(self) -> None:
         """The keys of this step; choosing one does it."""
@@ -608,69 +578,3 @@ class RepairScreen(Screen[str | None]):
                 self.action_command(ident)
 
         self.app.push_screen(ChooseDialog("Keys of this step", options, note="Until the last step nothing is written, and every step can be left with Escape."), chosen)
-
-
-# Texts ---------------------------------------------------------------------------------------------------------------
-
-
-def confirm_text(flow: Flow) -> Text:
-    """What will change, what it costs, how to go back."""
-    plan, cost = flow.plan, flow.cost
-    assert plan is not None and cost is not None
-    text = Text()
-    text.append("What is written\n", "bold")
-    text.append(f"  {count(len(plan.steps), 'step')} into {Path(flow.path).name}: {cost_words(cost)}.\n  {size_words(cost.sizes)}\n")
-    text.append("What comes of it\n", "bold")
-    text.append(f"  Now {verdict_text(plan.before)}; afterwards it {after_text(plan)}.\n")
-    text.append("What it means for the guest\n", "bold")
-    if plan.policy.free_orphans:
-        text.append("  It reads what it reads now. But clusters that may be its lost data become free: its next writes overwrite them.\n")
-    elif cost.guest:
-        text.append(f"  Concerned: {ranges_words(cost.guest)}; everything else reads as before.\n")
-    else:
-        text.append("  No guest data is touched: the guest reads what it reads now.\n")
-    if cost.snapshots:
-        text.append(f"  Snapshots concerned: {', '.join(cost.snapshots[:6])}.\n")
-    if flow.left:
-        text.append(f"  {count(len(flow.left), 'kind')} of finding stay{'s' if len(flow.left) == 1 else ''}; the plan says why.\n")
-    text.append("How to go back\n", "bold")
-    text.append(f"  The old bytes are stored first, in {case_path(flow.path).name}.\n")
-    text.append("  u in the workbench (or `qwb undo`) restores the file bit for bit.\n")
-    if not flow.drops:
-        text.append("\nWrite it? Enter or y writes, Escape goes back.", "bold")
-    return text
-
-
-def write_text(now: Progress) -> str:
-    """A phase of the writing, with what it means."""
-    more = {
-        Phase.FINGERPRINT: "Making sure that nobody has changed the image since the plan was made.",
-        Phase.JOURNAL: "Storing the old and the new bytes in the case file. The image is still untouched.",
-        Phase.WRITE: "The changes are being written.",
-        Phase.FLUSH: "Waiting until the disk has everything.",
-        Phase.CHECK: "Everything is written. The image is being checked again.",
-    }
-    share = f"  {now.done:,} of {now.total:,}" if now.total else ""
-    return f"{now.phase.value.capitalize()}{share}\n\n{more[now.phase]}\nIf this is cut off, the next start puts the old bytes back or completes it."
-
-
-def done_text(flow: Flow, applied: Applied) -> Text:
-    """How it ended, and how to go back."""
-    session = applied.session
-    text = Text()
-    before = session.plan.get("before")
-    text.append("Before  ", "bold")
-    text.append(f"{verdict_text(before) if isinstance(before, dict) else 'not checked'}\n")
-    text.append("Now     ", "bold")
-    text.append(f"{verdict_text(applied.verdict)}\n\n")
-    for each in flow.left[:4]:
-        text.append(f"Stays: {each.title}. {each.why}\n")
-    if flow.left:
-        text.append("\n")
-    text.append(f"This is session {session.id}. ", "bold")
-    text.append(f"u takes it back, now or at any later time, as long as nobody has written to the image in between. Keep {case_path(flow.path).name} until you are sure.\n\n")
-    text.append("Enter closes this; the workbench then shows the repaired image.")
-    return text
-
-
-__all__ = ["FLOW_COMMANDS", "At", "RepairScreen"]

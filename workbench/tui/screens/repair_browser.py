@@ -68,7 +68,7 @@ class Repairing(BrowserCore):
         """Show a repair, new or kept."""
         from workbench.tui.screens.repair import RepairScreen
 
-        self.app.push_screen(RepairScreen(flow, self.session.background, self.session.title), self.flow_left)
+        self.app.push_screen(RepairScreen(flow, self.session.background, self.session.title, self.flow_left))
 
     def flow_left(self, answer: str | None) -> None:
         """The repair screen was left."""

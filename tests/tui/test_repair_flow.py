@@ -15,6 +15,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 from tests.tui.conftest import Drive, browser, go, settle
+from workbench.engine.metadata import load_metadata
 from workbench.repair import undo
 from workbench.repair.casefile import CaseFile, State, case_path
 from workbench.repair.session import Guide
@@ -323,6 +324,38 @@ async def test_values_typed_by_hand_are_written_where_they_belong(
     assert path.read_bytes() == before[:offset] + wanted + before[offset + len(wanted) :]
     undo.undo(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "typed", "fields"),
+    [
+        ("refcount-1", "rb:0.3", 0, {}),
+        ("refcount-64", "rb:0.1", 7, {}),
+        ("subclusters", "l2:0.1", 5 << 64 | 0xF, {"subclusters allocated": 0xF, "reserved_low": 5}),
+    ],
+)
+def test_entries_of_every_width_are_set_without_touching_their_neighbours(
+    sample: Sample, name: str, address: str, typed: int, fields: dict[str, int]
+) -> None:
+    from workbench.tui.outline import Outline
+    from workbench.tui.place import Place
+    from workbench.tui.prepare import find_address, prepare
+    from workbench.tui.screens.repair_hand import parse_value, target_of
+
+    with Guide(sample(name)) as guide:
+        outline = Outline(load_metadata(guide.storage))
+        place = find_address(outline, address, Place("file", 0, 0))
+        target = target_of(outline, prepare(outline, place), place)
+    data = parse_value(target, hex(typed))
+    assert len(data) == len(target.data)
+    keep = ~(((1 << target.bits) - 1) << target.shift)
+    assert (int.from_bytes(data, "big") ^ int.from_bytes(target.data, "big")) & keep == 0
+    assert int.from_bytes(data, "big") >> target.shift & (1 << target.bits) - 1 == typed
+    for field in target.fields:
+        if field.name in fields:
+            assert field.get(typed) == fields[field.name]
+    with pytest.raises(ValueError, match="does not fit"):
+        parse_value(target, hex(1 << target.bits))
 
 
 # What stands in the way ----------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import QwbError
+from workbench.tui.commands import Command
 from workbench.tui.place import View
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog
@@ -41,6 +43,14 @@ class Repairing(BrowserCore):
         """Besides what the browser does at its start (its own handler runs as well): a repair that was cut off."""
         if self.origin is None:
             self.look_for_interrupted()
+
+    def available(self) -> list[Command]:
+        """In a simulation: the way back to the plan instead of what would write."""
+        found = super().available()
+        if self.origin is None:
+            return found
+        back = {"label": "back to the plan", "title": "Back to the repair plan that made this simulation", "footer": 200}
+        return [replace(each, **back) if each.id == "repair" else each for each in found if each.id not in ("undo", "edit", "reload")]  # type: ignore[arg-type]
 
     # Repair
 

@@ -15,6 +15,7 @@ from textual.widgets import Input, Static
 from formats.annotate import Node, NodeKind
 from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Table, TableKind, read_entry
+from workbench.render.sizes import count
 from workbench.tui.commands import Command, bindings
 from workbench.tui.outline import Outline
 from workbench.tui.place import Place
@@ -279,7 +280,7 @@ class EditScreen(Screen[Edit | None]):
 
     def on_mount(self) -> None:
         target = self.target
-        self.query_one("#edit-title", Line).put([(" Edit by hand ", "here", ""), (f" {target.name}", "name", ""), (f"  at {target.offset:#x}, {len(target.data)} bytes", "dim", "")])
+        self.query_one("#edit-title", Line).put([(" Edit by hand ", "here", ""), (f" {target.name}", "name", ""), (f"  at {target.offset:#x}, {count(len(target.data), 'byte')}", "dim", "")])
         self.query_one("#bits").display = bool(target.fields)
         self.query_one("#value").focus()
         self.frame()

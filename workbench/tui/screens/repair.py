@@ -257,7 +257,7 @@ class RepairScreen(Screen[str | None]):
             view.select(flow.only)
         fixable = [each for each in flow.decisions if each.fixable]
         if not flow.decisions:
-            self.banner("✓ Nothing is wrong with this image: there is nothing to repair.")
+            self.banner("✓ The check found nothing wrong: there is nothing to repair.")
         elif not fixable:
             self.banner("Nothing here can be repaired automatically. Each row says what it is; keys 8 and E in the workbench lead further.")
         else:
@@ -306,7 +306,7 @@ class RepairScreen(Screen[str | None]):
         self.banner(
             Content.assemble(
                 "Now:   ", (f"{before} {verdict_text(plan.before)}", GLYPH_STYLES[before]), "\n",
-                "After: ", (f"{after} {after_text(plan)}", GLYPH_STYLES[after]), ("   (simulated and checked)", "$text-muted"), "\n", last,
+                "After: ", (f"{after} {after_text(plan)}", GLYPH_STYLES[after]), ("  (simulated)", "$text-muted"), "\n", last,
             )
         )  # fmt: skip
         view = self.query_one(PlanView)

@@ -26,7 +26,7 @@ def confirm_text(flow: Flow) -> Text:
     if plan.policy.free_orphans:
         text.append("  It reads what it reads now. But clusters that may be its lost data become free: its next writes overwrite them.\n")
     elif cost.guest:
-        text.append(f"  Concerned: {ranges_words(cost.guest)}; everything else reads as before.\n")
+        text.append(f"  Concerned: {ranges_words(cost.guest)}; nothing else of the disk is touched.\n")
     else:
         text.append("  No guest data is touched: the guest reads what it reads now.\n")
     if cost.snapshots:

@@ -140,7 +140,7 @@ class ChoicesView(Rows):
         return len(self._rows)
 
     def empty_text(self) -> str:
-        return "Nothing is wrong with this image."
+        return "The check found nothing wrong."
 
     def row_parts(self, row: int, width: int) -> Iterable[Part]:
         each, way = self._rows[row]

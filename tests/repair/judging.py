@@ -15,7 +15,6 @@ from sample_images.qemu import check as qemu_check
 from workbench.engine.image import Image
 from workbench.errors import QwbError
 from workbench.repair.plan import Plan, PlanRefused
-from workbench.repair.policy import Policy
 from workbench.repair.session import Guide
 
 HUNG = QemuVerdict(124, None, "no answer in time")
@@ -153,8 +152,3 @@ def _unnamed(before: dict[int, bytes], after: dict[int, bytes], plan: Plan) -> l
         ):
             found.append((at, len(data)))
     return found
-
-
-def policy_all() -> Policy:
-    """What `--all` means."""
-    return Policy()

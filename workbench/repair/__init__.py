@@ -18,8 +18,13 @@ A step-by-step flow (session.py):
         done = guide.apply(progress=...)          # Progress(phase, done, total); Applied(session, verdict of the re-check)
         guide.history(); guide.undo()             # [Session]; back to what it was, bit for bit
 
+    Choices: fix ids and their alternatives stand in fixes.RULES; a lost L2 table whose place is uncertain (see plan.notes)
+    is linked by choices={"relink:0x12000": "2"} (table offset: L1 index). fixes.catalogue.IMPLEMENTED leads from the fix
+    ids of the problem catalogue to (rule id, alternative id).  Beside the flow: copying.repaired_copy(plan, NEW),
+    orphans.export_orphans(storage, check_result, folder), recovery.interrupted(path), undo.sessions(path).
+
     Group: code, title, severity, count, meaning, guest_impact, fixes (Rule), tier, default, alternatives [(fix id,
-    Alternative(id, title, consequence))].  An edit by hand: `hand_edit(storage, offset, data, title)` -> Change, then
+    Alternative(id, title, consequence))].  An edit by hand: `plan.hand_edit(storage, offset, data, title)` -> Change, then
     guide.apply(change=...): journaled and undoable like any repair.
 
 All of it can run in a worker thread; callbacks come from that thread. Errors: PlanRefused (would be worse), LockedError

@@ -75,6 +75,11 @@ def format_size(size: int) -> str:
     raise AssertionError("unreachable")
 
 
+def many(count: int, noun: str, nouns: str = "") -> str:
+    """`1 L2 table`, `3 L2 tables`, `1,200 entries` (with `nouns` where an s is not enough)."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """The shape that the header's cluster_bits, refcount_order and extended-L2 bit give an image. All sizes in bytes."""

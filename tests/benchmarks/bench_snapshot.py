@@ -1,6 +1,6 @@
 """Snapshot create and delete on a 1 TiB image with all metadata preallocated, against `qemu-img snapshot -c/-d`.
 
-    python -m tests.benchmarks.bench_snapshot [--size 1024] [--rounds 2]
+python -m tests.benchmarks.bench_snapshot [--size 1024] [--rounds 2]
 """
 
 from __future__ import annotations

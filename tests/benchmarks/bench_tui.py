@@ -1,6 +1,6 @@
 """The workbench's budgets: first paint of a 1 TiB preallocated image, memory, time per frame while scrolling.
 
-    python -m tests.benchmarks.bench_tui [--folder FOLDER] [--size 1T]
+python -m tests.benchmarks.bench_tui [--folder FOLDER] [--size 1T]
 """
 
 from __future__ import annotations
@@ -35,18 +35,31 @@ def build(folder: Path, size: str) -> Path:
     """A preallocated image of `size`, sparse on the file system."""
     path = folder / "big.qcow2"
     if not path.exists():
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, size], check=True)
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, size], check=True
+        )
     return path
 
 
 def first_paint(image: Path, folder: Path) -> tuple[float, float]:
     """(seconds from process start until the fields are on the terminal, peak RSS in MiB), in a real pseudo-terminal."""
-    environment = {**os.environ, "XDG_STATE_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    environment = {
+        **os.environ,
+        "XDG_STATE_HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+        "TERM": "xterm-256color",
+        "COLORTERM": "truecolor",
+    }
     leader, follower = pty.openpty()
     ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "workbench", "browse", str(image)], stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True
+        [sys.executable, "-m", "workbench", "browse", str(image)],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment,
+        start_new_session=True,
     )
     os.close(follower)
     seen, painted = b"", 0.0
@@ -122,7 +135,9 @@ def main() -> None:
         print(f"first paint  {statistics.median(run[0] for run in runs):.2f} s   (budget 0.80 s)")
         print(f"peak RSS     {max(run[1] for run in runs):.0f} MiB  (budget 200 MiB)")
         for view, figures in asyncio.run(scrolling(image, Path(scratch))).items():
-            print(f"{view:<12} {json.dumps({key: round(value, 1) for key, value in figures.items()})}   (budget 50 ms a frame)")
+            print(
+                f"{view:<12} {json.dumps({key: round(value, 1) for key, value in figures.items()})}   (budget 50 ms a frame)"
+            )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def main() -> int:
                 repairs, states = repairs + 1, states + tried
                 print(f"{name}: {tried} states", flush=True)
             shutil.rmtree(folder)
-    print(f"{repairs} repairs, {states} interrupted states, all ended as they must; {time.perf_counter() - started:.0f} s")
+    print(
+        f"{repairs} repairs, {states} interrupted states, all ended as they must; {time.perf_counter() - started:.0f} s"
+    )
     return 0
 
 
@@ -104,7 +106,9 @@ def _kill(image: Path, old: bytes, new: bytes) -> int:
                 shutil.copy(image.parent / "done.qwb-case", case)
             else:
                 case.unlink(missing_ok=True)
-            done = subprocess.run([sys.executable, "-c", _CHILD, str(image), str(at), what], check=False, env=os.environ)
+            done = subprocess.run(
+                [sys.executable, "-c", _CHILD, str(image), str(at), what], check=False, env=os.environ
+            )
             if done.returncode != -signal.SIGKILL:
                 assert done.returncode == 0, done
                 assert image.read_bytes() == (new if what == "apply" else old)

@@ -1,6 +1,6 @@
 """Crawl the workbench over corrupted copies of the samples: no traceback, no step that freezes it for a second.
 
-    python -m tests.campaigns.tui_crawl --count 300 --seed 1
+python -m tests.campaigns.tui_crawl --count 300 --seed 1
 """
 
 from __future__ import annotations
@@ -48,9 +48,13 @@ def main() -> int:
         nodes, steps, slowest = nodes + report.nodes, steps + report.steps, max(slowest, report.slowest)
         if report.errors or report.slowest > options.limit:
             bad += 1
-            print(f"{number}: {sample.name} seed {seed} ({what}): {report.errors[:1]} slowest {report.slowest:.2f} s at {report.slowest_at}")
+            print(
+                f"{number}: {sample.name} seed {seed} ({what}): {report.errors[:1]} slowest {report.slowest:.2f} s at {report.slowest_at}"
+            )
     taken = time.perf_counter() - begin
-    print(f"{options.count} images, {nodes} nodes, {steps} steps, slowest step {slowest:.2f} s, {bad} bad, {taken:.0f} s")
+    print(
+        f"{options.count} images, {nodes} nodes, {steps} steps, slowest step {slowest:.2f} s, {bad} bad, {taken:.0f} s"
+    )
     return 1 if bad else 0
 
 

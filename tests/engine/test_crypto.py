@@ -132,7 +132,9 @@ def volume(passphrases: dict[int, bytes], hash_name: str = "sha256") -> tuple[Lu
         offset = 8 + index * SLOT_SECTORS
         if index in passphrases:
             slot_key = hashlib.pbkdf2_hmac(hash_name, passphrases[index], salt, 50 + index, KEY_BYTES)
-            secret = SectorCipher(parse_spec("aes", "xts-plain64", KEY_BYTES), slot_key).encrypt(af_split(key, hash_name), 0)
+            secret = SectorCipher(parse_spec("aes", "xts-plain64", KEY_BYTES), slot_key).encrypt(
+                af_split(key, hash_name), 0
+            )
             area[offset * 512 : offset * 512 + len(secret)] = secret
         state = SLOT_ACTIVE if index in passphrases else SLOT_INACTIVE
         slots.append(KeySlot(state, 50 + index, salt, offset, STRIPES))

@@ -57,7 +57,18 @@ def secret_options(path: Path) -> tuple[list[str], str]:
 def make(qemu_img: str, qemu_io: str, path: Path, options: str) -> dict[int, bytes]:
     """An encrypted image with three clusters written out of order: {guest offset: plain bytes}."""
     objects, target = secret_options(path)
-    command = [qemu_img, "create", "-q", "-f", "qcow2", *objects, "-o", f"encrypt.key-secret=s,{options}", str(path), "1M"]
+    command = [
+        qemu_img,
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        *objects,
+        "-o",
+        f"encrypt.key-secret=s,{options}",
+        str(path),
+        "1M",
+    ]
     for _ in range(10):
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if "CPU usage" not in made.stderr:  # QEMU times PBKDF2; on a busy machine that may fail
@@ -100,7 +111,8 @@ def test_luks_images_of_real_qemu_are_read(variant: str, qemu_img: str, qemu_io:
     cipher, mode, iv, iv_hash, kdf_hash = variant.split(",")
     options = (
         f"encrypt.format=luks,encrypt.iter-time=20,encrypt.cipher-alg={cipher},encrypt.cipher-mode={mode},"
-        f"encrypt.ivgen-alg={iv},encrypt.hash-alg={kdf_hash}" + (f",encrypt.ivgen-hash-alg={iv_hash}" if iv_hash else "")
+        f"encrypt.ivgen-alg={iv},encrypt.hash-alg={kdf_hash}"
+        + (f",encrypt.ivgen-hash-alg={iv_hash}" if iv_hash else "")
     )
     path = tmp_path / "i.qcow2"
     plain = make(qemu_img, qemu_io, path, options)

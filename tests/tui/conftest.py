@@ -39,7 +39,12 @@ def make_app(tmp_path: Path) -> Callable[..., Workbench]:
     """An app with default keys and an empty memory."""
 
     def make(*images: Path | str, **more: Any) -> Workbench:
-        options: dict[str, Any] = {"keymap": Keymap(), "memory": State(tmp_path / "state.json"), "auto_check": False, **more}
+        options: dict[str, Any] = {
+            "keymap": Keymap(),
+            "memory": State(tmp_path / "state.json"),
+            "auto_check": False,
+            **more,
+        }
         return Workbench(tuple(str(each) for each in images), **options)
 
     return make
@@ -50,7 +55,9 @@ def drive(make_app: Callable[..., Workbench]) -> Drive:
     """Run an app headless: `async with drive(path, size=(80, 24)) as (app, pilot)`; settled at the start."""
 
     @asynccontextmanager
-    async def run(*images: Path | str, size: tuple[int, int] = (120, 40), **more: Any) -> AsyncIterator[tuple[Workbench, Pilot[None]]]:
+    async def run(
+        *images: Path | str, size: tuple[int, int] = (120, 40), **more: Any
+    ) -> AsyncIterator[tuple[Workbench, Pilot[None]]]:
         app = make_app(*images, **more)
         async with app.run_test(size=size) as pilot:
             await settle(app, pilot)

@@ -110,7 +110,9 @@ async def crawl(path: Path, state: Path, *, auto_check: bool = False) -> Report:
                 report.steps += 1
         watch.stop()
         report.slowest, report.slowest_at = watch.longest, watch.longest_at
-        report.errors = [f"{type(error).__name__}: {error}" for error in failures if type(error).__module__ == "builtins"]
+        report.errors = [
+            f"{type(error).__name__}: {error}" for error in failures if type(error).__module__ == "builtins"
+        ]
         for each in app.browsers:
             each.session.close()
     return report

@@ -23,7 +23,12 @@ Sample = Callable[[str], Path]
 
 
 async def test_title_tells_name_sizes_version_and_state(drive: Drive, sample: Sample) -> None:
-    for name, state in (("plain", "clean"), ("dirty", "dirty"), ("corrupt", "marked corrupt"), ("bad-refcount-table", "damaged header")):
+    for name, state in (
+        ("plain", "clean"),
+        ("dirty", "dirty"),
+        ("corrupt", "marked corrupt"),
+        ("bad-refcount-table", "damaged header"),
+    ):
         async with drive(sample(name)) as (app, _):
             text = browser(app).query_one(TitleLine).text
             assert f"{name}.qcow2" in text and "v3" in text and state in text
@@ -44,7 +49,9 @@ async def test_a_field_selected_lights_its_bytes_and_is_explained(drive: Drive, 
         assert hexview.lit == (20, 24) and hexview.name_at(21) == "cluster_bits"
 
 
-async def test_enter_follows_pointers_from_header_to_guest_bytes_and_backspace_returns(drive: Drive, sample: Sample) -> None:
+async def test_enter_follows_pointers_from_header_to_guest_bytes_and_backspace_returns(
+    drive: Drive, sample: Sample
+) -> None:
     async with drive(sample("plain")) as (app, pilot):
         screen = browser(app)
         screen.focus_view()
@@ -98,7 +105,9 @@ async def test_guest_offset_to_host_bytes_and_who_refers(drive: Drive, sample: S
         ("g:20k", "disk", 0, View.TRANSLATION),
     ],
 )  # fmt: skip
-async def test_go_to_understands_every_form(drive: Drive, sample: Sample, address: str, node: str, offset: int, view: View) -> None:
+async def test_go_to_understands_every_form(
+    drive: Drive, sample: Sample, address: str, node: str, offset: int, view: View
+) -> None:
     async with drive(sample("plain")) as (app, pilot):
         await pilot.press("ctrl+g", *address, "enter")
         await settle(app, pilot)
@@ -158,7 +167,9 @@ async def test_filter_keeps_what_was_asked_for(drive: Drive, sample: Sample) -> 
 async def test_damaged_nodes_are_marked_and_say_why(drive: Drive, sample: Sample) -> None:
     async with drive(sample("bad-refcount-table")) as (app, pilot):
         screen = browser(app)
-        marked = [node.data for node in screen.query_one(StructureTree).root.children if node.data and node.data.mark == "bad"]
+        marked = [
+            node.data for node in screen.query_one(StructureTree).root.children if node.data and node.data.mark == "bad"
+        ]
         assert any(item.key == "refcount-table" and "not cluster aligned" in item.why for item in marked)
         await go(app, pilot, "refcount-table")
         shown = screen.query_one(ExplainPane).shown
@@ -249,7 +260,13 @@ async def test_what_cannot_be_browsed_is_explained_and_its_bytes_shown(drive: Dr
     raw.write_bytes(b"\0" * 510 + b"\x55\xaa" + b"\0" * 4096)
     empty.write_bytes(b"")
     short.write_bytes(b"QFI\xfb\0\0\0\3")
-    for path, words in ((raw, "not a qcow2"), (empty, "is empty"), (short, "inside the header"), (tmp_path, "directory"), (tmp_path / "no", "no such file")):
+    for path, words in (
+        (raw, "not a qcow2"),
+        (empty, "is empty"),
+        (short, "inside the header"),
+        (tmp_path, "directory"),
+        (tmp_path / "no", "no such file"),
+    ):
         async with drive(path) as (app, pilot):
             assert isinstance(app.screen, ProblemScreen)
             assert words in str(app.screen.query_one("#what").render())

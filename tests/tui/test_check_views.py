@@ -24,7 +24,7 @@ from workbench.tui.screens.browser import BrowserScreen
 from workbench.tui.screens.checked import PATIENCE
 from workbench.tui.screens.dialogs import TextDialog
 from workbench.tui.widgets.chrome import TitleLine
-from workbench.tui.widgets.explain import ExplainPane, plain
+from workbench.tui.widgets.explain import ExplainPane, content_of
 from workbench.tui.widgets.findings import FindingsView
 from workbench.tui.widgets.hostmap import HostMapView
 from workbench.tui.widgets.overlaps import OverlapsView
@@ -49,15 +49,20 @@ async def rest(app: Workbench, pilot: Pilot[None]) -> None:
 
 def explained(screen: BrowserScreen) -> str:
     shown = screen.query_one(ExplainPane).shown
-    return plain([shown]) if shown is not None else ""
+    return content_of(shown).plain if shown is not None else ""
 
 
 def text_of(widget: FindingsView | HostMapView | RefcountsView | OverlapsView) -> str:
     """All lines of a list view as text."""
-    return "\n".join("".join(part for part, _ in widget.row_parts(row, widget.inner_width)) for row in range(widget.row_count()))
+    return "\n".join(
+        "".join(part for part, _ in widget.row_parts(row, widget.inner_width)) for row in range(widget.row_count())
+    )
 
 
-@pytest.mark.parametrize(("sample_name", "verdict"), [("plain", "no errors"), ("lost-l1-entry", "7 leaks"), ("data-over-l2", "1 corruption, 1 leak")])
+@pytest.mark.parametrize(
+    ("sample_name", "verdict"),
+    [("plain", "no errors"), ("lost-l1-entry", "7 leaks"), ("data-over-l2", "1 corruption, 1 leak")],
+)
 async def test_the_check_starts_by_itself_and_the_title_says_what_came_of_it(
     drive: Drive, sample: Sample, sample_name: str, verdict: str
 ) -> None:
@@ -294,7 +299,13 @@ async def test_an_overlap_shows_both_owners_and_each_is_a_link(drive: Drive, sam
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("lost-l1-entry", (60, 20)), ("cross-linked", (80, 24)), ("snapshots", (250, 80)), ("bad-l1-size", (60, 20)), ("truncated", (80, 24))],
+    [
+        ("lost-l1-entry", (60, 20)),
+        ("cross-linked", (80, 24)),
+        ("snapshots", (250, 80)),
+        ("bad-l1-size", (60, 20)),
+        ("truncated", (80, 24)),
+    ],
 )
 async def test_all_views_draw_at_every_size(drive: Drive, sample: Sample, name: str, size: tuple[int, int]) -> None:
     async with drive(sample(name), auto_check=True, size=size) as (app, pilot):

@@ -92,7 +92,13 @@ async def test_every_key_of_every_command_reaches_it(
             if command.id in LAST:
                 continue
             for key in command.keys.split(","):
-                want = 0 if "encrypted" in command.where else 1 if "has-problems" in command.where else app.browsers.index(browser(app))
+                want = (
+                    0
+                    if "encrypted" in command.where
+                    else 1
+                    if "has-problems" in command.where
+                    else app.browsers.index(browser(app))
+                )
                 app.show_image(want)
                 await settle(app, pilot)
                 await to_context(app, pilot, command.where)
@@ -106,7 +112,9 @@ async def test_every_key_of_every_command_reaches_it(
                 await close_dialogs(app, pilot)
 
 
-async def test_every_palette_action_runs(drive: Drive, sample: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_palette_action_runs(
+    drive: Drive, sample: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(sample("plain").parent)
     async with drive(sample("plain")) as (app, pilot):
         await go(app, pilot, "l2:0")

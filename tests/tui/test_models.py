@@ -156,7 +156,11 @@ def test_search_finds_over_window_borders_and_backwards(monkeypatch: pytest.Monk
     assert look(0) == 2 and look(3) == 14 and look(15) == 2
     assert look(14, True) == 2 and look(2, True) == 14
     assert find_bytes(storage, b"absent", 0, lambda _done, _total: None) is None
-    assert parse_query("x:51 46").needle == b"QF" and parse_query("QF").needle == b"QF" and parse_query("=0x10").value == 16
+    assert (
+        parse_query("x:51 46").needle == b"QF"
+        and parse_query("QF").needle == b"QF"
+        and parse_query("=0x10").value == 16
+    )
     for bad in ("", "x:5", "=ten"):
         with pytest.raises(ArgumentError):
             parse_query(bad)
@@ -165,7 +169,20 @@ def test_search_finds_over_window_borders_and_backwards(monkeypatch: pytest.Monk
 def test_an_address_of_every_kind_is_prepared_with_words() -> None:
     outline = Outline(meta_of("snapshots"))
     here = Place("header", 0, 0)
-    for text in ("0x0", "c:3", "g:4k", "l1:0", "l2:0.1", "rt:0", "rb:0.1", "snapshot:0", "snapshot:0/l1:0", "header", "l1", "snapshots"):
+    for text in (
+        "0x0",
+        "c:3",
+        "g:4k",
+        "l1:0",
+        "l2:0.1",
+        "rt:0",
+        "rb:0.1",
+        "snapshot:0",
+        "snapshot:0/l1:0",
+        "header",
+        "l1",
+        "snapshots",
+    ):
         found = prepare(outline, find_address(outline, text, here))
         assert found.explanation.title and found.crumbs and found.views
     for text in ("l2:99", "g:1P", "0x7fffffffffff", "nonsense", "snapshot:9"):
@@ -179,7 +196,9 @@ def test_screenshot_is_written_without_a_terminal(tmp_path: Path, make_app: Call
     from workbench.cli.browse import command
 
     target = tmp_path / "out.svg"
-    result = CliRunner().invoke(command, [str(sample_path("plain")), "--at", "l2:0", "--size", "80x24", "--screenshot", str(target)])
+    result = CliRunner().invoke(
+        command, [str(sample_path("plain")), "--at", "l2:0", "--size", "80x24", "--screenshot", str(target)]
+    )
     assert result.exit_code == 0, result.output
     assert "L2[0]" in target.read_text().replace("&#160;", " ")
     result = CliRunner().invoke(command, [str(sample_path("plain")), "--screenshot", str(target), "--size", "huge"])

@@ -31,10 +31,17 @@ Run = Callable[[Pilot[None]], Awaitable[None]]
 
 
 @pytest.fixture
-def compare(snap_compare: Picture, make_app: Callable[..., Workbench], sample: Callable[[str], Path]) -> Callable[..., bool]:
+def compare(
+    snap_compare: Picture, make_app: Callable[..., Workbench], sample: Callable[[str], Path]
+) -> Callable[..., bool]:
     """Compare the picture of an app on a sample after `before` with the stored one."""
 
-    def run(name: str | None, size: str, before: Callable[[Workbench, Pilot[None]], Awaitable[None]] | None = None, **more: Any) -> bool:
+    def run(
+        name: str | None,
+        size: str,
+        before: Callable[[Workbench, Pilot[None]], Awaitable[None]] | None = None,
+        **more: Any,
+    ) -> bool:
         app = make_app(*([sample(name)] if name else []), **more)
 
         async def prepare(pilot: Pilot[None]) -> None:

@@ -69,7 +69,9 @@ def qemu_clean(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_five_keys_mend_a_leaked_image_and_undo_gives_every_byte_back(drive: Drive, sample: Sample, size: tuple[int, int]) -> None:
+async def test_five_keys_mend_a_leaked_image_and_undo_gives_every_byte_back(
+    drive: Drive, sample: Sample, size: tuple[int, int]
+) -> None:
     path = sample("leaked")
     before = path.read_bytes()
     async with drive(path, size=size, auto_check=True) as (app, pilot):
@@ -375,7 +377,9 @@ sys.stdin.read()
 @contextmanager
 def held(path: Path) -> Iterator[int]:
     """The image open for writing in another process, as a running machine has it."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "held"
         try:
@@ -470,7 +474,9 @@ def cut_off(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize(("key", "clean"), [("b", False), ("c", True)])
-async def test_a_repair_cut_off_is_offered_at_open_and_rolled_back_or_completed(drive: Drive, sample: Sample, key: str, clean: bool) -> None:
+async def test_a_repair_cut_off_is_offered_at_open_and_rolled_back_or_completed(
+    drive: Drive, sample: Sample, key: str, clean: bool
+) -> None:
     path = sample("leaked")
     before = cut_off(path)
     async with drive(path, size=(80, 24), auto_check=True) as (app, pilot):
@@ -537,7 +543,18 @@ async def test_escape_stops_the_planning(drive: Drive, sample: Sample, monkeypat
         assert isinstance(app.screen, BrowserScreen)
 
 
-@pytest.mark.parametrize("name", ["bad-l1-size", "snapshot-table-wiped", "cross-linked", "data-over-refcounts", "bitmap-in-use", "unaligned-entry", "luks-length"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bad-l1-size",
+        "snapshot-table-wiped",
+        "cross-linked",
+        "data-over-refcounts",
+        "bitmap-in-use",
+        "unaligned-entry",
+        "luks-length",
+    ],
+)
 async def test_other_samples_go_through_the_flow_and_back(drive: Drive, sample: Sample, name: str) -> None:
     path = sample(name)
     before = path.read_bytes()

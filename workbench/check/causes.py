@@ -15,7 +15,7 @@ from workbench.check.findings import Findings
 from workbench.check.problems import PROBLEMS, Severity
 from workbench.check.triage import LeakRun, Triage
 from workbench.engine.metadata import Metadata
-from workbench.units import Geometry, format_size
+from workbench.units import Geometry, format_size, many
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -182,8 +182,9 @@ class _Grouping:
         entries = sum(table.entries for table in lost)
         places = ", ".join(f"{table.offset:#x}" for table in lost[:4]) + (" …" if len(lost) > 4 else "")
         text = (
-            f"{len(lost)} L2 table(s) with {entries} entries stand at {places}, but no L1 entry refers to them. The guest "
-            "reads their range as empty; the data is still in the file. qemu-img check -r leaks would throw it away."
+            f"{many(len(lost), 'L2 table')} with {many(entries, 'entry', 'entries')} found at {places}, but no L1 entry refers "
+            f"to {'it' if len(lost) == 1 else 'them'}. The guest reads {'its' if len(lost) == 1 else 'their'} range as empty; "
+            "the data is still in the file. qemu-img check -r leaks would throw it away."
         )
         if indices:
             shown = "; ".join(f"L1 entry {index}, {self.window_text(index)}" for index in indices[:4])
@@ -219,7 +220,8 @@ class _Grouping:
         shown = ", ".join(self.window_text(gap.l1_index) for gap in gaps[:4]) + (" …" if len(gaps) > 4 else "")
         title = "L2 tables were wiped" if empty else "L2 tables were overwritten"
         text = (
-            f"{len(gaps)} L2 table(s) {'hold only zeros' if empty else 'hold ' + ' or '.join(sorted(kinds))}. "
+            f"{many(len(gaps), 'L2 table')} {'holds' if len(gaps) == 1 else 'hold'} "
+            f"{'only zeros' if empty else ' or '.join(sorted(kinds))}. "
             f"Lost to the guest: {shown}. "
         )
         if clusters:

@@ -20,15 +20,28 @@ def _size(text: str) -> tuple[int, int]:
 @click.command("browse")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @click.option("--at", metavar="ADDRESS", help="Start there: 0x50000, c:5, g:12M, l2:3.17, header, …")
-@click.option("--view", metavar="VIEW", help="fields, hex, entries, guest_map, guest_hex, translation, host_map, findings, …")
-@click.option("--screenshot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Write a picture instead of opening the terminal.")
+@click.option(
+    "--view", metavar="VIEW", help="fields, hex, entries, guest_map, guest_hex, translation, host_map, findings, …"
+)
+@click.option(
+    "--screenshot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.svg",
+    help="Write a picture instead of opening the terminal.",
+)
 @click.option("--size", default="120x40", show_default=True, metavar="WxH", help="Size of the picture, in cells.")
 @click.option("--theme", metavar="NAME", help="Colours: qwb-dark, qwb-light, high-contrast, …")
 @secret_option
 @debug_option
 @handle_errors
 def command(
-    images: tuple[str, ...], at: str | None, view: str | None, screenshot: Path | None, size: str, theme: str | None, secret_file: Path | None
+    images: tuple[str, ...],
+    at: str | None,
+    view: str | None,
+    screenshot: Path | None,
+    size: str,
+    theme: str | None,
+    secret_file: Path | None,
 ) -> None:
     """Open images in the terminal workbench; without one: samples, recent files, a file picker. Never writes to an image."""
     from workbench.tui.app import Workbench, take_picture

@@ -23,6 +23,7 @@ from workbench.cli.common import (
     print_lines,
 )
 from workbench.errors import ArgumentError
+from workbench.units import many
 
 if TYPE_CHECKING:
     from workbench.repair.apply import Progress
@@ -152,7 +153,7 @@ def _export(image: Path, folder: Path, as_json: bool) -> None:
         print_json({"filename": str(image), "orphans": rows})
     else:
         size = sum(row["length"] for row in rows)
-        click.echo(f"{len(rows)} run(s), {size} bytes of possible guest data copied into {folder}; see {index}")
+        click.echo(f"{many(len(rows), 'run')}, {size} bytes of possible guest data copied into {folder}; see {index}")
 
 
 def _set_policy(guide: Guide, leaks: bool, fix: tuple[str, ...], choose: tuple[str, ...], free_orphans: bool) -> Policy:

@@ -90,7 +90,7 @@ def _features(meta: Metadata) -> Iterator[Fault]:
         bits = [bit for bit in range(64) if unknown >> bit & 1]
         shown = ", ".join(names.get(bit, f"bit {bit}") for bit in bits)
         yield Fault(
-            "FEATURE-UNKNOWN", f"unsupported incompatible feature(s): {shown}", 72, 8, Refusal.ALWAYS, {"bits": shown}
+            "FEATURE-UNKNOWN", f"unsupported incompatible features: {shown}", 72, 8, Refusal.ALWAYS, {"bits": shown}
         )
     if header.version >= 3:
         yield from _compression_type(meta)
@@ -324,7 +324,10 @@ def _encryption(meta: Metadata) -> Iterator[Fault]:
         )
     if pointer.offset >= meta.file_size:
         yield Fault(
-            "LUKS-BEYOND-EOF", f"LUKS header at {pointer.offset:#x} is beyond the end of the file", *place, Refusal.ALWAYS
+            "LUKS-BEYOND-EOF",
+            f"LUKS header at {pointer.offset:#x} is beyond the end of the file",
+            *place,
+            Refusal.ALWAYS,
         )
     elif pointer.offset + pointer.length > meta.file_size + meta.header.cluster_size:
         yield Fault("LUKS-LENGTH", f"LUKS header length {pointer.length} reaches beyond the end of the file", *place)

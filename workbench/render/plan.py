@@ -55,7 +55,11 @@ def after_text(plan: Plan) -> str:
     after = plan.after
     if after.clean and after.leaks:
         return f"would be sound; {count(after.leaks, 'leaked cluster')} kept, possible guest data"
-    return f"would be {'clean' if after.clean else 'left with ' + verdict_text(after)}" if after.openable else "could not be opened"
+    return (
+        f"would be {'clean' if after.clean else 'left with ' + verdict_text(after)}"
+        if after.openable
+        else "could not be opened"
+    )
 
 
 @dataclass(frozen=True, slots=True)

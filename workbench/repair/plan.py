@@ -27,6 +27,7 @@ from workbench.repair.triage import orphans
 from workbench.repair.workspace import Step, Workspace
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
+from workbench.units import many
 
 ROUNDS: Final = 8
 FORMAT: Final = 1
@@ -151,7 +152,7 @@ class Plan:
         """One line for the history."""
         names = list(self.groups())
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return f"{len(self.steps)} steps: {shown}" if names else "nothing to do"
+        return f"{many(len(self.steps), 'step')}: {shown}" if names else "nothing to do"
 
     def change(self) -> Change:
         """What `apply` carries out."""
@@ -208,7 +209,7 @@ def read_change(text: str) -> Change:
             raise ArgumentError(f"a plan of format {found['format']}, this version reads {FORMAT}")
         edits = [ByteEdit(each["offset"], _unpack(each["old"]), _unpack(each["new"])) for each in found["edits"]]
         summary = {key: value for key, value in found.items() if key not in ("edits", "fingerprint")}
-        title = f"{len(found['steps'])} steps from a saved plan"
+        title = f"{many(len(found['steps']), 'step')} from a saved plan"
         before, after = found["size-before"], found["size-after"]
         return Change(title, lambda: iter(edits), before, after, found["fingerprint"], summary)
     except (KeyError, TypeError, ValueError, zlib.error) as error:

@@ -209,7 +209,9 @@ class Workbench(App[None]):
 
     def do_help(self) -> None:
         front = self.screen
-        available = front.available() if isinstance(front, BrowserScreen) else [each for each in COMMANDS if not each.where]
+        available = (
+            front.available() if isinstance(front, BrowserScreen) else [each for each in COMMANDS if not each.where]
+        )
         self.push_screen(HelpDialog(frozenset(each.id for each in available)), self._run_chosen)
 
     def _run_chosen(self, ident: str | None) -> None:
@@ -275,7 +277,10 @@ class Workbench(App[None]):
         if isinstance(self.screen, ChooseDialog):
             return
         options = [("stay", "(s) stay"), ("quit", "(q) quit, and stop it")]
-        self.push_screen(ChooseDialog(f"Still running: {busy.title}", options), lambda value: self.do_quit() if value == "quit" else None)
+        self.push_screen(
+            ChooseDialog(f"Still running: {busy.title}", options),
+            lambda value: self.do_quit() if value == "quit" else None,
+        )
 
     # Pictures and tests
 

@@ -88,30 +88,57 @@ class Badges(dict[str, str]):
             return
         offset = np.where(columns["table"] != 0, columns["table"], columns["offset"])
         # Refcounts of clusters belong to the block that holds them.
-        counts = np.array([code.startswith(("REFCOUNT-", "CLUSTER-LEAKED")) for code in result.findings.codes] or [False])
+        counts = np.array(
+            [code.startswith(("REFCOUNT-", "CLUSTER-LEAKED")) for code in result.findings.codes] or [False]
+        )
         of_block = counts[columns["code"]] & left
         block = (columns["offset"] >> np.uint64(geometry.cluster_bits)) // np.uint64(geometry.refcount_block_entries)
-        self._by_index("refcount-block", "refcount-table", meta.refcount_table & np.uint64(REFCOUNT_OFFSET_MASK), block, rank, number, of_block)
+        self._by_index(
+            "refcount-block",
+            "refcount-table",
+            meta.refcount_table & np.uint64(REFCOUNT_OFFSET_MASK),
+            block,
+            rank,
+            number,
+            of_block,
+        )
         left &= ~of_block
-        for key, words, mask in (("l2", meta.l1, OFFSET_MASK), ("refcount-block", meta.refcount_table, REFCOUNT_OFFSET_MASK)):
+        for key, words, mask in (
+            ("l2", meta.l1, OFFSET_MASK),
+            ("refcount-block", meta.refcount_table, REFCOUNT_OFFSET_MASK),
+        ):
             targets = words & np.uint64(mask)
             index, hit = _index_of(targets, offset & ~np.uint64(geometry.cluster_size - 1))
             chosen = hit & left
             self._by_index(key, {"l2": "l1"}.get(key, "refcount-table"), targets, index, rank, number, chosen)
             left &= ~chosen
-        regions = [("l1", meta.l1_region.offset, meta.l1_region.length), ("refcount-table", meta.refcount_table_region.offset, meta.refcount_table_region.length)]
+        regions = [
+            ("l1", meta.l1_region.offset, meta.l1_region.length),
+            ("refcount-table", meta.refcount_table_region.offset, meta.refcount_table_region.length),
+        ]
         if meta.header.nb_snapshots:
-            regions.append(("snapshots", meta.header.snapshots_offset, max(1, meta.snapshot_table.end - meta.header.snapshots_offset)))
+            regions.append(
+                (
+                    "snapshots",
+                    meta.header.snapshots_offset,
+                    max(1, meta.snapshot_table.end - meta.header.snapshots_offset),
+                )
+            )
         if meta.bitmaps_extension is not None:
             regions.append(("bitmaps", meta.bitmaps_extension.directory_offset, meta.bitmaps_extension.directory_size))
         if meta.encryption is not None:
             regions.append(("luks", meta.encryption.offset, meta.encryption.length))
-        regions += [("header", 0, meta.header_length), ("extensions", meta.header_length, max(0, meta.area.end - meta.header_length))]
+        regions += [
+            ("header", 0, meta.header_length),
+            ("extensions", meta.header_length, max(0, meta.area.end - meta.header_length)),
+        ]
         regions.append(("header", 0, geometry.cluster_size))
         for key, start, length in regions:
             low, high = np.uint64(min(start, 1 << 63)), np.uint64(min(start + length, 1 << 63))
             chosen = left & (offset >= low) & (offset < high)
-            self._fixed[key] = self._fixed.get(key, np.zeros(len(SEVERITIES), np.int64)) + self._sum(rank, number, chosen)
+            self._fixed[key] = self._fixed.get(key, np.zeros(len(SEVERITIES), np.int64)) + self._sum(
+                rank, number, chosen
+            )
             left &= ~chosen
 
     @staticmethod
@@ -125,7 +152,9 @@ class Badges(dict[str, str]):
     ) -> None:  # fmt: skip
         """Add findings to the tables that entry `index` of the parent table points at, and to the parent."""
         chosen = chosen & (index < targets.size)
-        self._fixed[parent] = self._fixed.get(parent, np.zeros(len(SEVERITIES), np.int64)) + self._sum(rank, number, chosen)
+        self._fixed[parent] = self._fixed.get(parent, np.zeros(len(SEVERITIES), np.int64)) + self._sum(
+            rank, number, chosen
+        )
         if not targets.size or not chosen.any():
             return
         place = index[chosen].astype(np.int64) * len(SEVERITIES) + rank[chosen]
@@ -172,7 +201,13 @@ def _index_of(targets: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[
 
 
 def _short(number: int) -> str:
-    return f"{number:,}" if number < 10_000 else f"{number // 1000:,}k" if number < 10_000_000 else f"{number // 1_000_000:,}M"
+    return (
+        f"{number:,}"
+        if number < 10_000
+        else f"{number // 1000:,}k"
+        if number < 10_000_000
+        else f"{number // 1_000_000:,}M"
+    )
 
 
 # Explanations
@@ -225,8 +260,14 @@ def explain_group(meta: Metadata, group: Group) -> Explanation:
 def explain_cause(meta: Metadata, cause: Cause, value: str) -> Explanation:
     """A cause: what happened, why one thinks so, which ranges it concerns."""
     sections = [("", printable(cause.text)), *(("Evidence", printable(each)) for each in cause.evidence)]
-    links = [(f"guest {span(start, length)} ({format_size(length)})", f"g:{start:#x}") for start, length in cause.guest[:8] if start < meta.header.size]
-    links += [(f"host {span(start, length)}", f"{start:#x}") for start, length in cause.host[:8] if start < meta.file_size]
+    links = [
+        (f"guest {span(start, length)} ({format_size(length)})", f"g:{start:#x}")
+        for start, length in cause.guest[:8]
+        if start < meta.header.size
+    ]
+    links += [
+        (f"host {span(start, length)}", f"{start:#x}") for start, length in cause.host[:8] if start < meta.file_size
+    ]
     return Explanation(title=f"Likely cause: {cause.title}", value=value, sections=tuple(sections), links=tuple(links))
 
 
@@ -255,7 +296,9 @@ def explain_cell(world: HostMap, facts: CellFacts, owners: tuple[OwnerLine, ...]
     what = "the bytes" if facts.clusters == 1 else f"the first {LOOKS[facts.kind].title} of them"
     links.append((f"{what}, at {facts.at * size:#x}", f"{facts.at * size:#x}"))
     where = f"{span(facts.first * size, length)} ({format_size(length)})"
-    return Explanation(title, where, facts.words if facts.clusters == 1 else "", tuple(problems), tuple(sections), tuple(links))
+    return Explanation(
+        title, where, facts.words if facts.clusters == 1 else "", tuple(problems), tuple(sections), tuple(links)
+    )
 
 
 def _refcount_words(stored: int | None, counted: int | None) -> list[tuple[str, str]]:
@@ -294,7 +337,10 @@ def explain_refcount(world: HostMap, row: RefcountRow) -> Explanation:
     block, entry = divmod(row.cluster, world.geometry.refcount_block_entries)
     glyph, _, words = row.words.partition(" ")
     problems = ((row.level, words),) if row.level else ()
-    links = [(f"its refcount: block {block}, entry {entry}", f"rb:{block}.{entry}"), (f"the bytes at {row.cluster * size:#x}", f"{row.cluster * size:#x}")]
+    links = [
+        (f"its refcount: block {block}, entry {entry}", f"rb:{block}.{entry}"),
+        (f"the bytes at {row.cluster * size:#x}", f"{row.cluster * size:#x}"),
+    ]
     sections = [("", KIND_TEXTS[row.kind]), *_refcount_words(row.stored, row.counted)]
     verdict = world.verdict(row.cluster)
     if verdict:
@@ -311,7 +357,9 @@ def with_problems(explanation: Explanation, result: CheckResult, place: Place) -
     if not columns.size or not place.length:
         return explanation
     low, high = np.uint64(place.offset), np.uint64(place.end)
-    hit = np.flatnonzero((columns["offset"] < high) & (columns["offset"] + np.maximum(columns["length"], np.uint64(1)) > low))
+    hit = np.flatnonzero(
+        (columns["offset"] < high) & (columns["offset"] + np.maximum(columns["length"], np.uint64(1)) > low)
+    )
     if not hit.size:
         return explanation
     said = " ".join(text for _, text in explanation.problems)

@@ -58,7 +58,9 @@ def parse_filter(text: str) -> Filter:
                 first = parse_size(low) if low else 0
                 ranges[name] = (first, parse_size(high) if dash and high else (first + 1 if not dash else 1 << 63))
             except ValueError:
-                raise ArgumentError(f"{word!r} is no range", hint="such as index:10-20, guest:5M-6M, host:0x10000-") from None
+                raise ArgumentError(
+                    f"{word!r} is no range", hint="such as index:10-20, guest:5M-6M, host:0x10000-"
+                ) from None
         else:
             raise ArgumentError(f"{word!r} is no filter", hint=f"use {', '.join(TYPES)}, index:, guest:, host:")
     return Filter(text.strip(), frozenset(types), ranges.get("index"), ranges.get("guest"), ranges.get("host"))
@@ -147,7 +149,9 @@ class EntryRows:
         geometry = self.meta.geometry
         assert geometry is not None
         if self.table.kind is TableKind.REFCOUNT_BLOCK:
-            return np.uint64(self.table.base) + np.arange(len(self.first), dtype=np.uint64) * np.uint64(geometry.cluster_size)
+            return np.uint64(self.table.base) + np.arange(len(self.first), dtype=np.uint64) * np.uint64(
+                geometry.cluster_size
+            )
         mask = REFCOUNT_OFFSET_MASK if self.table.kind is TableKind.REFCOUNT_TABLE else OFFSET_MASK
         host = self.first & np.uint64(mask)
         if self.table.kind is TableKind.L2:

@@ -89,7 +89,15 @@ def explain_item(outline: Outline, item: Item) -> Explanation:
     elif item.length:
         problems += [each for each in _problems(meta, item.offset, item.length) if each[1] != item.why]
     where = f"{span(item.offset, item.length)}  ({format_size(item.length)})" if item.length else ""
-    return Explanation(title or item.label, where, f"{item.label}{', ' + item.note if item.note else ''}", tuple(problems[:12]), sections, (), spec)
+    return Explanation(
+        title or item.label,
+        where,
+        f"{item.label}{', ' + item.note if item.note else ''}",
+        tuple(problems[:12]),
+        sections,
+        (),
+        spec,
+    )
 
 
 def explain_entry(outline: Outline, item: Item, table: Table, index: int) -> Explanation:
@@ -110,8 +118,12 @@ def explain_entry(outline: Outline, item: Item, table: Table, index: int) -> Exp
         for bit in layout:
             value = bit.get(words[0])
             if value or not bit.reserved:
-                shown = ("yes" if value else "no") if bit.unit == "flag" else f"{value:#x}" if bit.in_place else f"{value}"
-                rows.append(f"{bit.name} (bit{'' if bit.low == bit.high else 's'} {bit.low}{'' if bit.low == bit.high else f'-{bit.high}'}): {shown}")
+                shown = (
+                    ("yes" if value else "no") if bit.unit == "flag" else f"{value:#x}" if bit.in_place else f"{value}"
+                )
+                rows.append(
+                    f"{bit.name} (bit{'' if bit.low == bit.high else 's'} {bit.low}{'' if bit.low == bit.high else f'-{bit.high}'}): {shown}"
+                )
     if rows:
         sections = (*sections, ("Bits", "; ".join(rows)))
     problems = [("bad", part) for part in oddities(says)]
@@ -204,7 +216,12 @@ def _node_links(meta: Metadata, node: Node) -> Iterator[tuple[str, str]]:
     target = _POINTERS.get(node.schema)
     if target and node.value:
         yield f"{target} at {node.value:#x}", target
-    elif node.name.endswith("offset") and node.unit == "bytes" and isinstance(node.value, int) and 0 < node.value < meta.file_size:
+    elif (
+        node.name.endswith("offset")
+        and node.unit == "bytes"
+        and isinstance(node.value, int)
+        and 0 < node.value < meta.file_size
+    ):
         yield f"bytes at {node.value:#x}", f"{node.value:#x}"
 
 

@@ -1,9 +1,9 @@
 """Keys of one's own: `keys.toml` in the configuration folder maps command ids to keys.
 
-    [keys]
-    goto = "ctrl+j"          # one key
-    back = ["b", "alt+left"] # several
-    "nav.up" = "up,w"
+[keys]
+goto = "ctrl+j"          # one key
+back = ["b", "alt+left"] # several
+"nav.up" = "up,w"
 """
 
 from __future__ import annotations

@@ -71,6 +71,8 @@ _PARTS: Final = {
     Kind.LUKS: Part.LUKS,
     Kind.KEY_SLOT: Part.LUKS,
 }
+
+
 def _share(part: int, whole: int) -> str:
     """`3% full`; never 0% of something, never 100% of less than all."""
     percent = part * 100 // max(1, whole)
@@ -125,7 +127,9 @@ class Outline:
         if not meta.is_qcow2:
             return items
         header = meta.header
-        items.append(self._marked(Item("header", "Header", Kind.HEADER, 0, self._header_length(), f"version {header.version}")))
+        items.append(
+            self._marked(Item("header", "Header", Kind.HEADER, 0, self._header_length(), f"version {header.version}"))
+        )
         if self.geometry is None:
             return items
         items += self._head_items()
@@ -153,7 +157,16 @@ class Outline:
             start = self._header_length()
             note = f"{len(area.extensions)}"
             yield self._marked(
-                Item("extensions", "Header extensions", Kind.EXTENSIONS, start, max(0, area.end - start), note, branch=True), children=True
+                Item(
+                    "extensions",
+                    "Header extensions",
+                    Kind.EXTENSIONS,
+                    start,
+                    max(0, area.end - start),
+                    note,
+                    branch=True,
+                ),
+                children=True,
             )
         if meta.header.backing_file_offset:
             name = meta.backing_name
@@ -172,7 +185,9 @@ class Outline:
         end = max(area.end, self._header_length(), meta.header.backing_file_offset + meta.header.backing_file_size)
         if end < len(meta.head):
             rest = meta.head[end:]
-            yield Item("unused", "Unused header space", Kind.UNUSED, end, len(rest), "zeros" if not any(rest) else "not empty")
+            yield Item(
+                "unused", "Unused header space", Kind.UNUSED, end, len(rest), "zeros" if not any(rest) else "not empty"
+            )
 
     def _l1_item(self, key: str, label: str, offset: int, entries: int, codes: tuple[str, ...] = ()) -> Item:
         size = min(entries * 8, limits.MAX_L1_SIZE)
@@ -188,7 +203,15 @@ class Outline:
     def _refcount_table(self) -> Item:
         region = self.meta.refcount_table_region
         length = max(0, min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE, self.meta.file_size - region.offset))
-        item = Item("refcount-table", "Refcount table", Kind.REFCOUNT_TABLE, region.offset, length, count(length // 8, "entry"), branch=length > 0)
+        item = Item(
+            "refcount-table",
+            "Refcount table",
+            Kind.REFCOUNT_TABLE,
+            region.offset,
+            length,
+            count(length // 8, "entry"),
+            branch=length > 0,
+        )
         geometry = self.geometry
         if geometry and region.offset % geometry.cluster_size:
             item = replace(item, mark="bad", why=f"its offset {region.offset:#x} is not cluster aligned")
@@ -209,9 +232,22 @@ class Outline:
     def _bitmaps(self) -> Item:
         extension, directory = self.meta.bitmaps_extension, self.meta.bitmap_directory
         assert extension is not None
-        length = max(0, min(extension.directory_size, self.meta.file_size - extension.directory_offset, limits.MAX_BITMAP_DIRECTORY_SIZE))
+        length = max(
+            0,
+            min(
+                extension.directory_size,
+                self.meta.file_size - extension.directory_offset,
+                limits.MAX_BITMAP_DIRECTORY_SIZE,
+            ),
+        )
         item = Item(
-            "bitmaps", "Bitmaps", Kind.BITMAPS, extension.directory_offset, length, f"{extension.nb_bitmaps:,}", branch=bool(directory.bitmaps)
+            "bitmaps",
+            "Bitmaps",
+            Kind.BITMAPS,
+            extension.directory_offset,
+            length,
+            f"{extension.nb_bitmaps:,}",
+            branch=bool(directory.bitmaps),
         )
         if directory.broken:
             item = replace(item, mark="bad", why=f"entry {directory.broken[0]}: {directory.broken[2]}")
@@ -237,7 +273,9 @@ class Outline:
         meta, key = self.meta, item.key
         makers: dict[Kind, Callable[[], list[Item]]] = {
             Kind.GROUP: lambda: self._group_children(key),
-            Kind.EXTENSIONS: lambda: [self._extension(index) for index in range(len(meta.extensions) + meta.area.ended)],
+            Kind.EXTENSIONS: lambda: [
+                self._extension(index) for index in range(len(meta.extensions) + meta.area.ended)
+            ],
             Kind.L1: lambda: self._grouped(key, self._l1_indices(key)),
             Kind.REFCOUNT_TABLE: lambda: self._grouped(key, self._indices(meta.refcount_table, REFCOUNT_OFFSET_MASK)),
             Kind.SNAPSHOTS: lambda: self._many(key, len(meta.snapshots), self._snapshot),
@@ -250,16 +288,35 @@ class Outline:
 
     def _extension(self, index: int) -> Item:
         if index == len(self.meta.extensions) and self.meta.area.ended:
-            return Item(f"extension:{index}", "End of extensions", Kind.EXTENSION, self.meta.area.end - 8, 8, index=index)
+            return Item(
+                f"extension:{index}", "End of extensions", Kind.EXTENSION, self.meta.area.end - 8, 8, index=index
+            )
         each = self.meta.extensions[index]
-        item = Item(f"extension:{index}", each.name.capitalize(), Kind.EXTENSION, each.offset, each.end - each.offset, f"{len(each.data)} B", index=index)
+        item = Item(
+            f"extension:{index}",
+            each.name.capitalize(),
+            Kind.EXTENSION,
+            each.offset,
+            each.end - each.offset,
+            f"{len(each.data)} B",
+            index=index,
+        )
         return self._marked(item)
 
     def _snapshot(self, index: int) -> Item:
         each = self.meta.snapshots[index]
         name = printable(each.name)
         size = format_size(each.disk_size) if each.disk_size is not None else ""
-        item = Item(f"snapshot:{index}", f"{index} {name[:40]}", Kind.SNAPSHOT, each.offset, len(each.raw), size, branch=True, index=index)
+        item = Item(
+            f"snapshot:{index}",
+            f"{index} {name[:40]}",
+            Kind.SNAPSHOT,
+            each.offset,
+            len(each.raw),
+            size,
+            branch=True,
+            index=index,
+        )
         return self._marked(item)
 
     def _snapshot_l1(self, index: int) -> Item:
@@ -268,14 +325,36 @@ class Outline:
 
     def _bitmap(self, index: int) -> Item:
         each = self.meta.bitmap_directory.bitmaps[index]
-        item = Item(f"bitmap:{index}", f"{index} {printable(each.name)[:40]}", Kind.BITMAP, each.offset, len(each.raw), branch=True, index=index)
+        item = Item(
+            f"bitmap:{index}",
+            f"{index} {printable(each.name)[:40]}",
+            Kind.BITMAP,
+            each.offset,
+            len(each.raw),
+            branch=True,
+            index=index,
+        )
         return self._marked(item)
 
     def _bitmap_table(self, index: int) -> Item:
         each = self.meta.bitmap_directory.bitmaps[index]
-        length = max(0, min(each.table_size * 8, self.meta.file_size - each.table_offset, limits.MAX_BITMAP_TABLE_ENTRIES * 8))
-        item = Item(f"bitmap-table:{index}", "Bitmap table", Kind.BITMAP_TABLE, each.table_offset, length, count(each.table_size, "entry"), index=index)
-        return replace(item, mark="bad", why="it reaches past the end of the file") if length < each.table_size * 8 else item
+        length = max(
+            0, min(each.table_size * 8, self.meta.file_size - each.table_offset, limits.MAX_BITMAP_TABLE_ENTRIES * 8)
+        )
+        item = Item(
+            f"bitmap-table:{index}",
+            "Bitmap table",
+            Kind.BITMAP_TABLE,
+            each.table_offset,
+            length,
+            count(each.table_size, "entry"),
+            index=index,
+        )
+        return (
+            replace(item, mark="bad", why="it reaches past the end of the file")
+            if length < each.table_size * 8
+            else item
+        )
 
     def _slot(self, index: int) -> Item:
         assert self.meta.encryption is not None and self.meta.luks is not None
@@ -283,7 +362,17 @@ class Outline:
         note = "active" if state == SLOT_ACTIVE else "inactive" if state == 0xDEAD else f"state {state:#x}?"
         mark = "" if state in (SLOT_ACTIVE, 0xDEAD) else "bad"
         offset = self.meta.encryption.offset + 208 + 48 * index
-        return Item(f"slot:{index}", f"Key slot {index}", Kind.KEY_SLOT, offset, 48, note, mark, "neither active nor inactive" if mark else "", index=index)
+        return Item(
+            f"slot:{index}",
+            f"Key slot {index}",
+            Kind.KEY_SLOT,
+            offset,
+            48,
+            note,
+            mark,
+            "neither active nor inactive" if mark else "",
+            index=index,
+        )
 
     # Tables of pointers
 
@@ -314,10 +403,14 @@ class Outline:
         for start in range(low, high, step):
             stop = min(start + step, high)
             label = f"{self._short(key)}[{indices[start]}…{indices[stop - 1]}]"
-            found.append(Item(f"{key}#{start}-{stop}", label, Kind.GROUP, 0, 0, count(stop - start, "table"), branch=True))
+            found.append(
+                Item(f"{key}#{start}-{stop}", label, Kind.GROUP, 0, 0, count(stop - start, "table"), branch=True)
+            )
         return found
 
-    def _many(self, key: str, number: int, make: Callable[[int], Item], low: int = 0, high: int | None = None) -> list[Item]:
+    def _many(
+        self, key: str, number: int, make: Callable[[int], Item], low: int = 0, high: int | None = None
+    ) -> list[Item]:
         high = number if high is None else high
         if high - low <= GROUP:
             return [make(index) for index in range(low, high)]
@@ -366,23 +459,48 @@ class Outline:
         used = np.frombuffer(data[: len(data) & ~15], dtype=">u8")[::step]
         filled = int(np.count_nonzero(used))
         start = geometry.guest_offset(index, 0)
-        return replace(item, note=f"{format_size(start)} on, {_share(filled, geometry.l2_entries)}" if filled else f"{format_size(start)} on, empty")
+        return replace(
+            item,
+            note=f"{format_size(start)} on, {_share(filled, geometry.l2_entries)}"
+            if filled
+            else f"{format_size(start)} on, empty",
+        )
 
     def _block(self, index: int) -> Item:
         geometry = self.geometry
         assert geometry is not None
         offset = int(self.meta.refcount_table[index]) & REFCOUNT_OFFSET_MASK
         start = index * geometry.refcount_block_coverage
-        item = Item(f"refcount-block:{index}", f"Block[{index}]", Kind.REFCOUNT_BLOCK, offset, geometry.cluster_size, f"{format_size(start)}+", index=index)
+        item = Item(
+            f"refcount-block:{index}",
+            f"Block[{index}]",
+            Kind.REFCOUNT_BLOCK,
+            offset,
+            geometry.cluster_size,
+            f"{format_size(start)}+",
+            index=index,
+        )
         return self._pointer_state(item, "refcount block")
 
     def _pointer_state(self, item: Item, what: str) -> Item:
         assert self.geometry is not None
         room = self.meta.file_size - item.offset
         if room <= 0:
-            return replace(item, length=0, mark="bad", why=f"the {what} at {item.offset:#x} lies past the end of the file", note="past the end")
+            return replace(
+                item,
+                length=0,
+                mark="bad",
+                why=f"the {what} at {item.offset:#x} lies past the end of the file",
+                note="past the end",
+            )
         if item.offset % self.geometry.cluster_size:
-            return replace(item, length=min(item.length, room), mark="bad", why=f"the offset {item.offset:#x} is not cluster aligned", note="unaligned")
+            return replace(
+                item,
+                length=min(item.length, room),
+                mark="bad",
+                why=f"the offset {item.offset:#x} is not cluster aligned",
+                note="unaligned",
+            )
         if room < item.length:
             return replace(item, length=room, mark="warn", why=f"the file ends inside this {what}")
         return item
@@ -406,9 +524,15 @@ class Outline:
             return Item(key, key, Kind.GROUP, branch=True)
         if name == "l2":
             owner = f"{base}/l1" if base else "l1"
-            return self._l2(owner, int(number)) if self._points(self._l1_words(owner), int(number), OFFSET_MASK) else None
+            return (
+                self._l2(owner, int(number)) if self._points(self._l1_words(owner), int(number), OFFSET_MASK) else None
+            )
         if name == "refcount-block":
-            return self._block(int(number)) if self._points(self.meta.refcount_table, int(number), REFCOUNT_OFFSET_MASK) else None
+            return (
+                self._block(int(number))
+                if self._points(self.meta.refcount_table, int(number), REFCOUNT_OFFSET_MASK)
+                else None
+            )
         if base.startswith("snapshot:") and last == "l1":
             return self._snapshot_l1(int(base[9:]))
         makers = {
@@ -433,11 +557,19 @@ class Outline:
         if name == "l2":
             return ["l1", *self._groups_to("l1", self._l1_indices("l1"), int(number))]
         if name == "refcount-block":
-            return ["refcount-table", *self._groups_to("refcount-table", self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK), int(number))]
+            return [
+                "refcount-table",
+                *self._groups_to(
+                    "refcount-table", self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK), int(number)
+                ),
+            ]
         if name == "snapshot":
             return ["snapshots", *self._groups_to("snapshots", list(range(len(self.meta.snapshots))), int(number))]
         if name == "bitmap":
-            return ["bitmaps", *self._groups_to("bitmaps", list(range(len(self.meta.bitmap_directory.bitmaps))), int(number))]
+            return [
+                "bitmaps",
+                *self._groups_to("bitmaps", list(range(len(self.meta.bitmap_directory.bitmaps))), int(number)),
+            ]
         if name == "bitmap-table":
             return [*self.parents(f"bitmap:{number}"), f"bitmap:{number}"]
         owner = {"extension": "extensions", "slot": "luks"}.get(name)
@@ -463,7 +595,11 @@ class Outline:
         """The item of the first levels that owns a host byte (tables pointed at by L1 or refcount table included)."""
         best = self._file()
         candidates = self.roots()
-        candidates += [self._extension(i) for i in range(len(self.meta.extensions) + self.meta.area.ended)] if self.geometry else []
+        candidates += (
+            [self._extension(i) for i in range(len(self.meta.extensions) + self.meta.area.ended)]
+            if self.geometry
+            else []
+        )
         if self.geometry and self.meta.encryption and self.meta.luks and self.meta.luks.valid:
             candidates += [self._slot(index) for index in range(8)]
         if self.geometry:
@@ -503,7 +639,14 @@ class Outline:
             where = Region(self.meta.encryption.offset, LUKS_SIZE)
             whole = Structure(self.meta, part, "luks", "LUKS header", where).annotate()
             assert whole is not None
-            return next((node for node in whole.walk() if node.offset == item.offset and node.size == item.length and node.children), None)
+            return next(
+                (
+                    node
+                    for node in whole.walk()
+                    if node.offset == item.offset and node.size == item.length and node.children
+                ),
+                None,
+            )
         length = LUKS_SIZE if item.kind is Kind.LUKS else item.length
         return Structure(self.meta, part, item.key, item.label, Region(item.offset, length), item.index).annotate()
 

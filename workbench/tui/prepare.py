@@ -35,7 +35,10 @@ class Prepared:
 def views_of(outline: Outline, item: Item) -> tuple[View, ...]:
     """The views that make sense for an item, in key order."""
     found = []
-    if item.kind in (Kind.HEADER, Kind.EXTENSION, Kind.BACKING, Kind.SNAPSHOT, Kind.BITMAP, Kind.LUKS, Kind.KEY_SLOT) or item.kind in TABLES:
+    if (
+        item.kind in (Kind.HEADER, Kind.EXTENSION, Kind.BACKING, Kind.SNAPSHOT, Kind.BITMAP, Kind.LUKS, Kind.KEY_SLOT)
+        or item.kind in TABLES
+    ):
         found.append(View.FIELDS)
     found.append(View.HEX)
     if item.kind in TABLES:
@@ -51,7 +54,16 @@ def default_view(item: Item) -> View:
         return View.ENTRIES
     if item.kind is Kind.DISK:
         return View.GUEST_MAP
-    if item.kind in (Kind.FILE, Kind.UNUSED, Kind.TAIL, Kind.GROUP, Kind.EXTENSIONS, Kind.SNAPSHOTS, Kind.BITMAPS, Kind.DATA_FILE):
+    if item.kind in (
+        Kind.FILE,
+        Kind.UNUSED,
+        Kind.TAIL,
+        Kind.GROUP,
+        Kind.EXTENSIONS,
+        Kind.SNAPSHOTS,
+        Kind.BITMAPS,
+        Kind.DATA_FILE,
+    ):
         return View.HEX
     return View.FIELDS
 
@@ -111,7 +123,17 @@ def prepare(outline: Outline, place: Place) -> Prepared:
         explanation = explain_node(outline, item, node)
     else:
         explanation = explain_item(outline, item)
-    return Prepared(place, item, record, node, table, entry, explanation, _crumbs(outline, item, place, node, entry), views_of(outline, item))
+    return Prepared(
+        place,
+        item,
+        record,
+        node,
+        table,
+        entry,
+        explanation,
+        _crumbs(outline, item, place, node, entry),
+        views_of(outline, item),
+    )
 
 
 def _entry_record(outline: Outline, table: Table, entry: int) -> Node | None:
@@ -134,7 +156,12 @@ def _node_at(record: Node, place: Place) -> Node | None:
         return None
     best = None
     for node in record.walk():
-        if node.bits is None and node.offset <= place.offset < node.end and node is not record and (best is None or node.size <= best.size):
+        if (
+            node.bits is None
+            and node.offset <= place.offset < node.end
+            and node is not record
+            and (best is None or node.size <= best.size)
+        ):
             best = node
     return best
 
@@ -204,7 +231,9 @@ def find_address(outline: Outline, text: str, here: Place) -> Place:
         return place_of(item, guest=here.guest)
     offset = found.host or 0
     if offset >= max(1, meta.file_size):
-        raise ArgumentError(f"the file ends at {meta.file_size:#x}", hint=f"for an offset on the guest's disk type g:{text.strip()}")
+        raise ArgumentError(
+            f"the file ends at {meta.file_size:#x}", hint=f"for an offset on the guest's disk type g:{text.strip()}"
+        )
     place = hex_place(outline, offset)
     if address.kind is AddressKind.CLUSTER and found.region is not None:
         length = min(found.region.length, meta.file_size - offset)

@@ -50,7 +50,11 @@ def find_bytes(storage: Storage, needle: bytes, start: int, step: Step, *, backw
     ranges = ((0, start), (start, size)) if backwards else ((start, size), (0, min(size, start + len(needle) - 1)))
     done = 0
     for low, high in ranges:
-        found = _last(storage, needle, low, high, step, done, size) if backwards else _first(storage, needle, low, high, step, done, size)
+        found = (
+            _last(storage, needle, low, high, step, done, size)
+            if backwards
+            else _first(storage, needle, low, high, step, done, size)
+        )
         if found is not None:
             return found
         done += high - low

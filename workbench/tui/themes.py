@@ -50,7 +50,12 @@ HIGH_CONTRAST: Final = Theme(
     dark=True,
     luminosity_spread=0.3,
     text_alpha=1.0,
-    variables={"text-muted": "#e0e0e0", "text-disabled": "#c0c0c0", "border": "#ffffff", "block-cursor-text-style": "bold"},
+    variables={
+        "text-muted": "#e0e0e0",
+        "text-disabled": "#c0c0c0",
+        "border": "#ffffff",
+        "block-cursor-text-style": "bold",
+    },
 )
 HIGH_CONTRAST_LIGHT: Final = Theme(
     name="high-contrast-light",
@@ -67,7 +72,12 @@ HIGH_CONTRAST_LIGHT: Final = Theme(
     dark=False,
     luminosity_spread=0.3,
     text_alpha=1.0,
-    variables={"text-muted": "#202020", "text-disabled": "#404040", "border": "#000000", "block-cursor-text-style": "bold"},
+    variables={
+        "text-muted": "#202020",
+        "text-disabled": "#404040",
+        "border": "#000000",
+        "block-cursor-text-style": "bold",
+    },
 )
 OWN_THEMES: Final = (QWB_DARK, QWB_LIGHT, HIGH_CONTRAST, HIGH_CONTRAST_LIGHT)
 CYCLE: Final = (*(theme.name for theme in OWN_THEMES), "textual-dark", "nord", "gruvbox", "solarized-light")

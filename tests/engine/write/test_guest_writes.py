@@ -56,6 +56,7 @@ def test_overwriting_stays_in_place() -> None:
         assert [each.host for each in image.layer_extents(0, 196608)] == before
 
 
+@pytest.mark.oracle  # the snapshot is QEMU's
 def test_a_shared_cluster_is_copied() -> None:
     storage = MemoryStorage(prepared("snapshot"))
     with opened(storage) as image:

@@ -167,9 +167,7 @@ class SectorCipher:
         tweaks[:, :, 0] = folded
         return tweaks
 
-    def _xts(
-        self, context: CipherContext, source: NDArray[np.uint64], target: NDArray[np.uint64], sector: int
-    ) -> None:
+    def _xts(self, context: CipherContext, source: NDArray[np.uint64], target: NDArray[np.uint64], sector: int) -> None:
         tweaks = self._tweaks(sector, len(source))
         np.bitwise_xor(source, tweaks, out=target)
         np.bitwise_xor(_through(context, target), tweaks, out=target)

@@ -141,9 +141,7 @@ def _material(header: LuksHeader, slot: KeySlot, read: ReadMaterial) -> bytes | 
     return data.ljust(-(-length // SECTOR) * SECTOR, b"\0") if len(data) == length else None
 
 
-def _open_slot(
-    header: LuksHeader, slot: KeySlot, material: bytes, spec: CipherSpec, passphrase: bytes
-) -> bytes | None:
+def _open_slot(header: LuksHeader, slot: KeySlot, material: bytes, spec: CipherSpec, passphrase: bytes) -> bytes | None:
     """The master key when the passphrase fits this slot. Sections 2.2 (slots) and 4.1 (decryption of the material)."""
     hash_name = check_hash(header.hash_spec)
     slot_key = hashlib.pbkdf2_hmac(hash_name, passphrase, slot.salt, slot.iterations, header.key_bytes)

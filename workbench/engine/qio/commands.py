@@ -425,5 +425,3 @@ def _tree(value: object, depth: int) -> list[str]:
             text = str(each).lower() if isinstance(each, bool) else str(each)
             lines.append(f"{indent}{key}: {text}")
     return lines
-
-

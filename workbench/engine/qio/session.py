@@ -297,5 +297,3 @@ COMMANDS.update(
         }.items()
     }
 )  # fmt: skip
-
-

@@ -11,7 +11,14 @@ from workbench.units import parse_size
 
 MAX_LENGTH: Final = 2147483136
 """BDRV_REQUEST_MAX_BYTES: the longest single request."""
-_UNITS: Final = ((1 << 60, "EiB"), (1 << 50, "PiB"), (1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+_UNITS: Final = (
+    (1 << 60, "EiB"),
+    (1 << 50, "PiB"),
+    (1 << 40, "TiB"),
+    (1 << 30, "GiB"),
+    (1 << 20, "MiB"),
+    (1 << 10, "KiB"),
+)
 
 
 class Refused(Exception):

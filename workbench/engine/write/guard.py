@@ -31,9 +31,7 @@ class Kind(IntFlag):
 
 
 NONE: Final = Kind(0)
-CONSTANT: Final = (
-    Kind.MAIN_HEADER | Kind.ACTIVE_L1 | Kind.REFCOUNT_TABLE | Kind.SNAPSHOT_TABLE | Kind.BITMAP_DIRECTORY
-)
+CONSTANT: Final = Kind.MAIN_HEADER | Kind.ACTIVE_L1 | Kind.REFCOUNT_TABLE | Kind.SNAPSHOT_TABLE | Kind.BITMAP_DIRECTORY
 CACHED: Final = CONSTANT | Kind.ACTIVE_L2 | Kind.REFCOUNT_BLOCK | Kind.INACTIVE_L1
 ALL: Final = CACHED | Kind.INACTIVE_L2
 TEMPLATES: Final[Mapping[str, Kind]] = {"none": NONE, "constant": CONSTANT, "cached": CACHED, "all": ALL}
@@ -167,5 +165,3 @@ class Guard:
         extension = meta.bitmaps_extension
         if extension is not None and header.has("bitmaps"):
             self.add(Kind.BITMAP_DIRECTORY, extension.directory_offset, extension.directory_size)
-
-

@@ -194,5 +194,3 @@ class Writer:
             f"{length} bytes at {offset:#x} are not within the disk of {self.core.layer.size} bytes",
             path=self.core.path,
         )
-
-

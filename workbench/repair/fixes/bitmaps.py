@@ -21,7 +21,7 @@ from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.fixes.extensions import add_extension, drop_extension
 from workbench.repair.probe import clusters
 from workbench.repair.workspace import Workspace
-from workbench.units import div_round_up
+from workbench.units import div_round_up, many
 
 _J = Tier.JUDGEMENT
 _IN_USE = 1
@@ -199,7 +199,7 @@ def _write(space: Workspace, entries: list[_Entry], offset: int) -> None:
             offset,
             data,
             code="BITMAP-UNREADABLE",
-            title=f"correct the bitmap directory of {len(entries)} bitmap(s)",
+            title=f"correct the bitmap directory of {many(len(entries), 'bitmap')}",
             kind="bitmap",
             tier=_J,
         )

@@ -20,7 +20,7 @@ from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.ledger import Ledger, good_blocks
 from workbench.repair.policy import Mode
 from workbench.repair.workspace import Workspace, header_field
-from workbench.units import div_round_up
+from workbench.units import div_round_up, many
 
 
 @dataclass(slots=True)
@@ -186,20 +186,27 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
             continue
         used = np.zeros(per_block, dtype=bool)
         used[:count] = ledger.counts[first : first + count] > 0
-        for new, code, title in (
-            (np.maximum(old, goal), "REFCOUNT-TOO-LOW", "raise {} refcount(s) to the number of references"),
+        for new, code, noun, title in (
+            (np.maximum(old, goal), "REFCOUNT-TOO-LOW", "refcount", "raise {} to the number of references"),
             (
                 np.where(used, goal, np.maximum(old, goal)),
                 "REFCOUNT-TOO-HIGH",
-                "lower {} refcount(s) to the number of references",
+                "refcount",
+                "lower {} to the number of references",
             ),
-            (goal, "CLUSTER-LEAKED", "free {} leaked cluster(s) that nobody refers to"),
+            (goal, "CLUSTER-LEAKED", "leaked cluster", "free {} that nobody refers to"),
         ):
             changed = int((new != old).sum())
             if changed:
                 data = refcounts.pack(new, geometry.refcount_order)
                 low, high = _span(space.read_cluster(block), data)
-                space.put(block + low, data[low:high], code=code, title=title.format(changed), kind="refcount-block")
+                space.put(
+                    block + low,
+                    data[low:high],
+                    code=code,
+                    title=title.format(many(changed, noun)),
+                    kind="refcount-block",
+                )
             old = new
 
 

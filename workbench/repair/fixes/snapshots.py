@@ -15,6 +15,7 @@ from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.probe import clusters, find_l1, l1_score
 from workbench.repair.workspace import Workspace
+from workbench.units import many
 
 _J = Tier.JUDGEMENT
 _LONGEST_ID = 32
@@ -198,7 +199,7 @@ def write_table(space: Workspace, entries: list[Snapshot], code: str, tier: Tier
     if not same:
         data = b"".join(build_snapshot(each) if not each.raw else each.raw for each in entries)
         place = _room(space, entries[0].offset, len(data))
-        title = f"write the snapshot table anew: {len(entries)} snapshot(s), {names}"
+        title = f"write the snapshot table anew: {many(len(entries), 'snapshot')}, {names}"
         space.put(
             place, data, code=code, title=title, kind="snapshot", tier=tier, snapshots=[each.id for each in entries]
         )

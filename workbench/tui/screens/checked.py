@@ -196,7 +196,12 @@ class CheckedImage(BrowserCore):
 
     def to_view(self, view: View) -> None:
         """The check's views take the keys at once: they show the whole image, whatever the tree's cursor is on."""
-        if self.prepared is not None and view in CHECK_VIEWS and view in self.prepared.views and view is not self.place.view:
+        if (
+            self.prepared is not None
+            and view in CHECK_VIEWS
+            and view in self.prepared.views
+            and view is not self.place.view
+        ):
             self.select(self.place.seen_in(view), then=self.focus_view)
         else:
             super().to_view(view)
@@ -282,7 +287,9 @@ class CheckedImage(BrowserCore):
 
     # Moving in them
 
-    def go(self, offset: int, length: int, view: View, *, guest: int | None = None, source: str = "", record: bool = False) -> None:
+    def go(
+        self, offset: int, length: int, view: View, *, guest: int | None = None, source: str = "", record: bool = False
+    ) -> None:
         """Select host bytes; of many asked for quickly, the last one counts."""
         outline = self.session.outline
         self._going += 1
@@ -440,7 +447,14 @@ class CheckedImage(BrowserCore):
             if item.kind in TABLES and item.offset == offset and length >= min(item.length, 512):
                 return place_of(item)
             place = hex_place(outline, offset)
-            return Place(place.node, offset, min(length, size - offset), place.path if place.offset == offset else "", View.HEX, guest)
+            return Place(
+                place.node,
+                offset,
+                min(length, size - offset),
+                place.path if place.offset == offset else "",
+                View.HEX,
+                guest,
+            )
 
         self.in_worker(look, lambda place: self.select(place, then=self.focus_view))
 
@@ -505,7 +519,11 @@ class CheckedImage(BrowserCore):
             done(state.done.rows)
         else:
             self.session.background.submit(
-                lambda job: FindingRows(result, chosen, job.step), done, self.failed, title="filtering", long=len(result.findings) > 20_000
+                lambda job: FindingRows(result, chosen, job.step),
+                done,
+                self.failed,
+                title="filtering",
+                long=len(result.findings) > 20_000,
             )
 
     def do_next_problem(self, direction: int = 1) -> None:
@@ -537,7 +555,11 @@ class CheckedImage(BrowserCore):
             return
         row = int(beyond[offsets[beyond].argmin() if direction > 0 else offsets[beyond].argmax()])
         finding = outcome.result.findings[row]
-        view = self.place.view if self.place.view in (View.HOST_MAP, View.REFCOUNTS, View.HEX, View.ENTRIES, View.FIELDS) else View.HEX
+        view = (
+            self.place.view
+            if self.place.view in (View.HOST_MAP, View.REFCOUNTS, View.HEX, View.ENTRIES, View.FIELDS)
+            else View.HEX
+        )
         if self.has_class("no-explain"):
             self.notify(finding.message.replace("[", "\\["), timeout=4)
         self.go(finding.offset, finding.length, view, guest=finding.guest, record=True)

@@ -105,9 +105,15 @@ class BrowserCore(Screen[None]):
 
     # The selection
 
-    def select(self, place: Place, *, record: bool = True, source: str = "", then: Callable[[], None] | None = None) -> None:
+    def select(
+        self, place: Place, *, record: bool = True, source: str = "", then: Callable[[], None] | None = None
+    ) -> None:
         """Make `place` the selection. source: the pane that asked, whose own cursor is left alone."""
-        if record and self.prepared is not None and (self.place.node, self.place.view, self.place.offset) != (place.node, place.view, place.offset):
+        if (
+            record
+            and self.prepared is not None
+            and (self.place.node, self.place.view, self.place.offset) != (place.node, place.view, place.offset)
+        ):
             self.session.history.leave(self.place)
         self._ticket += 1
         ticket = self._ticket
@@ -144,7 +150,9 @@ class BrowserCore(Screen[None]):
         def done(place: Place) -> None:
             self.select(place if view is None else place.seen_in(view), record=record)
 
-        self.session.background.submit(lambda _job: find_address(outline, address, here), done, self.failed, title="going")
+        self.session.background.submit(
+            lambda _job: find_address(outline, address, here), done, self.failed, title="going"
+        )
 
     def action_jump(self, address: str) -> None:
         """A link in a text was clicked."""
@@ -159,7 +167,9 @@ class BrowserCore(Screen[None]):
 
     @on(StructureTree.Picked)
     def tree_picked(self, event: StructureTree.Picked) -> None:
-        keep = self.place.view if self.place.view in (View.HEX, View.FIELDS) and event.item.kind is not Kind.DISK else None
+        keep = (
+            self.place.view if self.place.view in (View.HEX, View.FIELDS) and event.item.kind is not Kind.DISK else None
+        )
         place = place_of(event.item, guest=self.place.guest)
         if keep is View.HEX:
             place = place.seen_in(View.HEX)
@@ -338,7 +348,13 @@ class BrowserCore(Screen[None]):
 
     def _zoom_to(self, pane: Widget) -> None:
         self.remove_class("zoom-tree", "zoom-view", "zoom-explain")
-        name = "zoom-tree" if isinstance(pane, StructureTree) else "zoom-explain" if isinstance(pane, ExplainPane) else "zoom-view"
+        name = (
+            "zoom-tree"
+            if isinstance(pane, StructureTree)
+            else "zoom-explain"
+            if isinstance(pane, ExplainPane)
+            else "zoom-view"
+        )
         self.add_class("zoomed", name)
 
     def do_explain(self) -> None:
@@ -428,7 +444,11 @@ class BrowserCore(Screen[None]):
             was = session.identity[0]
             said = session.changed_underneath
             session.changed_underneath = (
-                "The file is gone" if now == (0, 0) else f"The file {'grew' if now[0] > was else 'shrank'}" if now[0] != was else "The file changed"
+                "The file is gone"
+                if now == (0, 0)
+                else f"The file {'grew' if now[0] > was else 'shrank'}"
+                if now[0] != was
+                else "The file changed"
             )
             if session.changed_underneath != said:
                 self.notify(f"{session.changed_underneath}. What is shown may be old.", severity="warning")

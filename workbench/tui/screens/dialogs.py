@@ -61,7 +61,9 @@ class TextDialog(Dialog):
             if self.preview is not None:
                 yield Static("", id="preview", markup=False)
                 yield OptionList(id="choices")
-            yield Static("⏎ go   Esc cancel" + ("   Tab completes   ↓ list" if self.preview else ""), id="hints", markup=False)
+            yield Static(
+                "⏎ go   Esc cancel" + ("   Tab completes   ↓ list" if self.preview else ""), id="hints", markup=False
+            )
 
     def on_mount(self) -> None:
         for field in self.query(Input):  # none when it was closed at once
@@ -111,7 +113,9 @@ class TextDialog(Dialog):
 class ChooseDialog(Dialog):
     """Asks for one of several. options: (value, label); a letter in front of a label chooses it at once."""
 
-    def __init__(self, title: str, options: Sequence[tuple[str, str]], *, note: str = "", empty: str = "Nothing.") -> None:
+    def __init__(
+        self, title: str, options: Sequence[tuple[str, str]], *, note: str = "", empty: str = "Nothing."
+    ) -> None:
         super().__init__(title, note)
         self.options, self.empty = list(options), empty
 
@@ -121,7 +125,9 @@ class ChooseDialog(Dialog):
             if self.note:
                 yield Static(self.note, id="note", markup=False)
             if self.options:
-                yield OptionList(*(Option(Text(label), id=f"{index}") for index, (_, label) in enumerate(self.options)), id="choices")
+                yield OptionList(
+                    *(Option(Text(label), id=f"{index}") for index, (_, label) in enumerate(self.options)), id="choices"
+                )
             else:
                 yield Static(self.empty, markup=False)
             yield Static("⏎ choose   Esc cancel" if self.options else "Esc closes", id="hints", markup=False)

@@ -46,7 +46,9 @@ class GalleryScreen(Screen[None]):
         self.samples: dict[str, Sample] = {}
 
     def compose(self) -> ComposeResult:
-        yield Static("qwb  look into qcow2 images  —  choose a sample, or open a file of yours", id="gallery-head", markup=False)
+        yield Static(
+            "qwb  look into qcow2 images  —  choose a sample, or open a file of yours", id="gallery-head", markup=False
+        )
         yield Input(placeholder="name of an image file ( / to type, f to pick from folders )", id="path")
         with Horizontal(id="gallery"):
             yield OptionList(id="gallery-list")
@@ -66,14 +68,30 @@ class GalleryScreen(Screen[None]):
             rows = [sample for sample in samples if sample.healthy is healthy]
             if rows:
                 options.append(Option(Text(heading, style="bold"), disabled=True))
-                options += [Option(Text(f"  {'✓' if healthy else '✗'} {sample.title}", no_wrap=True), id=f"sample {sample.name}") for sample in rows]
+                options += [
+                    Option(
+                        Text(f"  {'✓' if healthy else '✗'} {sample.title}", no_wrap=True), id=f"sample {sample.name}"
+                    )
+                    for sample in rows
+                ]
         found = self.query_one("#gallery-list", OptionList)
         found.add_options(options)
         found.highlighted = next((index for index, each in enumerate(options) if not each.disabled), None)
         found.focus()
         self.query_one(Footer).put(
-            [(" ⏎", "key", ""), (" open ", "dim", ""), (" /", "key", "type"), (" type a name ", "dim", "type"), (" f", "key", "files"), (" pick a file ", "dim", "files")]
-            + [piece for ident in _COMMANDS[:2] for piece in ((f" {self.app.key_of(ident)}", "key", ident), (f" {BY_ID[ident].label} ", "dim", ident))]
+            [
+                (" ⏎", "key", ""),
+                (" open ", "dim", ""),
+                (" /", "key", "type"),
+                (" type a name ", "dim", "type"),
+                (" f", "key", "files"),
+                (" pick a file ", "dim", "files"),
+            ]
+            + [
+                piece
+                for ident in _COMMANDS[:2]
+                for piece in ((f" {self.app.key_of(ident)}", "key", ident), (f" {BY_ID[ident].label} ", "dim", ident))
+            ]
             + ([(" Esc", "key", "leave"), (" back ", "dim", "leave")] if self.app.browsers else [])
         )
         if self.folder is not None:
@@ -92,7 +110,13 @@ class GalleryScreen(Screen[None]):
             if sample.passphrase:
                 parts += ["\n\n", ("Passphrase  ", "bold $secondary"), sample.passphrase]
             check = sample.check
-            said = "clean" if check.exit_code == 0 else f"{check.corruptions} corruptions, {check.leaks} leaks" if check.exit_code in (2, 3) else "could not check it"
+            said = (
+                "clean"
+                if check.exit_code == 0
+                else f"{check.corruptions} corruptions, {check.leaks} leaks"
+                if check.exit_code in (2, 3)
+                else "could not check it"
+            )
             parts += ["\n\n", (f"qemu-img check said: {said}", "$text-muted")]
             text = Content.assemble(*parts)
         elif kind == "file":

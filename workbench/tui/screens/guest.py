@@ -69,7 +69,9 @@ class Guest(BrowserCore):
 
     @on(HexView.ByteMoved, "#view-guest_hex")
     def guest_hex_moved(self, event: HexView.ByteMoved) -> None:
-        place = Place(self.place.node, self.place.offset, self.place.length, self.place.path, View.GUEST_HEX, event.offset)
+        place = Place(
+            self.place.node, self.place.offset, self.place.length, self.place.path, View.GUEST_HEX, event.offset
+        )
         self.select(place, record=False, source="guest_hex")
 
     # The guest map
@@ -92,14 +94,20 @@ class Guest(BrowserCore):
         meta, snapshot = self.session.meta, self.snapshot_of(self.place.node)
         long = per_cell * cells > 64 << 30
         self._measuring = self.session.background.submit(
-            lambda job: measure(meta, start, per_cell, cells, snapshot, job.step), done, self.failed, title="measuring the disk", long=long
+            lambda job: measure(meta, start, per_cell, cells, snapshot, job.step),
+            done,
+            self.failed,
+            title="measuring the disk",
+            long=long,
         )
 
     @on(Rows.Moved, "#view-guest_map")
     def guest_map_moved(self, event: Rows.Moved) -> None:
         widget = event.rows
         assert isinstance(widget, GuestMapView)
-        place = Place(self.place.node, self.place.offset, self.place.length, self.place.path, View.GUEST_MAP, widget.guest)
+        place = Place(
+            self.place.node, self.place.offset, self.place.length, self.place.path, View.GUEST_MAP, widget.guest
+        )
         self.select(place, record=False, source="guest_map")
 
     @on(Rows.Chosen, "#view-guest_map")
@@ -133,7 +141,13 @@ class Guest(BrowserCore):
         def work(job: Job) -> Image:
             staged = session.storage if session.simulated else None
             image = Image.open(
-                session.path, gate=gate, secret=session.secret, force_share=True, tolerant=True, lock=False, storage=staged
+                session.path,
+                gate=gate,
+                secret=session.secret,
+                force_share=True,
+                tolerant=True,
+                lock=False,
+                storage=staged,
             )
             try:
                 image.unlock()
@@ -145,7 +159,9 @@ class Guest(BrowserCore):
         def done(image: Image) -> None:
             session.opening = False
             session.image = image
-            session.guest_pages = Pages(session.background, lambda at, size: _guest_read(image, at, size), session.more_pages)
+            session.guest_pages = Pages(
+                session.background, lambda at, size: _guest_read(image, at, size), session.more_pages
+            )
             for fault in image.problems:
                 self.notify(fault.what.replace("[", "\\["), severity="warning")
             ready(session.guest_pages)
@@ -167,7 +183,12 @@ class Guest(BrowserCore):
             answer(request.resolved if known else None)
             return
         shown = str(request.resolved) if request.resolved is not None else "no local file: it cannot be opened here"
-        options = [("no", f"Go on without it ({'its clusters read as zeros' if request.kind == 'backing' else 'no guest data can be read'})")]
+        options = [
+            (
+                "no",
+                f"Go on without it ({'its clusters read as zeros' if request.kind == 'backing' else 'no guest data can be read'})",
+            )
+        ]
         if request.resolved is not None:
             options.insert(0, ("yes", f"Open it, read-only: {shown}"))
         note = f"This image names a {request.kind} file: {request.stored_name!r}, format {request.format or 'not recorded'}.\nThat would be {shown}."
@@ -195,7 +216,13 @@ class Guest(BrowserCore):
             if session.image is not None:
                 session.image.close()
             session.image = session.guest_pages = None
-            self.with_guest(lambda _pages: self.to_view(View.GUEST_HEX) if self.place.view is not View.GUEST_HEX else self.select(self.place, record=False))
+            self.with_guest(
+                lambda _pages: (
+                    self.to_view(View.GUEST_HEX)
+                    if self.place.view is not View.GUEST_HEX
+                    else self.select(self.place, record=False)
+                )
+            )
 
         self.ask_passphrase(then)
 
@@ -221,7 +248,11 @@ class Guest(BrowserCore):
             layer = image.chain[extent.depth] if extent.depth < len(image.chain) else None
             name = Path(layer.path).name if layer is not None else "?"
             where = f" at {extent.host:#x}" if extent.host is not None else ""
-            return f"{kind} from {'this image' if extent.depth == 0 else name}{where}" if extent.present or extent.data else "not allocated: zeros"
+            return (
+                f"{kind} from {'this image' if extent.depth == 0 else name}{where}"
+                if extent.present or extent.data
+                else "not allocated: zeros"
+            )
 
         def done(text: str) -> None:
             if len(session.sources) > 4096:

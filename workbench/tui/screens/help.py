@@ -79,7 +79,9 @@ class HelpDialog(ListDialog):
         options: list[Option] = []
         width = 17
         for group in dict.fromkeys(each.group for each in COMMANDS):
-            rows = [each for each in COMMANDS if each.group == group and _matches(words, each, self.app.keys_of(each.id))]
+            rows = [
+                each for each in COMMANDS if each.group == group and _matches(words, each, self.app.keys_of(each.id))
+            ]
             if rows:
                 options.append(Option(Text(group, style="bold"), disabled=True))
                 for each in rows:
@@ -91,7 +93,13 @@ class HelpDialog(ListDialog):
         moves = [each for each in NAVIGATION if all(word in f"{each.title} {each.keys}".lower() for word in words)]
         if moves:
             options.append(Option(Text("In every pane", style="bold"), disabled=True))
-            options += [Option(Text(f"  {key_names(self.app.keys_of(f'nav.{each.id}')):<{width}} {each.title}"), id=f"nav.{each.id}") for each in moves]
+            options += [
+                Option(
+                    Text(f"  {key_names(self.app.keys_of(f'nav.{each.id}')):<{width}} {each.title}"),
+                    id=f"nav.{each.id}",
+                )
+                for each in moves
+            ]
         self.put(options or [Option(Text("No command matches."), disabled=True)])
 
 
@@ -110,7 +118,12 @@ class PaletteDialog(ListDialog):
         for each in self.commands:
             keys = self.app.keys_of(each.id)
             if _matches(words, each, keys):
-                options.append(Option(Text(f"{each.title}  ") + Text(key_name(keys.split(",")[0]), style="dim"), id=f"command {each.id}"))
+                options.append(
+                    Option(
+                        Text(f"{each.title}  ") + Text(key_name(keys.split(",")[0]), style="dim"),
+                        id=f"command {each.id}",
+                    )
+                )
         for address, label in self.structures:
             if all(word in f"{address} {label}".lower() for word in words):
                 options.append(Option(Text(f"Go to {label}  ") + Text(address, style="dim"), id=f"jump {address}"))

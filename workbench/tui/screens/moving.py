@@ -58,9 +58,16 @@ class Moving(BrowserCore):
         if found is None:
             return False
         place = None
-        if isinstance(widget, EntriesView) and found.table is not None and widget.current is not None and found.entry < 0:
+        if (
+            isinstance(widget, EntriesView)
+            and found.table is not None
+            and widget.current is not None
+            and found.entry < 0
+        ):
             place = entry_place(self.session.meta, found.item, found.table, widget.current.first, View.ENTRIES)
-        elif isinstance(widget, FieldsView) and found.node is None and found.table is None and widget.current is not None:
+        elif (
+            isinstance(widget, FieldsView) and found.node is None and found.table is None and widget.current is not None
+        ):
             node = widget.current
             place = Place(found.item.key, node.offset, node.size, node.path, View.FIELDS, self.place.guest)
         if place is None or place.length == 0:
@@ -103,7 +110,9 @@ class Moving(BrowserCore):
 
     def do_goto(self) -> None:
         note = "In the file: 0x50000, 12M, cluster c:5. On the guest's disk: g:5M. Entries: l1:3, l2:3.17, rb:0.5. Or a name."
-        self.app.push_screen(TextDialog("Go to", note=note, placeholder="address", preview=self._preview), self._goto_done)
+        self.app.push_screen(
+            TextDialog("Go to", note=note, placeholder="address", preview=self._preview), self._goto_done
+        )
 
     def _goto_done(self, text: str | None) -> None:
         if text and text.strip():
@@ -117,7 +126,9 @@ class Moving(BrowserCore):
         ticket = self._preview_ticket
 
         def work() -> tuple[str, list[tuple[str, str]]]:
-            choices = [(key, label) for key, label in structure_names(outline) if wanted in f"{key} {label}".lower()][:12]
+            choices = [(key, label) for key, label in structure_names(outline) if wanted in f"{key} {label}".lower()][
+                :12
+            ]
             if not wanted:
                 return "", choices
             if wanted[0].isdigit():  # a plain number is a place in the file; a newcomer may mean the disk
@@ -152,12 +163,16 @@ class Moving(BrowserCore):
             target = cluster_target(outline, place, found, line)
             return explain_host(meta, target, job.step) if target is not None else None
 
-        self.session.background.submit(work, self._show_references, self.failed, title="looking for references", long=True)
+        self.session.background.submit(
+            work, self._show_references, self.failed, title="looking for references", long=True
+        )
         self.update_title()
 
     def _show_references(self, facts: HostFacts | None) -> None:
         if facts is None:
-            self.notify("This guest offset is stored in no cluster of this file, so nothing can refer to one.", timeout=5)
+            self.notify(
+                "This guest offset is stored in no cluster of this file, so nothing can refer to one.", timeout=5
+            )
             return
         geometry = self.session.meta.geometry
         assert geometry is not None
@@ -170,14 +185,19 @@ class Moving(BrowserCore):
         note = f"Cluster {facts.cluster}, bytes {start:#x}..{start + geometry.cluster_size - 1:#x}. Refcount stored: {stored}; references found: {len(facts.uses)}."
         if facts.refcount is not None and facts.refcount != len(facts.uses) and facts.complete:
             note += " They differ." if facts.refcount else " It counts as free."
-        self.app.push_screen(ChooseDialog("Who refers to this cluster", options, note=note, empty="Nothing refers to this cluster."), self._goto_done)
+        self.app.push_screen(
+            ChooseDialog("Who refers to this cluster", options, note=note, empty="Nothing refers to this cluster."),
+            self._goto_done,
+        )
 
     # Search
 
     def do_search(self) -> None:
         note = "Text as it is; x:51 46 49 fb for bytes; =0x50000 for a value in the table shown. The whole file is searched."
         last = self.session.search.text if self.session.search is not None else ""
-        self.app.push_screen(TextDialog("Search", note=note, value=last, placeholder="text, x:bytes or =value"), self._search_done)
+        self.app.push_screen(
+            TextDialog("Search", note=note, value=last, placeholder="text, x:bytes or =value"), self._search_done
+        )
 
     def _search_done(self, text: str | None) -> None:
         if not text:
@@ -210,7 +230,11 @@ class Moving(BrowserCore):
                 self.jump_to_bytes(found, len(query.needle))
 
         self.session.background.submit(
-            lambda job: find_bytes(storage, query.needle, start, job.step, backwards=backwards), done, self.failed, title="searching", long=True
+            lambda job: find_bytes(storage, query.needle, start, job.step, backwards=backwards),
+            done,
+            self.failed,
+            title="searching",
+            long=True,
         )
 
     def jump_to_bytes(self, offset: int, length: int) -> None:
@@ -269,13 +293,18 @@ class Moving(BrowserCore):
             return
         offsets = [offset for offset, _ in spots]
         here = self.place.offset
-        later = [each for each in offsets if each > here] if direction > 0 else [each for each in offsets if each < here]
+        later = (
+            [each for each in offsets if each > here] if direction > 0 else [each for each in offsets if each < here]
+        )
         target = (later[0] if direction > 0 else later[-1]) if later else (offsets[0] if direction > 0 else offsets[-1])
         self.jump(f"{target:#x}", view=View.HEX)
 
     def do_bookmark(self) -> None:
         place, marks = self.place, self.session.bookmarks
-        same = next((each for each in marks if (each.offset, each.view, each.guest) == (place.offset, place.view, place.guest)), None)
+        same = next(
+            (each for each in marks if (each.offset, each.view, each.guest) == (place.offset, place.view, place.guest)),
+            None,
+        )
         if same is not None:
             marks.remove(same)
             self.notify("Bookmark taken away.", timeout=2)
@@ -285,7 +314,10 @@ class Moving(BrowserCore):
 
     def do_bookmarks(self) -> None:
         marks = self.session.bookmarks
-        options = [(str(index), f"{each.node} {each.path}  {each.offset:#x}  {each.view.value}") for index, each in enumerate(marks)]
+        options = [
+            (str(index), f"{each.node} {each.path}  {each.offset:#x}  {each.view.value}")
+            for index, each in enumerate(marks)
+        ]
 
         def chosen(value: str | None) -> None:
             if value is not None:
@@ -310,7 +342,9 @@ def structure_names(outline: Outline) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for root in outline.roots():
         found.append((root.key, f"{root.label}  {root.note}".rstrip()))
-        if root.branch and (root.kind in TABLES or root.kind in (Kind.EXTENSIONS, Kind.SNAPSHOTS, Kind.BITMAPS, Kind.LUKS)):
+        if root.branch and (
+            root.kind in TABLES or root.kind in (Kind.EXTENSIONS, Kind.SNAPSHOTS, Kind.BITMAPS, Kind.LUKS)
+        ):
             for child in outline.children(root):
                 if child.kind is not Kind.GROUP:
                     found.append((child.key, f"{child.label}  {child.note}".rstrip()))
@@ -330,7 +364,13 @@ def cluster_target(outline: Outline, place: Place, found: Prepared | None, line:
         return place.offset
     if place.view in GUEST_VIEWS and place.guest is not None:
         told = explain_guest(outline.meta, place.guest, snapshot_number(found.item.key))
-        return told.host if told.host is not None and not told.external else told.run.offset if told.run is not None else None
+        return (
+            told.host
+            if told.host is not None and not told.external
+            else told.run.offset
+            if told.run is not None
+            else None
+        )
     if found.entry >= 0 or place.view is View.FIELDS:
         for _, target in found.explanation.links:
             if target.startswith("0x"):
@@ -339,4 +379,3 @@ def cluster_target(outline: Outline, place: Place, found: Prepared | None, line:
             if child is not None:
                 return child.offset
     return place.offset
-

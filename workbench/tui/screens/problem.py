@@ -21,12 +21,27 @@ if TYPE_CHECKING:
     from workbench.tui.app import Workbench
 
 ADVICE: Final = {
-    Trouble.MISSING: ("There is no such file", "Check the name. A relative name starts in the folder where the program was started."),
+    Trouble.MISSING: (
+        "There is no such file",
+        "Check the name. A relative name starts in the folder where the program was started.",
+    ),
     Trouble.DIRECTORY: ("This is a directory", "An image is a file. Pick one of the files in it."),
-    Trouble.PERMISSION: ("You may not read this file", "Run the program as a user who may, or copy the file to where you may read it. The workbench only reads."),
-    Trouble.UNREADABLE: ("The file cannot be read", "If the disk underneath is failing, copy what can be read with ddrescue first and look at the copy."),
-    Trouble.EMPTY: ("The file is empty", "It has no bytes at all: a copy or a download that never started, or a file that was truncated to nothing."),
-    Trouble.TRUNCATED: ("The file ends inside the header", "A qcow2 header has at least 72 bytes. What is there can be looked at; the rest is gone."),
+    Trouble.PERMISSION: (
+        "You may not read this file",
+        "Run the program as a user who may, or copy the file to where you may read it. The workbench only reads.",
+    ),
+    Trouble.UNREADABLE: (
+        "The file cannot be read",
+        "If the disk underneath is failing, copy what can be read with ddrescue first and look at the copy.",
+    ),
+    Trouble.EMPTY: (
+        "The file is empty",
+        "It has no bytes at all: a copy or a download that never started, or a file that was truncated to nothing.",
+    ),
+    Trouble.TRUNCATED: (
+        "The file ends inside the header",
+        "A qcow2 header has at least 72 bytes. What is there can be looked at; the rest is gone.",
+    ),
     Trouble.NOT_QCOW2: (
         "This is not a qcow2 image",
         "A qcow2 image begins with the bytes 51 46 49 fb ('QFI' and 0xfb). This may be a raw disk, another format, or an image whose first bytes were overwritten.",
@@ -38,7 +53,9 @@ _COMMANDS: Final = ("open", "help", "quit")
 class ProblemScreen(Screen[None]):
     """Explains, and offers ways on."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings([BY_ID[ident] for ident in ("open", "help", "palette", "quit", "theme")])]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings([BY_ID[ident] for ident in ("open", "help", "palette", "quit", "theme")])
+    ]
     DEFAULT_CSS = """
     ProblemScreen { align: center middle; }
     ProblemScreen > #box { width: 72; max-width: 96%; height: auto; border: round $error; padding: 1 2; background: $surface; }
@@ -86,7 +103,9 @@ class ProblemScreen(Screen[None]):
     def on_mount(self) -> None:
         self.query_one(OptionList).focus()
         self.query_one(OptionList).highlighted = 0
-        self.query_one(Footer).show([BY_ID[ident] for ident in _COMMANDS], {ident: self.app.keys_of(ident) for ident in _COMMANDS})
+        self.query_one(Footer).show(
+            [BY_ID[ident] for ident in _COMMANDS], {ident: self.app.keys_of(ident) for ident in _COMMANDS}
+        )
 
     @on(OptionList.OptionSelected)
     def chosen(self, event: OptionList.OptionSelected) -> None:

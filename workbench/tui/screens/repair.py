@@ -134,7 +134,11 @@ class RepairScreen(Screen[str | None]):
         written = flow.applied is not None
         note = "written; undo is kept" if written else "writing …" if self.at is At.WRITE else "nothing is written yet"
         name = self.name_shown if len(self.name_shown) < width - 44 else "…" + self.name_shown[-(max(8, width - 46)) :]
-        first = [(f" {word} ", "here", ""), (f" {name}  ", "name", ""), (f" {'!' if self.at is At.WRITE else '✓'} {note}", "warn" if self.at is At.WRITE else "good", "")]
+        first = [
+            (f" {word} ", "here", ""),
+            (f" {name}  ", "name", ""),
+            (f" {'!' if self.at is At.WRITE else '✓'} {note}", "warn" if self.at is At.WRITE else "good", ""),
+        ]
         strip = [(" ", "", "")]
         for step, words in STEPS:
             label = "1 Edit" if flow.edit is not None and step is At.CHOOSE else words
@@ -142,13 +146,30 @@ class RepairScreen(Screen[str | None]):
             if step is not At.DONE:
                 strip.append(("›", "dim", ""))
         self.query_one("#flow-title", Line).put(first, strip)
-        chosen = sorted((each for each in FLOW_COMMANDS if each.footer and self.allowed(each)), key=lambda each: -each.footer)
-        labels = {"flow.on": self._on_label(), "flow.back": "cancel" if self.at is At.BUSY else "leave" if self.at in (At.CHOOSE, At.DONE) or (self.at is At.TROUBLE and not flow.decisions) else "back"}
-        shown = [Command(each.id, each.keys, labels.get(each.id, each.label), each.title, "", each.group) for each in chosen]
+        chosen = sorted(
+            (each for each in FLOW_COMMANDS if each.footer and self.allowed(each)), key=lambda each: -each.footer
+        )
+        labels = {
+            "flow.on": self._on_label(),
+            "flow.back": "cancel"
+            if self.at is At.BUSY
+            else "leave"
+            if self.at in (At.CHOOSE, At.DONE) or (self.at is At.TROUBLE and not flow.decisions)
+            else "back",
+        }
+        shown = [
+            Command(each.id, each.keys, labels.get(each.id, each.label), each.title, "", each.group) for each in chosen
+        ]
         self.query_one(Footer).show(shown, {each.id: self.app.user_keys.keys.get(each.id, each.keys) for each in shown})
 
     def _on_label(self) -> str:
-        labels = {At.CHOOSE: "make the plan", At.PLAN: "go on to confirm", At.CONFIRM: "write", At.DONE: "finish", At.TROUBLE: "go back" if self.flow.decisions else "close"}
+        labels = {
+            At.CHOOSE: "make the plan",
+            At.PLAN: "go on to confirm",
+            At.CONFIRM: "write",
+            At.DONE: "finish",
+            At.TROUBLE: "go back" if self.flow.decisions else "close",
+        }
         if self.at is At.CHOOSE and not any(each.on for each in self.flow.decisions):
             return "close"
         if self.at is At.PLAN and self.flow.plan is not None and self.flow.plan.empty:
@@ -200,7 +221,13 @@ class RepairScreen(Screen[str | None]):
 
     # Work
 
-    def work(self, text: str, what: Callable[[Job], Any], done: Callable[[Any], None], failed: Callable[[Exception], None] | None = None) -> None:
+    def work(
+        self,
+        text: str,
+        what: Callable[[Job], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
         """Run something in a worker behind the busy page."""
         self._busy_text = text
         self.go_to(At.BUSY)
@@ -212,16 +239,24 @@ class RepairScreen(Screen[str | None]):
         """What runs, in words."""
         if self.at is At.BUSY and self._job is not None:
             note = self._job.note
-            self.query_one("#busy-text", Static).update(f"{self._busy_text}\n\n{note[:1].upper() + note[1:] + ' …' if note else ''}")
+            self.query_one("#busy-text", Static).update(
+                f"{self._busy_text}\n\n{note[:1].upper() + note[1:] + ' …' if note else ''}"
+            )
             self.query_one("#bar", ProgressBar).update(total=self._job.total or None, progress=self._job.done)
 
     def look(self) -> None:
         """Find out what there is to choose."""
-        self.work("Looking at the image: who has it open, and what is wrong with it.", self.flow.look, lambda _none: self.show_choices())
+        self.work(
+            "Looking at the image: who has it open, and what is wrong with it.",
+            self.flow.look,
+            lambda _none: self.show_choices(),
+        )
 
     def make_plan(self) -> None:
         """Try the chosen repairs on an overlay."""
-        text = "Trying the repair on a simulation of the image, and checking the result.\nThe image itself is only read."
+        text = (
+            "Trying the repair on a simulation of the image, and checking the result.\nThe image itself is only read."
+        )
         self.work(text, self.flow.make_plan, lambda _none: self.show_plan())
 
     def trouble(self, error: Exception) -> None:
@@ -233,7 +268,9 @@ class RepairScreen(Screen[str | None]):
         if isinstance(error, LockedError):
             self.banner("✗ Refused: the image is in use.")
             text.append(f"{printable(what)}.\n\n", "bold")
-            text.append("Two programs that write to one image destroy it, so nothing can be repaired while it is in use.\n\n")
+            text.append(
+                "Two programs that write to one image destroy it, so nothing can be repaired while it is in use.\n\n"
+            )
         elif isinstance(error, PlanRefused):
             self.banner("✗ Refused: this repair would leave the image worse than it is.")
             text.append(f"{printable(what)}.\n\n", "bold")
@@ -242,7 +279,11 @@ class RepairScreen(Screen[str | None]):
             text.append(f"{printable(what)}.\n\n", "bold")
         text.append("What now: ", "bold")
         text.append((hint or "go back and choose fewer repairs, or look at the findings (key 8)") + ".\n\n")
-        text.append("The image is what it was before." if self.flow.applied is None else "The repair was written before this happened; u in the workbench takes it back.")
+        text.append(
+            "The image is what it was before."
+            if self.flow.applied is None
+            else "The repair was written before this happened; u in the workbench takes it back."
+        )
         self.query_one("#done-text", Static).update(text)
         self.query_one("#done").focus()
 
@@ -259,7 +300,9 @@ class RepairScreen(Screen[str | None]):
         if not flow.decisions:
             self.banner("✓ The check found nothing wrong: there is nothing to repair.")
         elif not fixable:
-            self.banner("Nothing here can be repaired automatically. Each row says what it is; keys 8 and E in the workbench lead further.")
+            self.banner(
+                "Nothing here can be repaired automatically. Each row says what it is; keys 8 and E in the workbench lead further."
+            )
         else:
             found = self.flow.guide.found if self.flow.guide is not None else None
             words = count(sum(each.count for each in fixable if not each.request), "problem")
@@ -267,7 +310,9 @@ class RepairScreen(Screen[str | None]):
             if all(each.request for each in fixable):
                 self.banner("✓ Nothing needs repair. What is listed can be done if you want it: Space chooses.")
             else:
-                self.banner(f"{words} can be repaired.{more} What is marked [x] loses nothing: Enter shows the exact changes first. Space changes a choice.")
+                self.banner(
+                    f"{words} can be repaired.{more} What is marked [x] loses nothing: Enter shows the exact changes first. Space changes a choice."
+                )
         view.focus()
         self.tell_choice()
 
@@ -302,7 +347,10 @@ class RepairScreen(Screen[str | None]):
         elif flow.worse:
             last = ("✗ This makes the image WORSE. Only go on if you know why.", GLYPH_STYLES["✗"])
         elif flow.drops:
-            last = ("▲ You chose something that drops data: a word must be typed before it is written.", GLYPH_STYLES["▲"])
+            last = (
+                "▲ You chose something that drops data: a word must be typed before it is written.",
+                GLYPH_STYLES["▲"],
+            )
         self.banner(
             Content.assemble(
                 "Now:   ", (f"{before} {verdict_text(plan.before)}", GLYPH_STYLES[before]), "\n",
@@ -375,7 +423,9 @@ class RepairScreen(Screen[str | None]):
 
         def done(worlds: Any) -> None:
             for index, each in enumerate(views):
-                each.show(worlds[index] if worlds else None, self.in_worker, "There is no map without a readable header.")
+                each.show(
+                    worlds[index] if worlds else None, self.in_worker, "There is no map without a readable header."
+                )
             for each in views if worlds else ():
                 each.select(self.flow.first_change)
 
@@ -445,7 +495,12 @@ class RepairScreen(Screen[str | None]):
             if target:
                 self.work(f"Writing the repaired copy {target}.", lambda _job: self.flow.copy(target), self.copied)
 
-        self.app.push_screen(TextDialog("Write a repaired copy to", note=note, value=str(path.with_name(path.stem + ".repaired" + path.suffix))), given)
+        self.app.push_screen(
+            TextDialog(
+                "Write a repaired copy to", note=note, value=str(path.with_name(path.stem + ".repaired" + path.suffix))
+            ),
+            given,
+        )
 
     def do_orphans(self) -> None:
         """Ask where to, and copy the orphaned clusters out."""
@@ -454,15 +509,24 @@ class RepairScreen(Screen[str | None]):
 
         def given(target: str | None) -> None:
             if target:
-                self.work(f"Copying orphans to {target}.", lambda _job: self.flow.copy_orphans(target), self.orphans_copied)
+                self.work(
+                    f"Copying orphans to {target}.", lambda _job: self.flow.copy_orphans(target), self.orphans_copied
+                )
 
-        self.app.push_screen(TextDialog("Copy orphans into the new folder", note=note, value=str(path.with_name(path.stem + ".orphans"))), given)
+        self.app.push_screen(
+            TextDialog(
+                "Copy orphans into the new folder", note=note, value=str(path.with_name(path.stem + ".orphans"))
+            ),
+            given,
+        )
 
     def orphans_copied(self, index: Path) -> None:
         self.go_to(At.TROUBLE)
         self.banner("✓ The orphans are copied out. The image was not touched.")
         text = Text(f"{index.parent}\n\n", "bold")
-        text.append("Each file is one run of clusters, named by where it lay. orphans.json says how sure it is that they are guest data, and where they may belong.")
+        text.append(
+            "Each file is one run of clusters, named by where it lay. orphans.json says how sure it is that they are guest data, and where they may belong."
+        )
         self.query_one("#done-text", Static).update(text)
         self.query_one("#done").focus()
 
@@ -479,7 +543,9 @@ class RepairScreen(Screen[str | None]):
 
     def write(self) -> None:
         """Write; from here on Escape does nothing, until it is done or rolled back."""
-        self.query_one("#busy-text", Static).update("Writing. The old bytes are stored first, so this can be undone even after a power cut.")
+        self.query_one("#busy-text", Static).update(
+            "Writing. The old bytes are stored first, so this can be undone even after a power cut."
+        )
         self.go_to(At.WRITE)
         self.banner(f"Writing into {self.flow.path}")
         bar = self.query_one("#bar", ProgressBar)
@@ -510,8 +576,14 @@ class RepairScreen(Screen[str | None]):
     def show_done(self, applied: Applied) -> None:
         self.go_to(At.DONE)
         verdict = applied.verdict or {}
-        good = verdict_text(verdict) == "clean" or not (verdict.get("corruptions") or verdict.get("check-errors") or not verdict.get("openable", True))
-        self.banner(("✓ Written and checked again: the image is " if good else "! Written and checked again: ") + verdict_text(verdict) + ".")
+        good = verdict_text(verdict) == "clean" or not (
+            verdict.get("corruptions") or verdict.get("check-errors") or not verdict.get("openable", True)
+        )
+        self.banner(
+            ("✓ Written and checked again: the image is " if good else "! Written and checked again: ")
+            + verdict_text(verdict)
+            + "."
+        )
         self.query_one("#done-text", Static).update(done_text(self.flow, applied))
         self.query_one("#done").focus()
 
@@ -553,7 +625,9 @@ class RepairScreen(Screen[str | None]):
         elif self.at is At.PLAN and self.flow.edit is None and self.flow.decisions:
             self.flow.forget_plan()
             self.show_choices()
-        elif self.at is At.CONFIRM or (self.at is At.TROUBLE and self.flow.applied is None and self.flow.plan is not None):
+        elif self.at is At.CONFIRM or (
+            self.at is At.TROUBLE and self.flow.applied is None and self.flow.plan is not None
+        ):
             self.show_plan()
         elif self.at is At.TROUBLE and self.flow.decisions and self.flow.applied is None:
             self.show_choices()
@@ -571,10 +645,21 @@ class RepairScreen(Screen[str | None]):
 
     def do_help(self) -> None:
         """The keys of this step; choosing one does it."""
-        options = [(each.id, f"{each.keys.split(',')[0]:<8} {each.title}") for each in FLOW_COMMANDS if self.allowed(each) and each.id != "flow.help"]
+        options = [
+            (each.id, f"{each.keys.split(',')[0]:<8} {each.title}")
+            for each in FLOW_COMMANDS
+            if self.allowed(each) and each.id != "flow.help"
+        ]
 
         def chosen(ident: str | None) -> None:
             if ident is not None and self.allowed(FLOW_BY_ID[ident]):
                 self.action_command(ident)
 
-        self.app.push_screen(ChooseDialog("Keys of this step", options, note="Until the last step nothing is written, and every step can be left with Escape."), chosen)
+        self.app.push_screen(
+            ChooseDialog(
+                "Keys of this step",
+                options,
+                note="Until the last step nothing is written, and every step can be left with Escape.",
+            ),
+            chosen,
+        )

@@ -49,8 +49,15 @@ class Repairing(BrowserCore):
         found = super().available()
         if self.origin is None:
             return found
-        back = {"label": "back to the plan", "title": "Back to the repair plan that made this simulation", "footer": 200}
-        return [replace(each, **back) if each.id == "repair" else each for each in found if each.id not in ("undo", "edit", "reload")]  # type: ignore[arg-type]
+        return [
+            replace(
+                each, label="back to the plan", title="Back to the repair plan that made this simulation", footer=200
+            )
+            if each.id == "repair"
+            else each
+            for each in found
+            if each.id not in ("undo", "edit", "reload")
+        ]
 
     # Repair
 
@@ -70,8 +77,16 @@ class Repairing(BrowserCore):
         session = self.session
         fresh = outcome is not None and session.identity == identity_of(session.path)
         widget = self.current_view()
-        finding = widget.finding if isinstance(widget, FindingsView) and self.focused is widget and self.place.view is View.FINDINGS else None
-        self.flow = Flow(session.path, outcome.result if fresh and outcome is not None else None, only=finding.code if finding is not None else "")
+        finding = (
+            widget.finding
+            if isinstance(widget, FindingsView) and self.focused is widget and self.place.view is View.FINDINGS
+            else None
+        )
+        self.flow = Flow(
+            session.path,
+            outcome.result if fresh and outcome is not None else None,
+            only=finding.code if finding is not None else "",
+        )
         self.open_flow(self.flow)
 
     def open_flow(self, flow: Flow) -> None:
@@ -131,9 +146,14 @@ class Repairing(BrowserCore):
             tab.session.secret, tab.session.allowed = session.secret, session.allowed
             tab.add_class("simulated")
             self.simulation = tab
-            self.app.notify(f"This is the image as it would be. Nothing is written. {self.app.key_of('repair')} goes back to the plan.", timeout=8)
+            self.app.notify(
+                f"This is the image as it would be. Nothing is written. {self.app.key_of('repair')} goes back to the plan.",
+                timeout=8,
+            )
 
-        session.background.submit(lambda _job: examine(Simulated(overlay), session.path), done, self.failed, title="simulating")
+        session.background.submit(
+            lambda _job: examine(Simulated(overlay), session.path), done, self.failed, title="simulating"
+        )
 
     def back_to_plan(self) -> None:
         """From the simulated image to the plan that made it."""
@@ -279,7 +299,9 @@ class Repairing(BrowserCore):
             if answer in ("back", "complete"):
                 self.end_interrupted(answer == "complete")
 
-        self.app.push_screen(ChooseDialog("A repair of this image was interrupted", options, note=interrupted_note(found)), chosen)
+        self.app.push_screen(
+            ChooseDialog("A repair of this image was interrupted", options, note=interrupted_note(found)), chosen
+        )
 
     def end_interrupted(self, complete: bool) -> None:
         """Do it in a worker; where something else wrote to the image, the history screen takes over."""

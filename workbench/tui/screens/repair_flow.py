@@ -112,7 +112,12 @@ class Flow:
         everything = all(each.on for each in fixable if not each.request)
         extra = any(each.on for each in fixable if each.request)
         if everything and extra:  # what comes up only while repairing belongs to everything as well
-            chosen |= {code for rule in RULES if not rule.on_request and rule.tier is not Tier.DESTRUCTIVE for code in rule.codes}
+            chosen |= {
+                code
+                for rule in RULES
+                if not rule.on_request and rule.tier is not Tier.DESTRUCTIVE
+                for code in rule.codes
+            }
         self.guide.policy = Policy()
         self.guide.choose(
             mode=Mode.ALL if everything and not extra else Mode.CODES,
@@ -153,7 +158,14 @@ class Flow:
         if self.edit is None or self.guide is None or self.plan is None:
             return None
         change = hand_edit(self.guide.storage, self.edit.offset, self.edit.data, f"by hand: {self.edit.name}")
-        return Change(change.title, change.edits, change.size_before, change.size_after, self.plan.fingerprint, self.plan.summary() | change.plan)
+        return Change(
+            change.title,
+            change.edits,
+            change.size_before,
+            change.size_after,
+            self.plan.fingerprint,
+            self.plan.summary() | change.plan,
+        )
 
     def copy(self, target: str) -> Path:
         """Write a repaired copy; the image stays as it is."""
@@ -229,7 +241,11 @@ def decisions_of(groups: tuple[Group, ...], found: CheckResult, only: str = "") 
 
 def _decision(group: Group, found: CheckResult, kept: int, only: str) -> Decision:
     """relink is offered only where there is a lost table or data that may belong to one."""
-    fixes = [rule for rule in group.fixes if rule.id != "relink" or group.code != "CLUSTER-LEAKED" or kept or found.lost_tables]
+    fixes = [
+        rule
+        for rule in group.fixes
+        if rule.id != "relink" or group.code != "CLUSTER-LEAKED" or kept or found.lost_tables
+    ]
     tier = max((rule.tier for rule in fixes), key=_ORDER.index, default=None)
     ways = [way for rule in fixes if len(rule.alternatives) > 1 for way in ways_of(rule, found)]
     if group.code == "CLUSTER-LEAKED" and kept:
@@ -257,13 +273,29 @@ def ways_of(rule: Rule, found: CheckResult) -> list[Way]:
     header = found.meta.header
     if rule.id == "entries" and header.backing_file_offset and header.version >= 3:
         default = "zero"  # old data of the backing file must not pass for current data
-    return [Way(rule.id, each.id, each.title, each.consequence, each.tier, each.id == default) for each in rule.alternatives]
+    return [
+        Way(rule.id, each.id, each.title, each.consequence, each.tier, each.id == default) for each in rule.alternatives
+    ]
 
 
 def _orphan_ways() -> list[Way]:
     return [
-        Way(ORPHANS, KEEP, "Keep clusters that may be guest data", "they stay where they are and only cost space; they can be looked at and copied out later", Tier.SAFE, True),
-        Way(ORPHANS, FREE, "Free them all the same", "the guest's next writes overwrite them: if they were data, it is gone", Tier.DESTRUCTIVE, False),
+        Way(
+            ORPHANS,
+            KEEP,
+            "Keep clusters that may be guest data",
+            "they stay where they are and only cost space; they can be looked at and copied out later",
+            Tier.SAFE,
+            True,
+        ),
+        Way(
+            ORPHANS,
+            FREE,
+            "Free them all the same",
+            "the guest's next writes overwrite them: if they were data, it is gone",
+            Tier.DESTRUCTIVE,
+            False,
+        ),
     ]
 
 
@@ -303,7 +335,10 @@ def frank(plan: Plan) -> Plan:
     """The plan with its risk told: what frees possible guest data drops it, however safe it is for the image."""
     if not plan.policy.free_orphans:
         return plan
-    steps = tuple(replace(step, tier=Tier.DESTRUCTIVE) if step.code == "CLUSTER-LEAKED" and step.fix == "refcounts" else step for step in plan.steps)
+    steps = tuple(
+        replace(step, tier=Tier.DESTRUCTIVE) if step.code == "CLUSTER-LEAKED" and step.fix == "refcounts" else step
+        for step in plan.steps
+    )
     return replace(plan, steps=steps)
 
 
@@ -316,8 +351,14 @@ def require_free(path: str) -> None:
     if state.allows(LockMode.WRITE):
         return
     who = holders(path)
-    what = f"{' and '.join(who)} ha{'s' if len(who) == 1 else 've'} this image open" if who else "another program has this image open"
-    raise LockedError(what, held=(str(state),), path=path, hint="shut down the machine or the tool first, then try again")
+    what = (
+        f"{' and '.join(who)} ha{'s' if len(who) == 1 else 've'} this image open"
+        if who
+        else "another program has this image open"
+    )
+    raise LockedError(
+        what, held=(str(state),), path=path, hint="shut down the machine or the tool first, then try again"
+    )
 
 
 def holders(path: str) -> list[str]:
@@ -327,7 +368,9 @@ def holders(path: str) -> list[str]:
     except OSError as error:
         raise StorageError(f"cannot be looked at: {error.strerror}", path=path) from error
     found = []
-    for number in sorted((each for each in os.listdir("/proc") if each.isdigit()), key=int) if os.path.isdir("/proc") else []:
+    for number in (
+        sorted((each for each in os.listdir("/proc") if each.isdigit()), key=int) if os.path.isdir("/proc") else []
+    ):
         if int(number) != os.getpid() and _has_open(number, wanted):
             found.append(f"{_name(number)} (process {number})")
     return found[:4]

@@ -156,7 +156,10 @@ def _entry_target(meta: Metadata, table: Table, index: int) -> Target:
     data = meta.storage.read(offset, size)
     layout = table.layout(meta, words[0])
     extra = 64 if len(words) == 2 else 0
-    fields = [BitField(each.name, each.low + extra, each.high + extra, each.low if each.in_place else 0, each.doc) for each in layout or ()]
+    fields = [
+        BitField(each.name, each.low + extra, each.high + extra, each.low if each.in_place else 0, each.doc)
+        for each in layout or ()
+    ]
     if extra:
         fields += [
             BitField("subclusters read as zeros", 32, 63, 0, "Bit 32 + n: subcluster n reads as zeros."),
@@ -172,7 +175,9 @@ def _entry_target(meta: Metadata, table: Table, index: int) -> Target:
         TableKind.REFCOUNT_TABLE: "Where the refcount block of this range lies.",
         TableKind.BITMAP_TABLE: "Where a cluster of bitmap data lies.",
     }[table.kind]
-    return Target(f"{table.name}[{index}]", offset, data, doc, table.kind.value, True, shift, width, tuple(fields), guest)
+    return Target(
+        f"{table.name}[{index}]", offset, data, doc, table.kind.value, True, shift, width, tuple(fields), guest
+    )
 
 
 # The screen ----------------------------------------------------------------------------------------------------------
@@ -280,7 +285,13 @@ class EditScreen(Screen[Edit | None]):
 
     def on_mount(self) -> None:
         target = self.target
-        self.query_one("#edit-title", Line).put([(" Edit by hand ", "here", ""), (f" {target.name}", "name", ""), (f"  at {target.offset:#x}, {count(len(target.data), 'byte')}", "dim", "")])
+        self.query_one("#edit-title", Line).put(
+            [
+                (" Edit by hand ", "here", ""),
+                (f" {target.name}", "name", ""),
+                (f"  at {target.offset:#x}, {count(len(target.data), 'byte')}", "dim", ""),
+            ]
+        )
         self.query_one("#bits").display = bool(target.fields)
         self.query_one("#value").focus()
         self.frame()
@@ -352,7 +363,9 @@ class EditScreen(Screen[Edit | None]):
         if self.data == target.data[: len(self.data)]:
             self.notify("Nothing would change.")
             return
-        self.dismiss(Edit(target.offset, self.data, target.name, target.kind, tuple(changes(target, self.data)), target.guest))
+        self.dismiss(
+            Edit(target.offset, self.data, target.name, target.kind, tuple(changes(target, self.data)), target.guest)
+        )
 
     def do_toggle(self) -> None:
         bits = self.query_one(BitsView)
@@ -379,7 +392,9 @@ class EditScreen(Screen[Edit | None]):
             except ValueError as error:
                 self.notify(str(error), severity="warning")
 
-        self.app.push_screen(TextDialog(f"New value of {field.name}", note=field.doc, value=field.text(bits.value)), given)
+        self.app.push_screen(
+            TextDialog(f"New value of {field.name}", note=field.doc, value=field.text(bits.value)), given
+        )
 
     def do_pane(self) -> None:
         (self.query_one("#value") if isinstance(self.focused, BitsView) else self.query_one("#bits")).focus()

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 _G: Final = "Undo"
 HISTORY_COMMANDS: Final = (
-    Command("history.undo", "u,enter", "undo this", "Take the newest repair back, bit for bit", "", _G, ("can-undo",), 100),
+    Command(
+        "history.undo", "u,enter", "undo this", "Take the newest repair back, bit for bit", "", _G, ("can-undo",), 100
+    ),
     Command("history.back", "r", "roll back", "Put the old bytes back", "", _G, ("cut",), 99),
     Command("history.complete", "c", "complete", "Carry the interrupted repair out", "", _G, ("cut",), 90),
     Command("history.leave", "escape,q", "leave", "Back to the workbench", "", _G, (), 80),
@@ -136,7 +138,9 @@ class HistoryScreen(Screen[str | None]):
             view.move_to(view.sessions.index(cut_off), tell=False)
         elif self.newest is not None:
             view.move_to(view.sessions.index(self.newest), tell=False)
-            self.banner(f"u takes session {self.newest.id} back: the file becomes, bit for bit, what it was before {self.newest.when}.")
+            self.banner(
+                f"u takes session {self.newest.id} back: the file becomes, bit for bit, what it was before {self.newest.when}."
+            )
         elif found:
             self.banner("Everything has been taken back already: the file is what it was before the first repair.")
         else:
@@ -234,11 +238,19 @@ class HistoryScreen(Screen[str | None]):
 
     def do_back(self) -> None:
         path = self.path
-        self.run("Putting the old bytes back …", lambda force: recovery.recover(path, force=force), "Rolled back: the file is what it was before the repair.")
+        self.run(
+            "Putting the old bytes back …",
+            lambda force: recovery.recover(path, force=force),
+            "Rolled back: the file is what it was before the repair.",
+        )
 
     def do_complete(self) -> None:
         path = self.path
-        self.run("Carrying the repair out …", lambda force: recovery.recover(path, complete=True, force=force, recheck=recheck(None)), "The interrupted repair was carried out.")
+        self.run(
+            "Carrying the repair out …",
+            lambda force: recovery.recover(path, complete=True, force=force, recheck=recheck(None)),
+            "The interrupted repair was carried out.",
+        )
 
     @on(Input.Submitted, "#word")
     def word_given(self, event: Input.Submitted) -> None:
@@ -290,7 +302,9 @@ def session_text(session: Session) -> Text:
         text.append("After it:   ", "bold")
         text.append(f"{verdict_text(session.verdict)}\n")
     text.append("Stored:     ", "bold")
-    text.append(f"{count(session.edits, 'range')} with old and new bytes; the file was {format_size(session.size_before)}, became {format_size(session.size_after)}\n")
+    text.append(
+        f"{count(session.edits, 'range')} with old and new bytes; the file was {format_size(session.size_before)}, became {format_size(session.size_after)}\n"
+    )
     steps = plan.get("steps")
     for each in steps[:50] if isinstance(steps, list) else []:
         if isinstance(each, dict):

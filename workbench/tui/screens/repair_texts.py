@@ -19,12 +19,16 @@ def confirm_text(flow: Flow) -> Text:
     assert plan is not None and cost is not None
     text = Text()
     text.append("What is written\n", "bold")
-    text.append(f"  {count(len(plan.steps), 'step')} into {Path(flow.path).name}: {cost_words(cost)}.\n  {size_words(cost.sizes)}\n")
+    text.append(
+        f"  {count(len(plan.steps), 'step')} into {Path(flow.path).name}: {cost_words(cost)}.\n  {size_words(cost.sizes)}\n"
+    )
     text.append("What comes of it\n", "bold")
     text.append(f"  Now {verdict_text(plan.before)}; afterwards it {after_text(plan)}.\n")
     text.append("What it means for the guest\n", "bold")
     if plan.policy.free_orphans:
-        text.append("  It reads what it reads now. But clusters that may be its lost data become free: its next writes overwrite them.\n")
+        text.append(
+            "  It reads what it reads now. But clusters that may be its lost data become free: its next writes overwrite them.\n"
+        )
     elif cost.guest:
         text.append(f"  Concerned: {ranges_words(cost.guest)}; nothing else of the disk is touched.\n")
     else:
@@ -32,7 +36,9 @@ def confirm_text(flow: Flow) -> Text:
     if cost.snapshots:
         text.append(f"  Snapshots concerned: {', '.join(cost.snapshots[:6])}.\n")
     if flow.left:
-        text.append(f"  {count(len(flow.left), 'kind')} of finding stay{'s' if len(flow.left) == 1 else ''}; the plan says why.\n")
+        text.append(
+            f"  {count(len(flow.left), 'kind')} of finding stay{'s' if len(flow.left) == 1 else ''}; the plan says why.\n"
+        )
     text.append("How to go back\n", "bold")
     text.append(f"  The old bytes are stored first, in {case_path(flow.path).name}.\n")
     text.append("  u in the workbench (or `qwb undo`) restores the file bit for bit.\n")
@@ -68,6 +74,8 @@ def done_text(flow: Flow, applied: Applied) -> Text:
     if flow.left:
         text.append("\n")
     text.append(f"This is session {session.id}. ", "bold")
-    text.append(f"u takes it back, now or at any later time, as long as nobody has written to the image in between. Keep {case_path(flow.path).name} until you are sure.\n\n")
+    text.append(
+        f"u takes it back, now or at any later time, as long as nobody has written to the image in between. Keep {case_path(flow.path).name} until you are sure.\n\n"
+    )
     text.append("Enter closes this; the workbench then shows the repaired image.")
     return text

@@ -65,7 +65,11 @@ class Viewing(BrowserCore):
             if view in GUEST_VIEWS and place.guest is None:
                 place = Place(place.node, place.offset, place.length, place.path, place.view, 0)
             focused = self.focused is self.current_view()
-            self.select(place.seen_in(view), record=True, then=self.focus_view if focused or not self.focused_is_tree() else None)
+            self.select(
+                place.seen_in(view),
+                record=True,
+                then=self.focus_view if focused or not self.focused_is_tree() else None,
+            )
 
     def focused_is_tree(self) -> bool:
         """Whether the keys are in the tree."""
@@ -136,7 +140,11 @@ class Viewing(BrowserCore):
     # Fields
 
     def feed_fields(self, widget: FieldsView, found: Prepared, place: Place, source: str) -> None:
-        message = "Choose a row in the entries (key 3); its fields are shown here." if found.table is not None else "No fields here."
+        message = (
+            "Choose a row in the entries (key 3); its fields are shown here."
+            if found.table is not None
+            else "No fields here."
+        )
         widget.show(found.record, message=message)
         if source != "fields":
             widget.select(place.path, place.offset)
@@ -186,7 +194,10 @@ class Viewing(BrowserCore):
             tints = self._tints(found)
 
             def name_field(offset: int) -> str:
-                return next((tint.name for tint in tints if tint.start <= offset < tint.end), item.label if item.kind is not Kind.FILE else "")
+                return next(
+                    (tint.name for tint in tints if tint.start <= offset < tint.end),
+                    item.label if item.kind is not Kind.FILE else "",
+                )
 
             return name_field
         bits = table.entry_bits(meta)
@@ -205,7 +216,11 @@ class Viewing(BrowserCore):
         def done(place: Place) -> None:
             if self.view_widget(View.HEX).at == offset and self.place.view is View.HEX:
                 kept = place.guest if place.guest is not None else guest
-                self.select(Place(place.node, place.offset, place.length, place.path, View.HEX, kept), record=False, source="hex")
+                self.select(
+                    Place(place.node, place.offset, place.length, place.path, View.HEX, kept),
+                    record=False,
+                    source="hex",
+                )
 
         self.session.background.submit(lambda _job: hex_place(outline, offset), done, self.failed, title="looking")
 
@@ -218,7 +233,13 @@ class Viewing(BrowserCore):
             return
         chosen = self.filters.get(found.item.key, Filter())
         model = widget.model
-        if model is not None and model.meta is meta and model.table == table and model.fold == self.fold and model.chosen == chosen:
+        if (
+            model is not None
+            and model.meta is meta
+            and model.table == table
+            and model.fold == self.fold
+            and model.chosen == chosen
+        ):
             if source != "entries":
                 widget.select(max(0, found.entry))
             return
@@ -231,7 +252,9 @@ class Viewing(BrowserCore):
                 widget.show(fresh)
                 widget.select(max(0, self.prepared.entry))
 
-        self.session.background.submit(lambda _job: EntryRows(meta, table, fold=fold, chosen=chosen), done, self.failed, title="reading table")
+        self.session.background.submit(
+            lambda _job: EntryRows(meta, table, fold=fold, chosen=chosen), done, self.failed, title="reading table"
+        )
 
     def refcount_text(self, offset: int) -> str:
         """Stored refcount of the cluster at a host offset, from bytes that are there already; `…` while they are read."""

@@ -33,7 +33,9 @@ class Working(BrowserCore):
         at = self._byte()
         if session.mark_from is None and session.mark is None:
             session.mark_from = at
-            self.notify(f"Marked from {at:#x}; go to the other end and press {self.app.key_of('mark')} again.", timeout=4)
+            self.notify(
+                f"Marked from {at:#x}; go to the other end and press {self.app.key_of('mark')} again.", timeout=4
+            )
         elif session.mark_from is not None:
             low, high = sorted((session.mark_from, at))
             session.mark_from, session.mark, session.mark_hash = None, (low, high + 1), ""
@@ -85,7 +87,10 @@ class Working(BrowserCore):
             return
         session, place = self.session, self.place
         low, high = session.mark or (place.offset, place.end)
-        options = [("offset", f"(o) offset   {place.offset:#x}"), ("hex", f"(h) bytes in hex   {span(low, high - low)}")]
+        options = [
+            ("offset", f"(o) offset   {place.offset:#x}"),
+            ("hex", f"(h) bytes in hex   {span(low, high - low)}"),
+        ]
         value = found.explanation.value
         if value:
             options.insert(1, ("value", f"(v) value   {value[:60]}"))
@@ -105,7 +110,12 @@ class Working(BrowserCore):
             size = min(high - low, COPY_LIMIT)
             session.background.submit(lambda _job: storage.read(low, size).hex(" "), self._copied, self.failed)
             return
-        texts = {"offset": f"{place.offset:#x}", "value": found.explanation.value, "guest": f"{place.guest or 0:#x}", "hash": session.mark_hash}
+        texts = {
+            "offset": f"{place.offset:#x}",
+            "value": found.explanation.value,
+            "guest": f"{place.guest or 0:#x}",
+            "hash": session.mark_hash,
+        }
         self._copied(texts[what])
 
     def _copied(self, text: str) -> None:

@@ -152,7 +152,13 @@ class ChoicesView(Rows):
             else:
                 yield "       ", ""
             yield ("(•) " if taken else "( ) "), "accent" if taken and each.on else "dim"
-            note = "  default" if way.default else f"  {TIER_GLYPHS[way.tier]} {TIER_WORDS[way.tier]}" if way.tier is Tier.DESTRUCTIVE else ""
+            note = (
+                "  default"
+                if way.default
+                else f"  {TIER_GLYPHS[way.tier]} {TIER_WORDS[way.tier]}"
+                if way.tier is Tier.DESTRUCTIVE
+                else ""
+            )
             yield cut(way.title, min(len(way.title), width - 12 - len(note))), "" if each.on else "dim"
             yield note, "good" if way.default else TIER_LEVELS[way.tier]
             return
@@ -232,7 +238,9 @@ def _what(each: Decision) -> Text:
         if each.request:
             text.append(" Off unless you ask for it: the image works without it.")
     else:
-        text.append("No repair is offered for this: it needs a decision that the image cannot answer, or nothing at all.")
+        text.append(
+            "No repair is offered for this: it needs a decision that the image cannot answer, or nothing at all."
+        )
     return text
 
 

@@ -71,7 +71,9 @@ class Line(Widget):
 
     def render_line(self, y: int) -> Strip:
         pieces = self._lines[y] if y < len(self._lines) else []
-        return Strip([Segment(text, self._style(style)) for text, style, _ in pieces]).adjust_cell_length(self.size.width, self.rich_style)
+        return Strip([Segment(text, self._style(style)) for text, style, _ in pieces]).adjust_cell_length(
+            self.size.width, self.rich_style
+        )
 
     def on_click(self, event: events.Click) -> None:
         at = event.get_content_offset(self)
@@ -92,7 +94,13 @@ class TitleLine(Line):
     DEFAULT_CSS = "TitleLine { height: 2; background: $panel; }"
 
     def show(
-        self, name: str, summary: str, condition: tuple[str, str], crumbs: Sequence[tuple[str, str]], right: str, verdict: tuple[str, str]
+        self,
+        name: str,
+        summary: str,
+        condition: tuple[str, str],
+        crumbs: Sequence[tuple[str, str]],
+        right: str,
+        verdict: tuple[str, str],
     ) -> None:
         """name; summary; condition and check verdict as (word, level); crumbs as (label, key); right: progress or a note."""
         width = self.size.width or 80

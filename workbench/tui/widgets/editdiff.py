@@ -89,7 +89,14 @@ class EditDiffView(Rows):
             lines.append([(" decoding …", "dim")])
         for name, old, new in self._fields or ():
             room = max(12, min(34, self.inner_width // 2 - 4))
-            lines.append([(" " + cut(name.removeprefix("entries.row."), room), ""), (f" {old}", "bad"), (" → ", "dim"), (new, "good")])
+            lines.append(
+                [
+                    (" " + cut(name.removeprefix("entries.row."), room), ""),
+                    (f" {old}", "bad"),
+                    (" → ", "dim"),
+                    (new, "good"),
+                ]
+            )
         lines += self._bytes(step)
         return lines
 
@@ -103,7 +110,9 @@ class EditDiffView(Rows):
                 continue
             lines.append(self._byte_line(row, row.old, "before", "bad", width))
             lines.append(self._byte_line(row, row.new, "after ", "good", width))
-            marks = "".join("^^ " if row.changed(index) else "   " for index in range(max(len(row.old or b""), len(row.new or b""))))
+            marks = "".join(
+                "^^ " if row.changed(index) else "   " for index in range(max(len(row.old or b""), len(row.new or b"")))
+            )
             lines.append([(" " * 13 + marks.rstrip(), "dim")])
         if step.length > shown:
             lines.append([(f"   … and {step.length - shown:,} bytes more", "dim")])

@@ -8,7 +8,13 @@ from formats.annotate import Node, NodeKind
 from workbench.render.tree import Row, row_of
 from workbench.tui.widgets.rows import Part, Rows, cut
 
-_KIND_STYLE = {NodeKind.STRUCT: "accent", NodeKind.FAULT: "bad", NodeKind.GAP: "dim", NodeKind.BITS: "", NodeKind.FIELD: ""}
+_KIND_STYLE = {
+    NodeKind.STRUCT: "accent",
+    NodeKind.FAULT: "bad",
+    NodeKind.GAP: "dim",
+    NodeKind.BITS: "",
+    NodeKind.FIELD: "",
+}
 
 
 class FieldsView(Rows):
@@ -25,7 +31,12 @@ class FieldsView(Rows):
 
     def show(self, root: Node | None, *, message: str = "This structure has no fields of its own.") -> None:
         """Show another record; None says `message` instead."""
-        same = root is not None and self._root is not None and root.path == self._root.path and root.offset == self._root.offset
+        same = (
+            root is not None
+            and self._root is not None
+            and root.path == self._root.path
+            and root.offset == self._root.offset
+        )
         self._root, self._message = root, message
         if not same:
             self._folded.clear()

@@ -58,7 +58,11 @@ class FindingsView(Rows):
     def finding(self) -> Finding | None:
         """The finding under the cursor."""
         line = self.current
-        return self.model.findings[line.finding] if self.model is not None and line is not None and line.finding is not None else None
+        return (
+            self.model.findings[line.finding]
+            if self.model is not None and line is not None and line.finding is not None
+            else None
+        )
 
     def next_finding(self, direction: int) -> bool:
         """To the next row that is a finding; False at the end."""
@@ -72,7 +76,9 @@ class FindingsView(Rows):
                 return True
             if not line.group.open and line.group.rows.size and line.text is None:
                 self.model.fold(line.group, True)
-                row = self.model.heading_row(line.group) + (0 if direction > 0 else 1 + len(line.group.lines) + int(line.group.rows.size))
+                row = self.model.heading_row(line.group) + (
+                    0 if direction > 0 else 1 + len(line.group.lines) + int(line.group.rows.size)
+                )
             row += direction
         return False
 

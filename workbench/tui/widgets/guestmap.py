@@ -23,7 +23,12 @@ GLYPHS: Final = {
     Fill.UNALLOCATED: ("·", "free", "unallocated"),
     Fill.INVALID: ("✗", "bad", "invalid"),
 }
-_BRIEF: Final = {"compressed": "compr", "zero, allocated": "z-alloc", "unallocated": "none", "from backing file": "backing"}
+_BRIEF: Final = {
+    "compressed": "compr",
+    "zero, allocated": "z-alloc",
+    "unallocated": "none",
+    "from backing file": "backing",
+}
 PARTLY: Final = "▒"
 BACKING: Final = ("b", "backing", "from backing file")
 
@@ -153,7 +158,10 @@ class GuestMapView(Rows):
         if line == 0:
             yield f" cell {format_size(self.per_cell)}  ", ""
             wide = width >= 90
-            for glyph, style, text in (*(GLYPHS[fill] for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)), BACKING if self._cells is not None and self._cells.backing else GLYPHS[Fill.UNALLOCATED]):
+            for glyph, style, text in (
+                *(GLYPHS[fill] for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)),
+                BACKING if self._cells is not None and self._cells.backing else GLYPHS[Fill.UNALLOCATED],
+            ):
                 yield glyph, style
                 yield f" {text}  " if wide else f"{_BRIEF.get(text, text)} ", ""
             yield PARTLY, "data"
@@ -172,7 +180,11 @@ class GuestMapView(Rows):
         parts = []
         for fill in Fill:
             if counts[fill]:
-                text = BACKING[2] if fill is Fill.UNALLOCATED and self._cells is not None and self._cells.backing else GLYPHS[fill][2]
+                text = (
+                    BACKING[2]
+                    if fill is Fill.UNALLOCATED and self._cells is not None and self._cells.backing
+                    else GLYPHS[fill][2]
+                )
                 share = counts[fill] / total
                 parts.append(text if share == 1 else f"{share:.0%} {text}")
         return ", ".join(parts)
@@ -193,7 +205,9 @@ class GuestMapView(Rows):
         text, style = "", ""
         for cell in range(first, last):
             index = cell - base
-            code = int(self._looks[index]) if known and self._looks is not None and 0 <= index < len(self._looks) else -1
+            code = (
+                int(self._looks[index]) if known and self._looks is not None and 0 <= index < len(self._looks) else -1
+            )
             glyph, look = LOOKS[code] if code >= 0 else (" ", "dim")
             if cell == here:
                 look = "lit" if self.has_focus else "select"

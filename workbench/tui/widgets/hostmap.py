@@ -176,7 +176,12 @@ class HostMapView(Rows):
             return
         page = self.columns * self.page
         first, last = self.top * self.columns, self.top * self.columns + page
-        if self._asked is not None and self._asked[1] == self.cell and self._asked[0] <= first and last <= self._asked[0] + self._asked[2]:
+        if (
+            self._asked is not None
+            and self._asked[1] == self.cell
+            and self._asked[0] <= first
+            and last <= self._asked[0] + self._asked[2]
+        ):
             return
         low = max(0, self.top - self.page) * self.columns if page * 3 <= _MOST else first
         question = (low, self.cell, page * 3 if page * 3 <= _MOST else page)
@@ -286,7 +291,13 @@ class HostMapView(Rows):
 
     def _glyph(self, place: int) -> tuple[str, str]:
         at = place - self._start
-        if self._kinds is None or self._thin is None or not 0 <= at < self._kinds.size or self._asked is None or self._asked[1] != self.cell:
+        if (
+            self._kinds is None
+            or self._thin is None
+            or not 0 <= at < self._kinds.size
+            or self._asked is None
+            or self._asked[1] != self.cell
+        ):
             return "…", "waiting"
         kind = HostKind(int(self._kinds[at]))
         look = SPARSE if kind is HostKind.DATA and self._thin[at] else LOOKS[kind]
@@ -359,4 +370,3 @@ class HostMapView(Rows):
     def on_leave(self, _event: events.Leave) -> None:
         self._ticket += 1
         self._unhover()
-

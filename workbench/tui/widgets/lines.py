@@ -45,7 +45,9 @@ class LinesView(Rows):
         self._lines = []
         for line in self._source:
             indent = " " * (len(line.text) - len(line.text.lstrip()))
-            pieces = wrap(line.text, self._width, subsequent_indent=indent + "  ", drop_whitespace=True, replace_whitespace=False) or [""]
+            pieces = wrap(
+                line.text, self._width, subsequent_indent=indent + "  ", drop_whitespace=True, replace_whitespace=False
+            ) or [""]
             for number, piece in enumerate(pieces):
                 text = indent + piece.lstrip() if not number else piece
                 self._lines.append(TextLine(text, line.style, line.target))

@@ -104,7 +104,11 @@ class RefcountsView(Rows):
         if self.model is None:
             yield " Refcounts", ""
             return
-        what = f"only the {self.model.wrong:,} that differ, f shows all" if self.model.only_wrong else f"all clusters, {self.model.wrong:,} differ: f shows only those"
+        what = (
+            f"only the {self.model.wrong:,} that differ, f shows all"
+            if self.model.only_wrong
+            else f"all clusters, {self.model.wrong:,} differ: f shows only those"
+        )
         if line + 1 == self.head_height:
             yield f"   {'Cluster':>10}  {'Offset':<13}{'Stored':>7}{'Counted':>9}  ", ""
             yield cut(what if line == 0 else "", max(0, width - 46)), "accent"

@@ -317,7 +317,13 @@ class Rows(Widget, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         at = event.get_content_offset(self)
-        if event.chain == 2 and at is not None and at.y >= self.head_height and at.x < self.inner_width and self.row_count():
+        if (
+            event.chain == 2
+            and at is not None
+            and at.y >= self.head_height
+            and at.x < self.inner_width
+            and self.row_count()
+        ):
             self.post_message(self.Chosen(self, self.cursor))
 
 

@@ -127,7 +127,9 @@ class StructureTree(Tree[Item]):
         steps = [*parents, key]
 
         def step(node: TreeNode[Item], index: int) -> None:
-            found = next((child for child in node.children if child.data is not None and child.data.key == steps[index]), None)
+            found = next(
+                (child for child in node.children if child.data is not None and child.data.key == steps[index]), None
+            )
             if found is None:
                 return
             if index == len(steps) - 1:

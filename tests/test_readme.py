@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.oracle.differences import DIFFERENCES
+from sample_images import copy_out
+from tests.oracle.differences import DIFFERENCES, Difference
+from workbench.tui.app import Workbench
 from workbench.tui.commands import COMMANDS, key_names
+from workbench.tui.keymap import Keymap
+from workbench.tui.state import State
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -26,6 +32,7 @@ SHOTS = {
     "host-map": ("data-over-l2", ["--view", "host_map"]),
 }
 """Picture name -> sample and options of `qwb browse … --screenshot`."""
+SIZE = (120, 32)
 
 
 def keys_table() -> str:
@@ -50,16 +57,32 @@ def between(text: str, name: str) -> str:
 
 def draw(name: str, target: Path) -> None:
     """Make a picture as a user would."""
+    if name == "plan":
+        asyncio.run(draw_plan(target))
+        return
     sample, options = SHOTS[name]
     command = [sys.executable, "-m", "workbench", "browse", f"sample_images/images/{sample}.qcow2", *options]
-    environment = {
-        **os.environ,
-        "XDG_STATE_HOME": str(target.parent / "state"),
-        "XDG_CONFIG_HOME": str(target.parent / "config"),
-    }
-    subprocess.run(
-        [*command, "--screenshot", str(target), "--size", "120x32"], cwd=ROOT, env=environment, check=True, timeout=60
-    )
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "XDG_STATE_HOME": home, "XDG_CONFIG_HOME": home}
+        shot = ["--screenshot", str(target), "--size", "{}x{}".format(*SIZE)]
+        subprocess.run([*command, *shot], cwd=ROOT, env=environment, check=True, timeout=60)
+
+
+async def draw_plan(target: Path) -> None:
+    """The plan of a repair: `r` and Enter on a copy of the sample."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = copy_out("lost-l1-entry", Path(folder))
+        app = Workbench((str(image),), keymap=Keymap(), memory=State(Path(folder) / "state.json"), auto_check=True)
+        async with app.run_test(size=SIZE) as pilot:
+            for key in ("", "r", "enter"):
+                if key:
+                    await pilot.press(key)
+                for _ in range(3):
+                    await pilot.pause()
+                    await app.settled()
+            target.write_text(app.export_screenshot(title="qwb"), encoding="utf-8")
+            for screen in app.browsers:
+                screen.session.close()
 
 
 def shown_text(svg: str) -> list[str]:
@@ -76,13 +99,13 @@ def test_the_list_of_differences_is_the_one_of_the_tests() -> None:
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda d: d.ours[:40])
-def test_each_deliberate_difference_has_a_test(difference: object) -> None:
-    file, function = difference.test.split("::")  # type: ignore[attr-defined]
+def test_each_deliberate_difference_has_a_test(difference: Difference) -> None:
+    file, function = difference.test.split("::")
     module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
     assert callable(getattr(module, function))
 
 
-@pytest.mark.parametrize("name", SHOTS)
+@pytest.mark.parametrize("name", [*SHOTS, "plan"])
 def test_pictures_show_what_the_program_draws(name: str, tmp_path: Path) -> None:
     draw(name, tmp_path / "new.svg")
     assert shown_text((tmp_path / "new.svg").read_text()) == shown_text((PICTURES / f"{name}.svg").read_text())
@@ -110,7 +133,7 @@ def rewrite() -> None:
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, part=part: part, text, flags=re.DOTALL)
     README.write_text(text)
     PICTURES.mkdir(exist_ok=True)
-    for name in SHOTS:
+    for name in (*SHOTS, "plan"):
         draw(name, PICTURES / f"{name}.svg")
 
 

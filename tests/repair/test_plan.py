@@ -99,6 +99,7 @@ def test_orphans_are_freed_only_when_told(base_images: BaseImages, tmp_path: Pat
         kept, freed = make_plan(storage), make_plan(storage, Policy(free_orphans=True))
         index = export_orphans(storage, kept.result_before, tmp_path / "out")
     assert kept.after.leaks == kept.after.orphans > 0 and kept.after.clean
+    assert freed.tier is Tier.DESTRUCTIVE and kept.tier is not Tier.DESTRUCTIVE
     assert freed.after.leaks == 0
     rows = json.loads(index.read_text())["orphans"]
     assert sum(row["length"] for row in rows) == kept.after.orphans * 4096

@@ -182,7 +182,7 @@ class _Grouping:
         entries = sum(table.entries for table in lost)
         places = ", ".join(f"{table.offset:#x}" for table in lost[:4]) + (" …" if len(lost) > 4 else "")
         text = (
-            f"{many(len(lost), 'L2 table')} with {many(entries, 'entry', 'entries')} found at {places}, but no L1 entry refers "
+            f"{many(len(lost), 'L2 table')} with {many(entries, 'entry', 'entries')} {'was' if len(lost) == 1 else 'were'} found at {places}, but no L1 entry refers "
             f"to {'it' if len(lost) == 1 else 'them'}. The guest reads {'its' if len(lost) == 1 else 'their'} range as empty; "
             "the data is still in the file. qemu-img check -r leaks would throw it away."
         )

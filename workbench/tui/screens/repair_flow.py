@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -98,7 +98,7 @@ class Flow:
             else:
                 self.choose()
                 made = self.guide.plan(on_phase=lambda text: job.step(0, 0, text), cancel=lambda: job.cancelled)
-                self.plan = self.guide.current = frank(made)
+                self.plan = self.guide.current = made
             job.step(0, 0, "measuring the changes")
             self.cost, self.left, self.heads = cost_of(self.plan), left_over(self.plan), edits.heads(self.plan)
 
@@ -329,17 +329,6 @@ def hand_plan(storage: Storage, edit: Edit, before: CheckResult | None, job: Job
     )  # fmt: skip
     steps = (step,) if old != edit.data else ()
     return Plan(storage, Policy(), steps, verdict_of(found), verdict_of(after), overlay, (), mark, found, after)
-
-
-def frank(plan: Plan) -> Plan:
-    """The plan with its risk told: what frees possible guest data drops it, however safe it is for the image."""
-    if not plan.policy.free_orphans:
-        return plan
-    steps = tuple(
-        replace(step, tier=Tier.DESTRUCTIVE) if step.code == "CLUSTER-LEAKED" and step.fix == "refcounts" else step
-        for step in plan.steps
-    )
-    return replace(plan, steps=steps)
 
 
 # Who has it ----------------------------------------------------------------------------------------------------------

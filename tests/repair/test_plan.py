@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import BaseImages
+from workbench.check.problems import Tier
 from workbench.errors import ArgumentError, ImageError
 from workbench.repair.casefile import case_path
 from workbench.repair.edits import describe, heads, plan_lines

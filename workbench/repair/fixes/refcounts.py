@@ -200,12 +200,15 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
             if changed:
                 data = refcounts.pack(new, geometry.refcount_order)
                 low, high = _span(space.read_cluster(block), data)
+                # With free_orphans what is freed may be guest data: safe for the image, not for the data.
+                drops = code == "CLUSTER-LEAKED" and space.policy.free_orphans
                 space.put(
                     block + low,
                     data[low:high],
                     code=code,
                     title=title.format(many(changed, noun)),
                     kind="refcount-block",
+                    tier=Tier.DESTRUCTIVE if drops else Tier.SAFE,
                 )
             old = new
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from workbench.tui.app import Workbench
 from workbench.tui.keymap import Keymap
-from workbench.tui.outline import Item, Outline
+from workbench.tui.outline import Outline
+from workbench.tui.outline_items import Item
 from workbench.tui.place import View
 from workbench.tui.prepare import default_view, place_of, views_of
 from workbench.tui.screens.browser import BrowserScreen

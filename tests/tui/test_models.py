@@ -19,7 +19,8 @@ from workbench.storage.file import FileStorage
 from workbench.storage.memory import MemoryStorage
 from workbench.tui.entries import EntryRows, parse_filter
 from workbench.tui.guestmap import Fill, measure
-from workbench.tui.outline import Kind, Outline
+from workbench.tui.outline import Outline
+from workbench.tui.outline_items import Kind
 from workbench.tui.place import History, Place, View
 from workbench.tui.prepare import find_address, prepare
 from workbench.tui.search import find_bytes, parse_query

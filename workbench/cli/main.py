@@ -27,14 +27,11 @@ COMMANDS: Final[dict[str, str]] = {
     "problems": "The catalogue of problems: meaning, cause, fixes.",
     "repair": "Plan, try and apply fixes; every one can be undone.",
     "undo": "Take a repair back, byte for byte.",
-    "salvage": "Save what is readable of a broken image into a new one.",
     "convert": "Copy a disk's content into a new image.",
     "create": "Make a new image.",
     "resize": "Change the virtual size.",
     "io": "Read and write guest data with qemu-io's commands.",
     "snapshot": "List, create, apply and delete internal snapshots.",
-    "bitmap": "Manage dirty bitmaps.",
-    "amend": "Change an image's options.",
     "samples": "The shipped sample images: list them, copy one out.",
 }
 """Every command with its line in the help; the module of the same name holds it as `command`."""

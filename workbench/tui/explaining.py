@@ -16,7 +16,8 @@ from workbench.render.entries import covers, run_raw, run_words
 from workbench.render.explain import outcome_words
 from workbench.render.sizes import span
 from workbench.render.tree import value_text
-from workbench.tui.outline import TABLES, Item, Kind, Outline
+from workbench.tui.outline import Outline
+from workbench.tui.outline_items import TABLES, Item, Kind
 from workbench.units import format_size
 
 _POINTERS = {

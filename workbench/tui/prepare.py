@@ -10,7 +10,8 @@ from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Table
 from workbench.errors import ArgumentError
 from workbench.tui.explaining import Explanation, explain_entry, explain_item, explain_node, explain_place
-from workbench.tui.outline import TABLES, Item, Kind, Outline
+from workbench.tui.outline import Outline
+from workbench.tui.outline_items import TABLES, Item, Kind
 from workbench.tui.place import Place, View
 
 GUEST_VIEWS = (View.GUEST_MAP, View.GUEST_HEX, View.TRANSLATION)

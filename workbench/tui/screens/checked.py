@@ -13,7 +13,7 @@ from workbench.errors import ArgumentError
 from workbench.tui.background import Job
 from workbench.tui.checkstate import CheckState
 from workbench.tui.explaining import Explanation
-from workbench.tui.outline import TABLES
+from workbench.tui.outline_items import TABLES
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import Prepared, hex_place, place_of
 from workbench.tui.screens.core import BrowserCore

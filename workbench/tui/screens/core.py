@@ -17,7 +17,7 @@ from workbench.engine.gate import OpenRequest
 from workbench.errors import QwbError
 from workbench.tui.commands import BY_ID, COMMANDS, Command, bindings
 from workbench.tui.explaining import Explanation
-from workbench.tui.outline import Item, Kind
+from workbench.tui.outline_items import Item, Kind
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import Prepared, find_address, place_of, prepare
 from workbench.tui.session import Session, Trouble, identity_of

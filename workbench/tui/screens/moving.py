@@ -10,7 +10,8 @@ from workbench.errors import ArgumentError, QwbError
 from workbench.render.explain import owner_words
 from workbench.tui.background import Job
 from workbench.tui.entries import Filter, parse_filter
-from workbench.tui.outline import TABLES, Item, Kind, Outline
+from workbench.tui.outline import Outline
+from workbench.tui.outline_items import TABLES, Item, Kind
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, find_address, place_of, prepare, snapshot_number
 from workbench.tui.screens.core import BrowserCore

@@ -11,7 +11,7 @@ from textual.widget import Widget
 from formats.annotate import Node, NodeKind
 from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.tui.entries import EntryRows, Filter
-from workbench.tui.outline import Kind
+from workbench.tui.outline_items import Kind
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, hex_place
 from workbench.tui.screens.core import BrowserCore

@@ -14,7 +14,8 @@ from textual.widgets.tree import TreeNode
 
 from workbench.tui.background import Background
 from workbench.tui.commands import navigation_bindings
-from workbench.tui.outline import Item, Outline
+from workbench.tui.outline import Outline
+from workbench.tui.outline_items import Item
 from workbench.tui.widgets.rows import overlay
 
 MARKS = {"bad": "✗", "warn": "!", "": ""}

@@ -1,0 +1,484 @@
+"""Building the structure tree: roots and children, found on demand from bounded table reads.
+
+More than 64 siblings are put in groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from formats.annotate import Node
+from formats.luks.header import HEADER_SIZE as LUKS_SIZE
+from formats.luks.header import SLOT_ACTIVE
+from formats.qcow2 import limits
+from formats.qcow2.extensions import ExtensionType
+from formats.qcow2.tables import OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from workbench.engine import tables
+from workbench.engine.faults import Fault
+from workbench.engine.metadata import Metadata, Region
+from workbench.engine.structures import Structure
+from workbench.engine.tables import Table
+from workbench.render.sizes import count
+from workbench.render.text import printable
+from workbench.teach import facts_of
+from workbench.units import Geometry, format_size
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+from workbench.tui.outline_items import GROUP, PARTS, Item, Kind, share_words
+
+
+class OutlineParts:
+    """The tree of one image. Methods that read (children, annotation) belong in a worker."""
+
+    def __init__(self, meta: Metadata) -> None:
+        self.meta = meta
+        self.geometry: Geometry | None = meta.geometry
+        self.faults: tuple[Fault, ...] = meta.faults
+
+    @cached_property
+    def facts(self) -> Mapping[str, object]:
+        """The image's numbers, for explanations."""
+        return facts_of(self.meta)
+
+    # The top level
+
+    def roots(self) -> list[Item]:
+        """The nodes of the top level, in the order in which one would read a file."""
+        meta = self.meta
+        items = [self._file()]
+        if not meta.is_qcow2:
+            return items
+        header = meta.header
+        items.append(
+            self._marked(Item("header", "Header", Kind.HEADER, 0, self._header_length(), f"version {header.version}"))
+        )
+        if self.geometry is None:
+            return items
+        items += self._head_items()
+        items.append(Item("disk", "Virtual disk", Kind.DISK, 0, 0, format_size(header.size)))
+        items.append(self._l1_item("l1", "L1 table", header.l1_table_offset, header.l1_size, ("L1-", "HEADER-L1")))
+        if header.nb_snapshots:
+            items.append(self._snapshots())
+        items.append(self._refcount_table())
+        if meta.bitmaps_extension is not None:
+            items.append(self._bitmaps())
+        if meta.encryption is not None:
+            items.append(self._luks())
+        return items
+
+    def _file(self) -> Item:
+        return Item("file", "File", Kind.FILE, 0, self.meta.file_size, format_size(self.meta.file_size))
+
+    def _header_length(self) -> int:
+        return min(max(self.meta.header_length, 72), len(self.meta.head))
+
+    def _head_items(self) -> Iterator[Item]:
+        meta = self.meta
+        area = meta.area
+        if area.extensions or area.overrun or area.ended:
+            start = self._header_length()
+            note = f"{len(area.extensions)}"
+            yield self._marked(
+                Item(
+                    "extensions",
+                    "Header extensions",
+                    Kind.EXTENSIONS,
+                    start,
+                    max(0, area.end - start),
+                    note,
+                    branch=True,
+                ),
+                children=True,
+            )
+        if meta.header.backing_file_offset:
+            name = meta.backing_name
+            yield self._marked(
+                Item(
+                    "backing-name", "Backing file", Kind.BACKING, meta.header.backing_file_offset, min(meta.header.backing_file_size, 1023),
+                    printable(name) if name else "name unreadable", "" if name else "bad", "" if name else "the name lies outside the first cluster",
+                )
+            )  # fmt: skip
+        if meta.header.has("data_file"):
+            found = meta.extension(ExtensionType.DATA_FILE)
+            yield Item(
+                "data-file", "External data file", Kind.DATA_FILE, found.offset if found else 72, found.end - found.offset if found else 8,
+                printable(meta.data_file_name or "not named"), "" if found else "bad", "" if found else "the header does not name it",
+            )  # fmt: skip
+        end = max(area.end, self._header_length(), meta.header.backing_file_offset + meta.header.backing_file_size)
+        if end < len(meta.head):
+            rest = meta.head[end:]
+            yield Item(
+                "unused", "Unused header space", Kind.UNUSED, end, len(rest), "zeros" if not any(rest) else "not empty"
+            )
+
+    def _l1_item(self, key: str, label: str, offset: int, entries: int, codes: tuple[str, ...] = ()) -> Item:
+        size = min(entries * 8, limits.MAX_L1_SIZE)
+        length = max(0, min(size, self.meta.file_size - offset))
+        item = Item(key, label, Kind.L1, offset, length, count(entries, "entry"), branch=length > 0)
+        geometry = self.geometry
+        if geometry and offset % geometry.cluster_size:
+            item = replace(item, mark="bad", why=f"its offset {offset:#x} is not cluster aligned")
+        elif length < entries * 8:
+            item = replace(item, mark="bad", why="it reaches past the end of the file")
+        return self._marked(item, codes=codes)
+
+    def _refcount_table(self) -> Item:
+        region = self.meta.refcount_table_region
+        length = max(0, min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE, self.meta.file_size - region.offset))
+        item = Item(
+            "refcount-table",
+            "Refcount table",
+            Kind.REFCOUNT_TABLE,
+            region.offset,
+            length,
+            count(length // 8, "entry"),
+            branch=length > 0,
+        )
+        geometry = self.geometry
+        if geometry and region.offset % geometry.cluster_size:
+            item = replace(item, mark="bad", why=f"its offset {region.offset:#x} is not cluster aligned")
+        elif length < region.length:
+            item = replace(item, mark="bad", why="it reaches past the end of the file")
+        return self._marked(item, codes=("REFCOUNT-TABLE",))
+
+    def _snapshots(self) -> Item:
+        table = self.meta.snapshot_table
+        item = Item(
+            "snapshots", "Snapshots", Kind.SNAPSHOTS, self.meta.header.snapshots_offset, max(0, table.end - self.meta.header.snapshots_offset),
+            f"{self.meta.header.nb_snapshots:,}", branch=bool(table.snapshots),
+        )  # fmt: skip
+        if table.broken:
+            item = replace(item, mark="bad", why=f"entry {table.broken[0]}: {table.broken[2]}")
+        return self._marked(item, codes=("SNAPSHOT",))
+
+    def _bitmaps(self) -> Item:
+        extension, directory = self.meta.bitmaps_extension, self.meta.bitmap_directory
+        assert extension is not None
+        length = max(
+            0,
+            min(
+                extension.directory_size,
+                self.meta.file_size - extension.directory_offset,
+                limits.MAX_BITMAP_DIRECTORY_SIZE,
+            ),
+        )
+        item = Item(
+            "bitmaps",
+            "Bitmaps",
+            Kind.BITMAPS,
+            extension.directory_offset,
+            length,
+            f"{extension.nb_bitmaps:,}",
+            branch=bool(directory.bitmaps),
+        )
+        if directory.broken:
+            item = replace(item, mark="bad", why=f"entry {directory.broken[0]}: {directory.broken[2]}")
+        return self._marked(item, codes=("BITMAP",))
+
+    def _luks(self) -> Item:
+        pointer = self.meta.encryption
+        assert pointer is not None
+        luks = self.meta.luks
+        length = max(0, min(pointer.length, self.meta.file_size - pointer.offset))
+        note = luks.cipher_name + "-" + luks.cipher_mode if luks and luks.valid else "no LUKS header there"
+        good = luks is not None and luks.valid
+        item = Item(
+            "luks", "Encryption header", Kind.LUKS, pointer.offset, length, printable(note), "" if good else "bad",
+            "" if good else "no LUKS1 header at its offset", branch=good,
+        )  # fmt: skip
+        return self._marked(item, codes=("LUKS", "ENCRYPTION"))
+
+    # Below
+
+    def children(self, item: Item) -> list[Item]:
+        """What is below an item; reads at most one table and a cluster per L2 table shown."""
+        meta, key = self.meta, item.key
+        makers: dict[Kind, Callable[[], list[Item]]] = {
+            Kind.GROUP: lambda: self._group_children(key),
+            Kind.EXTENSIONS: lambda: [
+                self._extension(index) for index in range(len(meta.extensions) + meta.area.ended)
+            ],
+            Kind.L1: lambda: self._grouped(key, self._l1_indices(key)),
+            Kind.REFCOUNT_TABLE: lambda: self._grouped(key, self._indices(meta.refcount_table, REFCOUNT_OFFSET_MASK)),
+            Kind.SNAPSHOTS: lambda: self._many(key, len(meta.snapshots), self._snapshot),
+            Kind.SNAPSHOT: lambda: [self._snapshot_l1(item.index)],
+            Kind.BITMAPS: lambda: self._many(key, len(meta.bitmap_directory.bitmaps), self._bitmap),
+            Kind.BITMAP: lambda: [self._bitmap_table(item.index)],
+            Kind.LUKS: lambda: [self._slot(index) for index in range(8)],
+        }
+        return makers[item.kind]() if item.kind in makers else []
+
+    def _extension(self, index: int) -> Item:
+        if index == len(self.meta.extensions) and self.meta.area.ended:
+            return Item(
+                f"extension:{index}", "End of extensions", Kind.EXTENSION, self.meta.area.end - 8, 8, index=index
+            )
+        each = self.meta.extensions[index]
+        item = Item(
+            f"extension:{index}",
+            each.name.capitalize(),
+            Kind.EXTENSION,
+            each.offset,
+            each.end - each.offset,
+            f"{len(each.data)} B",
+            index=index,
+        )
+        return self._marked(item)
+
+    def _snapshot(self, index: int) -> Item:
+        each = self.meta.snapshots[index]
+        name = printable(each.name)
+        size = format_size(each.disk_size) if each.disk_size is not None else ""
+        item = Item(
+            f"snapshot:{index}",
+            f"{index} {name[:40]}",
+            Kind.SNAPSHOT,
+            each.offset,
+            len(each.raw),
+            size,
+            branch=True,
+            index=index,
+        )
+        return self._marked(item)
+
+    def _snapshot_l1(self, index: int) -> Item:
+        each = self.meta.snapshots[index]
+        return self._l1_item(f"snapshot:{index}/l1", "L1 table", each.l1_table_offset, each.l1_size)
+
+    def _bitmap(self, index: int) -> Item:
+        each = self.meta.bitmap_directory.bitmaps[index]
+        item = Item(
+            f"bitmap:{index}",
+            f"{index} {printable(each.name)[:40]}",
+            Kind.BITMAP,
+            each.offset,
+            len(each.raw),
+            branch=True,
+            index=index,
+        )
+        return self._marked(item)
+
+    def _bitmap_table(self, index: int) -> Item:
+        each = self.meta.bitmap_directory.bitmaps[index]
+        length = max(
+            0, min(each.table_size * 8, self.meta.file_size - each.table_offset, limits.MAX_BITMAP_TABLE_ENTRIES * 8)
+        )
+        item = Item(
+            f"bitmap-table:{index}",
+            "Bitmap table",
+            Kind.BITMAP_TABLE,
+            each.table_offset,
+            length,
+            count(each.table_size, "entry"),
+            index=index,
+        )
+        return (
+            replace(item, mark="bad", why="it reaches past the end of the file")
+            if length < each.table_size * 8
+            else item
+        )
+
+    def _slot(self, index: int) -> Item:
+        assert self.meta.encryption is not None and self.meta.luks is not None
+        state = self.meta.luks.key_slots[index].state
+        note = "active" if state == SLOT_ACTIVE else "inactive" if state == 0xDEAD else f"state {state:#x}?"
+        mark = "" if state in (SLOT_ACTIVE, 0xDEAD) else "bad"
+        offset = self.meta.encryption.offset + 208 + 48 * index
+        return Item(
+            f"slot:{index}",
+            f"Key slot {index}",
+            Kind.KEY_SLOT,
+            offset,
+            48,
+            note,
+            mark,
+            "neither active nor inactive" if mark else "",
+            index=index,
+        )
+
+    # Tables of pointers
+
+    def _l1_words(self, key: str) -> NDArray[np.uint64]:
+        if key.startswith("snapshot:"):
+            return self.meta.snapshot_l1(self.meta.snapshots[int(key[9:].split("/", maxsplit=1)[0])])
+        return self.meta.l1
+
+    def _l1_indices(self, key: str) -> list[int]:
+        return self._indices(self._l1_words(key), OFFSET_MASK)
+
+    @staticmethod
+    def _indices(words: NDArray[np.uint64], mask: int) -> list[int]:
+        import numpy as np
+
+        found: list[int] = np.flatnonzero(words & np.uint64(mask)).tolist()
+        return found
+
+    def _grouped(self, key: str, indices: list[int], low: int = 0, high: int | None = None) -> list[Item]:
+        """Items for positions low..high of `indices`, in groups of powers of 64 when there are more than 64."""
+        high = len(indices) if high is None else high
+        if high - low <= GROUP:
+            return [self._pointed(key, index) for index in indices[low:high]]
+        step = GROUP
+        while high - low > step * GROUP:
+            step *= GROUP
+        found = []
+        for start in range(low, high, step):
+            stop = min(start + step, high)
+            label = f"{self._short(key)}[{indices[start]}…{indices[stop - 1]}]"
+            found.append(
+                Item(f"{key}#{start}-{stop}", label, Kind.GROUP, 0, 0, count(stop - start, "table"), branch=True)
+            )
+        return found
+
+    def _many(
+        self, key: str, number: int, make: Callable[[int], Item], low: int = 0, high: int | None = None
+    ) -> list[Item]:
+        high = number if high is None else high
+        if high - low <= GROUP:
+            return [make(index) for index in range(low, high)]
+        step = GROUP
+        while high - low > step * GROUP:
+            step *= GROUP
+        return [
+            Item(f"{key}#{at}-{min(at + step, high)}", f"{at}…{min(at + step, high) - 1}", Kind.GROUP, branch=True)
+            for at in range(low, high, step)
+        ]
+
+    def _group_children(self, key: str) -> list[Item]:
+        base, _, span = key.partition("#")
+        low, high = (int(part) for part in span.split("-"))
+        if base == "snapshots":
+            return self._many(base, len(self.meta.snapshots), self._snapshot, low, high)
+        if base == "bitmaps":
+            return self._many(base, len(self.meta.bitmap_directory.bitmaps), self._bitmap, low, high)
+        if base == "refcount-table":
+            return self._grouped(base, self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK), low, high)
+        return self._grouped(base, self._l1_indices(base), low, high)
+
+    @staticmethod
+    def _short(key: str) -> str:
+        return "Block" if key == "refcount-table" else "L2"
+
+    def _pointed(self, key: str, index: int) -> Item:
+        """The L2 table or refcount block that entry `index` of the table `key` points at."""
+        if key == "refcount-table":
+            return self._block(index)
+        return self._l2(key, index)
+
+    def _l2(self, key: str, index: int) -> Item:
+        import numpy as np
+
+        geometry = self.geometry
+        assert geometry is not None
+        offset = int(self._l1_words(key)[index]) & OFFSET_MASK
+        prefix = key.removesuffix("l1")
+        item = Item(f"{prefix}l2:{index}", f"L2[{index}]", Kind.L2, offset, geometry.cluster_size, index=index)
+        item = self._pointer_state(item, "L2 table")
+        if item.length == 0 or item.mark:
+            return item
+        step = 2 if geometry.extended_l2 else 1
+        data = self.meta.storage.read(offset, geometry.cluster_size)
+        used = np.frombuffer(data[: len(data) & ~15], dtype=">u8")[::step]
+        filled = int(np.count_nonzero(used))
+        start = geometry.guest_offset(index, 0)
+        return replace(
+            item,
+            note=f"{format_size(start)} on, {share_words(filled, geometry.l2_entries)}"
+            if filled
+            else f"{format_size(start)} on, empty",
+        )
+
+    def _block(self, index: int) -> Item:
+        geometry = self.geometry
+        assert geometry is not None
+        offset = int(self.meta.refcount_table[index]) & REFCOUNT_OFFSET_MASK
+        start = index * geometry.refcount_block_coverage
+        item = Item(
+            f"refcount-block:{index}",
+            f"Block[{index}]",
+            Kind.REFCOUNT_BLOCK,
+            offset,
+            geometry.cluster_size,
+            f"{format_size(start)}+",
+            index=index,
+        )
+        return self._pointer_state(item, "refcount block")
+
+    def _pointer_state(self, item: Item, what: str) -> Item:
+        assert self.geometry is not None
+        room = self.meta.file_size - item.offset
+        if room <= 0:
+            return replace(
+                item,
+                length=0,
+                mark="bad",
+                why=f"the {what} at {item.offset:#x} lies past the end of the file",
+                note="past the end",
+            )
+        if item.offset % self.geometry.cluster_size:
+            return replace(
+                item,
+                length=min(item.length, room),
+                mark="bad",
+                why=f"the offset {item.offset:#x} is not cluster aligned",
+                note="unaligned",
+            )
+        if room < item.length:
+            return replace(item, length=room, mark="warn", why=f"the file ends inside this {what}")
+        return item
+
+    def annotation(self, item: Item) -> Node | None:
+        """The item's bytes field by field; None for tables and for what has no fields."""
+        part = PARTS.get(item.kind)
+        if part is None:
+            return None
+        if item.kind is Kind.KEY_SLOT:
+            assert self.meta.encryption is not None
+            where = Region(self.meta.encryption.offset, LUKS_SIZE)
+            whole = Structure(self.meta, part, "luks", "LUKS header", where).annotate()
+            assert whole is not None
+            return next(
+                (
+                    node
+                    for node in whole.walk()
+                    if node.offset == item.offset and node.size == item.length and node.children
+                ),
+                None,
+            )
+        length = LUKS_SIZE if item.kind is Kind.LUKS else item.length
+        return Structure(self.meta, part, item.key, item.label, Region(item.offset, length), item.index).annotate()
+
+    def table(self, item: Item) -> Table | None:
+        """The entries of a table item."""
+        meta = self.meta
+        number = int(item.key[9:].split("/")[0]) if item.key.startswith("snapshot:") else None
+        if item.kind is Kind.L1:
+            return tables.l1_table(meta, number)
+        if item.kind is Kind.L2:
+            return tables.l2_table(meta, item.index, item.offset, number)
+        if item.kind is Kind.REFCOUNT_TABLE:
+            return tables.refcount_table(meta)
+        if item.kind is Kind.REFCOUNT_BLOCK:
+            return tables.refcount_block(meta, item.index, item.offset)
+        if item.kind is Kind.BITMAP_TABLE:
+            return tables.bitmap_table(meta, item.index)
+        return None
+
+    # Marks
+
+    def _marked(self, item: Item, *, codes: tuple[str, ...] = (), children: bool = False) -> Item:
+        """The item with the first fault that concerns its bytes (or has one of the codes)."""
+        if item.mark == "bad":
+            return item
+        for fault in self.faults:
+            inside = item.length and item.offset <= fault.offset < item.end
+            if (inside and item.kind is not Kind.FILE) or any(fault.code.startswith(code) for code in codes):
+                return replace(item, mark="bad" if fault.refusal else "warn", why=fault.what)
+        return item

@@ -1,12 +1,10 @@
-"""The repair on the screen: choose, see the plan, confirm, write, see the new check. Escape goes a step back, until writing."""
+"""The repair on the screen: choose, see the plan and its maps, go from step to step. Escape goes a step back, until writing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -14,19 +12,15 @@ from textual.containers import Container, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import ContentSwitcher, Input, ProgressBar, Static
 
-from workbench.errors import LockedError, QwbError
 from workbench.render.plan import after_text, cost_words, size_words, verdict_level, verdict_text
 from workbench.render.sizes import count
 from workbench.render.text import printable
-from workbench.repair.apply import Applied, Progress
-from workbench.repair.plan import PlanRefused
 from workbench.tui.background import Background, Job
 from workbench.tui.commands import bindings
-from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
+from workbench.tui.screens.dialogs import ChooseDialog
 from workbench.tui.screens.repair_flow import Flow
-from workbench.tui.screens.repair_frame import RepairFrame
 from workbench.tui.screens.repair_steps import FLOW_BY_ID, FLOW_COMMANDS, GLYPH_STYLES, At
-from workbench.tui.screens.repair_texts import confirm_text, done_text, write_text
+from workbench.tui.screens.repair_writing import RepairWriting
 from workbench.tui.widgets.choices import ChoiceDetail, ChoicesView
 from workbench.tui.widgets.chrome import LEVEL_GLYPH, Footer, Line
 from workbench.tui.widgets.editdiff import EditDiffView
@@ -34,11 +28,8 @@ from workbench.tui.widgets.hostmap import HostMapView
 from workbench.tui.widgets.plan import PlanView, plan_rows
 from workbench.tui.widgets.rows import Rows
 
-if TYPE_CHECKING:
-    pass
 
-
-class RepairScreen(RepairFrame):
+class RepairScreen(RepairWriting):
     """Walks a Flow. Answers `done` when the image was written, `around` to look around in the simulation, else None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings(FLOW_COMMANDS)]
@@ -114,42 +105,6 @@ class RepairScreen(RepairFrame):
         else:
             self.look()
 
-    # Frame
-
-    def go_to(self, at: At) -> None:
-        """Show a step."""
-        self.at = at
-        if self.mapping:
-            self.show_maps(False)
-        pages = {At.TROUBLE: "done", At.WRITE: "busy"}
-        self.query_one("#pages", ContentSwitcher).current = pages.get(at, at.value)
-        self.frame()
-
-    # Work
-
-    def work(
-        self,
-        text: str,
-        what: Callable[[Job], Any],
-        done: Callable[[Any], None],
-        failed: Callable[[Exception], None] | None = None,
-    ) -> None:
-        """Run something in a worker behind the busy page."""
-        self._busy_text = text
-        self.go_to(At.BUSY)
-        self.banner("Nothing has been written. Escape stops this.")
-        self._job = self.background.submit(what, done, failed or self.trouble, title="repair", long=True)
-        self._tick()
-
-    def _tick(self) -> None:
-        """What runs, in words."""
-        if self.at is At.BUSY and self._job is not None:
-            note = self._job.note
-            self.query_one("#busy-text", Static).update(
-                f"{self._busy_text}\n\n{note[:1].upper() + note[1:] + ' …' if note else ''}"
-            )
-            self.query_one("#bar", ProgressBar).update(total=self._job.total or None, progress=self._job.done)
-
     def look(self) -> None:
         """Find out what there is to choose."""
         self.work(
@@ -165,33 +120,13 @@ class RepairScreen(RepairFrame):
         )
         self.work(text, self.flow.make_plan, lambda _none: self.show_plan())
 
-    def trouble(self, error: Exception) -> None:
-        """Something stands in the way: say what and what to do."""
-        what = error.what if isinstance(error, QwbError) else f"{type(error).__name__}: {error}"
-        hint = (error.hint or "") if isinstance(error, QwbError) else ""
-        self.go_to(At.TROUBLE)
-        text = Text()
-        if isinstance(error, LockedError):
-            self.banner("✗ Refused: the image is in use.")
-            text.append(f"{printable(what)}.\n\n", "bold")
-            text.append(
-                "Two programs that write to one image destroy it, so nothing can be repaired while it is in use.\n\n"
-            )
-        elif isinstance(error, PlanRefused):
-            self.banner("✗ Refused: this repair would leave the image worse than it is.")
-            text.append(f"{printable(what)}.\n\n", "bold")
-        else:
-            self.banner("✗ This did not work.")
-            text.append(f"{printable(what)}.\n\n", "bold")
-        text.append("What now: ", "bold")
-        text.append((hint or "go back and choose fewer repairs, or look at the findings (key 8)") + ".\n\n")
-        text.append(
-            "The image is what it was before."
-            if self.flow.applied is None
-            else "The repair was written before this happened; u in the workbench takes it back."
-        )
-        self.query_one("#done-text", Static).update(text)
-        self.query_one("#done").focus()
+    # Steps
+
+    def go_to(self, at: At) -> None:
+        """Show a step; the maps belong to the plan alone."""
+        if self.mapping:
+            self.show_maps(False)
+        super().go_to(at)
 
     # 1 Choose
 
@@ -361,141 +296,6 @@ class RepairScreen(RepairFrame):
         """Leave for the simulated image; the plan is kept."""
         self.answer("around")
 
-    # 3 Confirm
-
-    def show_confirm(self) -> None:
-        flow, plan = self.flow, self.flow.plan
-        assert plan is not None and flow.cost is not None
-        self.set_class(flow.drops, "drops")
-        self.go_to(At.CONFIRM)
-        self.banner("! Last question before the image is written.")
-        self.query_one("#confirm-text", Static).update(confirm_text(flow))
-        if flow.drops:
-            does = "leaves the image WORSE than it is" if flow.worse else "drops something that may be guest data"
-            self.query_one("#warning", Static).update(
-                f"▲ This {does}. To write it all the same, type the word  {flow.word}  at the bottom. Escape goes back."
-            )
-            field = self.query_one("#word", Input)
-            field.value = ""
-            field.focus()
-        else:
-            self.query_one("#confirm-scroll").focus()
-
-    @on(Input.Submitted, "#word")
-    def word_given(self, event: Input.Submitted) -> None:
-        event.stop()
-        if event.value.strip() == self.flow.word:
-            self.write()
-        else:
-            self.notify(f"That is not the word: type {self.flow.word}, or press Escape to go back.", severity="warning")
-
-    def do_yes(self) -> None:
-        self.write()
-
-    def do_copy(self) -> None:
-        """Ask where to, and write a repaired copy."""
-        path = Path(self.flow.path)
-        note = "This image stays exactly as it is; the repaired copy is a new file."
-
-        def given(target: str | None) -> None:
-            if target:
-                self.work(f"Writing the repaired copy {target}.", lambda _job: self.flow.copy(target), self.copied)
-
-        self.app.push_screen(
-            TextDialog(
-                "Write a repaired copy to", note=note, value=str(path.with_name(path.stem + ".repaired" + path.suffix))
-            ),
-            given,
-        )
-
-    def do_orphans(self) -> None:
-        """Ask where to, and copy the orphaned clusters out."""
-        path = Path(self.flow.path)
-        note = "Clusters that may hold guest data whose mapping is lost, one file for each run, and a list of where they lay."
-
-        def given(target: str | None) -> None:
-            if target:
-                self.work(
-                    f"Copying orphans to {target}.", lambda _job: self.flow.copy_orphans(target), self.orphans_copied
-                )
-
-        self.app.push_screen(
-            TextDialog(
-                "Copy orphans into the new folder", note=note, value=str(path.with_name(path.stem + ".orphans"))
-            ),
-            given,
-        )
-
-    def orphans_copied(self, index: Path) -> None:
-        self.go_to(At.TROUBLE)
-        self.banner("✓ The orphans are copied out. The image was not touched.")
-        text = Text(f"{index.parent}\n\n", "bold")
-        text.append(
-            "Each file is one run of clusters, named by where it lay. orphans.json says how sure it is that they are guest data, and where they may belong."
-        )
-        self.query_one("#done-text", Static).update(text)
-        self.query_one("#done").focus()
-
-    def copied(self, target: Path) -> None:
-        self.go_to(At.TROUBLE)
-        self.banner("✓ The repaired copy is written.")
-        text = Text(f"{target}\n\n", "bold")
-        text.append(f"It {after_text(self.flow.plan) if self.flow.plan is not None else ''}.\n\n")
-        text.append(f"{self.flow.path} was not touched. Try the copy before you put it in the place of the original.")
-        self.query_one("#done-text", Static).update(text)
-        self.query_one("#done").focus()
-
-    # 4 Write, 5 Result
-
-    def write(self) -> None:
-        """Write; from here on Escape does nothing, until it is done or rolled back."""
-        self.query_one("#busy-text", Static).update(
-            "Writing. The old bytes are stored first, so this can be undone even after a power cut."
-        )
-        self.go_to(At.WRITE)
-        self.banner(f"Writing into {self.flow.path}")
-        bar = self.query_one("#bar", ProgressBar)
-        bar.update(total=None, progress=0)
-        latest: list[Progress] = []
-
-        def tell(progress: Progress) -> None:
-            latest[:] = [progress]
-
-        def show() -> None:
-            if latest and self.is_mounted:
-                now = latest[0]
-                self.query_one("#busy-text", Static).update(write_text(now))
-                bar.update(total=now.total or None, progress=now.done)
-
-        ticking = self.set_interval(0.1, show)
-
-        def done(applied: Applied) -> None:
-            ticking.stop()
-            self.show_done(applied)
-
-        def failed(error: Exception) -> None:
-            ticking.stop()
-            self.trouble(error)
-
-        self.background.submit(lambda _job: self.flow.write(tell), done, failed, title="writing the repair", long=True)
-
-    def show_done(self, applied: Applied) -> None:
-        self.go_to(At.DONE)
-        verdict = applied.verdict or {}
-        good = verdict_text(verdict) == "clean" or not (
-            verdict.get("corruptions") or verdict.get("check-errors") or not verdict.get("openable", True)
-        )
-        self.banner(
-            ("✓ Written and checked again: the image is " if good else "! Written and checked again: ")
-            + verdict_text(verdict)
-            + "."
-        )
-        self.query_one("#done-text", Static).update(done_text(self.flow, applied))
-        self.query_one("#done").focus()
-
-    def do_undo(self) -> None:
-        self.answer("undo")
-
     # Moving through the steps
 
     def do_on(self) -> None:
@@ -543,11 +343,6 @@ class RepairScreen(RepairFrame):
     def leave(self) -> None:
         """Back to the browser."""
         self.answer("done" if self.flow.applied is not None else None)
-
-    def answer(self, answer: str | None) -> None:
-        """Leave. The one who asked is told by the app: who pushed this screen may be gone."""
-        self.dismiss(answer)
-        self.app.call_later(self.answered, answer)
 
     def do_help(self) -> None:
         """The keys of this step; choosing one does it."""

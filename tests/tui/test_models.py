@@ -25,6 +25,7 @@ from workbench.tui.place import History, Place, View
 from workbench.tui.prepare import find_address, prepare
 from workbench.tui.search import find_bytes, parse_query
 from workbench.tui.state import RECENT_LIMIT, State
+from workbench.tui.widgets.structure import fitting
 
 
 def meta_of(name: str) -> Metadata:
@@ -204,3 +205,16 @@ def test_screenshot_is_written_without_a_terminal(tmp_path: Path, make_app: Call
     assert "L2[0]" in target.read_text().replace("&#160;", " ")
     result = CliRunner().invoke(command, [str(sample_path("plain")), "--screenshot", str(target), "--size", "huge"])
     assert result.exit_code == 1 and "no screen size" in result.output
+
+
+@pytest.mark.parametrize(
+    ("note", "room", "said"),
+    [
+        ("512 entries", 13, "512 entries"),
+        ("512 entries", 12, "512"),
+        ("2 MiB+, 1% full", 12, "2 MiB+"),
+        ("5 MiB", 6, ""),
+    ],
+)
+def test_a_note_in_the_tree_is_shortened_by_whole_parts(note: str, room: int, said: str) -> None:
+    assert fitting(note, room) == said

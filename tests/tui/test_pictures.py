@@ -42,7 +42,7 @@ def compare(
         before: Callable[[Workbench, Pilot[None]], Awaitable[None]] | None = None,
         **more: Any,
     ) -> bool:
-        app = make_app(*([sample(name)] if name else []), **more)
+        app = make_app(*([sample(name)] if name else []), auto_check=True, **more)
 
         async def prepare(pilot: Pilot[None]) -> None:
             await settle(app, pilot)

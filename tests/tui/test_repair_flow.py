@@ -170,7 +170,7 @@ async def test_a_finding_is_repaired_alone_when_r_is_pressed_on_it(drive: Drive,
 async def test_a_clean_image_has_nothing_to_repair(drive: Drive, sample: Sample) -> None:
     async with drive(sample("plain"), size=(80, 24), auto_check=True) as (app, pilot):
         await keys(app, pilot, "r")
-        assert "there is nothing to repair" in flat(app)
+        assert "There is nothing to repair" in flat(app)
         await keys(app, pilot, "enter")
         assert isinstance(app.screen, BrowserScreen)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from formats.annotate import Node, NodeKind
 from workbench.render.hexdump import hex_bytes
+from workbench.render.sizes import date, duration
 from workbench.render.text import clip, printable, quoted
 from workbench.units import format_size
 
@@ -58,15 +59,15 @@ def value_text(node: Node) -> str:
     """A node's value for people: number with its unit, symbol, quoted text, size of a gap."""
     value = node.value
     if node.kind is NodeKind.STRUCT:
-        return f"{node.size} bytes"
+        return _byte_count(node.size)
     if node.kind is NodeKind.FAULT:
         return "unreadable"
     if node.kind is NodeKind.GAP:
-        return f"{node.size} bytes{', zero' if not any(node.raw) else ''}"
+        return _byte_count(node.size, zero=not any(node.raw))
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, bytes):
-        return f"{len(value)} bytes{', zero' if value and not any(value) else ''}"
+        return _byte_count(len(value), zero=bool(value) and not any(value))
     if not isinstance(value, int):
         return ""
     text = number_text(node.name, value, node.unit, bool(node.children))
@@ -87,7 +88,15 @@ def number_text(name: str, value: int, unit: str, word: bool = False) -> str:
         return f"{value} ({format_size(1 << value)})"
     if name == "refcount_order" and value < 8:
         return f"{value} ({1 << value} bits)"
+    if name == "date_seconds":
+        return f"{value} ({date(value)})"
+    if name == "vm_clock" and value:
+        return f"{value} ({duration(value)})"
     return f"{value} {_one(unit) if value == 1 else unit}".rstrip()
+
+
+def _byte_count(size: int, *, zero: bool = False) -> str:
+    return f"{size} {'byte' if size == 1 else 'bytes'}{', zero' if zero else ''}"
 
 
 def _one(unit: str) -> str:

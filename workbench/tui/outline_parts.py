@@ -225,9 +225,7 @@ class OutlineParts(OutlineRoots):
         start = geometry.guest_offset(index, 0)
         return replace(
             item,
-            note=f"{format_size(start)} on, {share_words(filled, geometry.l2_entries)}"
-            if filled
-            else f"{format_size(start)} on, empty",
+            note=f"{format_size(start)}+, {share_words(filled, geometry.l2_entries) if filled else 'empty'}",
         )
 
     def _block(self, index: int) -> Item:

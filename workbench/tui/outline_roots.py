@@ -98,7 +98,7 @@ class OutlineRoots:
         if end < len(meta.head):
             rest = meta.head[end:]
             yield Item(
-                "unused", "Unused header space", Kind.UNUSED, end, len(rest), "zeros" if not any(rest) else "not empty"
+                "unused", "Unused header", Kind.UNUSED, end, len(rest), "zeros" if not any(rest) else "not empty"
             )
 
     def _l1_item(self, key: str, label: str, offset: int, entries: int, codes: tuple[str, ...] = ()) -> Item:

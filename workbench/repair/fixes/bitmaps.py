@@ -210,7 +210,7 @@ def _write(space: Workspace, entries: list[_Entry], offset: int) -> None:
         code = "BITMAPS-BIT-WITHOUT-EXTENSION" if found is None else "BITMAPS-EXTENSION"
         if record is not None and record.directory_offset != offset:
             code = "BITMAP-DIRECTORY-UNALIGNED"
-        title = f"let the bitmaps extension name {len(entries)} bitmap(s) at {offset:#x}"
+        title = f"let the bitmaps extension name {many(len(entries), 'bitmap')} at {offset:#x}"
         add_extension(space, ExtensionType.BITMAPS, wanted, code=code, title=title)
 
 

@@ -149,7 +149,7 @@ def run_unknown(space: Workspace) -> None:
             space.note(f"incompatible feature bit {bit} has a name in this image: it may be real, and is kept")
             unknown &= ~(1 << bit)
     if unknown:
-        title = f"clear the unknown incompatible feature bit(s) {unknown:#x}"
+        title = f"clear the unknown incompatible features {unknown:#x}"
         space.set_header(
             "incompatible_features",
             header.incompatible_features & ~unknown,

@@ -210,9 +210,12 @@ class BrowserCore(Screen[None]):
         condition = session.condition
         crumbs = self.prepared.crumbs if self.prepared is not None else ()
         verdict = self.verdict()
-        # "clean" is what the header says; beside a check that found something it would be misread.
-        word = "header clean" if condition.word == "clean" and verdict[1] in ("warn", "bad") else condition.word
-        self.query_one(TitleLine).show(session.title, session.summary, (word, condition.level), crumbs, right, verdict)
+        state = (condition.word, condition.level)
+        if condition.word == "clean":
+            # That is what the header says. Only a check that found nothing makes it true of the image.
+            verdict = ("clean", "good") if verdict[1] == "good" else verdict
+            state = ("", "") if verdict[0] else ("header clean", "")
+        self.query_one(TitleLine).show(session.title, session.summary, state, crumbs, right, verdict)
 
     def contexts(self) -> set[str]:
         """What can be done now; the `where` words of commands."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
@@ -68,7 +70,7 @@ class ListDialog(Dialog):
 class HelpDialog(ListDialog):
     """Every command with its keys, by group; Enter runs it."""
 
-    hints = "Type to filter   ⏎ runs the command   Esc closes   keys.toml changes keys"
+    hints = "Type to filter   ⏎ runs it   - not now   Esc closes   keys.toml remaps"
 
     def __init__(self, available: frozenset[str]) -> None:
         super().__init__("Keys and commands")
@@ -86,10 +88,9 @@ class HelpDialog(ListDialog):
                 options.append(Option(Text(group, style="bold"), disabled=True))
                 for each in rows:
                     mark = " " if each.id in self.available else "-"
-                    text = Text(f"{mark} {key_names(self.app.keys_of(each.id)):<{width}} {each.title}")
-                    if each.help:
-                        text.append(f"\n      {each.help}", "dim")
-                    options.append(Option(text, id=each.id))
+                    line = Text(f"{mark} {key_names(self.app.keys_of(each.id)):<{width}} {each.title}")
+                    more = [Padding(Text(each.help, "dim"), (0, 0, 0, 6))] if each.help else []
+                    options.append(Option(Group(line, *more), id=each.id))
         moves = [each for each in NAVIGATION if all(word in f"{each.title} {each.keys}".lower() for word in words)]
         if moves:
             options.append(Option(Text("In every pane", style="bold"), disabled=True))

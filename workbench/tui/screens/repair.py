@@ -139,7 +139,7 @@ class RepairScreen(RepairWriting):
             view.select(flow.only)
         fixable = [each for each in flow.decisions if each.fixable]
         if not flow.decisions:
-            self.banner("✓ The check found nothing wrong: there is nothing to repair.")
+            self.banner("✓ There is nothing to repair.")
         elif not fixable:
             self.banner(
                 "Nothing here can be repaired automatically. Each row says what it is; keys 8 and E in the workbench lead further."

@@ -87,6 +87,8 @@ class RepairFrame(Screen[str | None]):
             return False  # the keys go into the word
         if command.id == "flow.undo" and self.flow.applied is None:
             return False
+        if command.id in ("flow.toggle", "flow.all") and not any(each.fixable for each in self.flow.decisions):
+            return False
         return not command.where or self.at.value in command.where
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

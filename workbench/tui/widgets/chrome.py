@@ -102,13 +102,16 @@ class TitleLine(Line):
         right: str,
         verdict: tuple[str, str],
     ) -> None:
-        """name; summary; condition and check verdict as (word, level); crumbs as (label, key); right: progress or a note."""
+        """name; summary; condition and check verdict as (word, level); crumbs as (label, key); right: progress or a note.
+
+        A condition or verdict without a word is not shown.
+        """
         width = self.size.width or 80
-        state = f"{LEVEL_GLYPH[condition[1]]} {condition[0]}"
-        second = f"{LEVEL_GLYPH[verdict[1]]} {verdict[0]}" if verdict[0] else ""
-        tail = [(f"  {state}", condition[1], "")]
-        if second:
-            tail.append((f"  {second}", verdict[1] or "dim", "findings"))
+        tail = [
+            (f"  {LEVEL_GLYPH[level]} {word}", level or "dim", target)
+            for (word, level), target in ((condition, ""), (verdict, "findings"))
+            if word
+        ]
         room = width - sum(len(text) for text, _, _ in tail) - 1
         short = name if len(name) <= max(12, room // 2) else "…" + name[-(max(12, room // 2) - 1) :]
         middle = f"  {summary}" if len(short) + len(summary) + 2 <= room else ""
@@ -134,32 +137,46 @@ class ViewTabs(Line):
     """The views that make sense for what is selected, with their keys."""
 
     def show(self, views: Sequence[View], current: View, keys: dict[View, str]) -> None:
-        """Labels shrink to what fits: number and word, or the word of the current one only."""
+        """Labels shrink to what fits: whole names, one word each, three letters; on the narrowest lines only the keys."""
         width = self.size.width or 60
-        for style in ("full", "short", "keys"):
+        for here, others in _TAB_STYLES:
             pieces = []
             for view in views:
-                here = view is current
-                label = VIEW_LABELS[view] if style == "full" or here else _SHORT[view] if style == "short" else ""
-                text = f" {keys[view]} {label} " if here or style == "full" else f" {keys[view]}{label}"
-                pieces.append((text, "here" if here else "tab", view.value))
+                form = here if view is current else others
+                pieces.append((_tab_text(form, keys[view], view), "here" if view is current else "tab", view.value))
             if sum(len(text) for text, _, _ in pieces) <= width:
                 break
         self.put(pieces)
 
 
-_SHORT = {
-    View.FIELDS: "Fld",
-    View.HEX: "Hex",
-    View.ENTRIES: "Ent",
-    View.GUEST_MAP: "Map",
-    View.GUEST_HEX: "Dat",
-    View.TRANSLATION: "Way",
-    View.HOST_MAP: "Hst",
-    View.FINDINGS: "Fnd",
-    View.REFCOUNTS: "Ref",
-    View.OVERLAPS: "Ovl",
+_TAB_STYLES = (
+    ("name", "name"),
+    ("name", "word"),
+    ("name", "letters"),
+    ("letters", "letters"),
+    ("name", "key"),
+)
+"""The form of the current tab and of the others, from the widest to the narrowest."""
+
+_WORDS = {
+    View.FIELDS: ("Fields", "Fld"),
+    View.HEX: ("Hex", "Hex"),
+    View.ENTRIES: ("Entries", "Ent"),
+    View.GUEST_MAP: ("Map", "Map"),
+    View.GUEST_HEX: ("Data", "Dat"),
+    View.TRANSLATION: ("Way", "Way"),
+    View.HOST_MAP: ("Host", "Hst"),
+    View.FINDINGS: ("Findings", "Fnd"),
+    View.REFCOUNTS: ("Refs", "Ref"),
+    View.OVERLAPS: ("Overlaps", "Ovl"),
 }
+"""A word and three letters for each view, where its name has no room."""
+
+
+def _tab_text(form: str, key: str, view: View) -> str:
+    word, letters = _WORDS[view]
+    texts = {"name": f" {key} {VIEW_LABELS[view]} ", "word": f" {key} {word}", "letters": f" {key}{letters}"}
+    return texts.get(form, f" {key}")
 
 
 class Footer(Line):

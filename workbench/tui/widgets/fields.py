@@ -17,6 +17,14 @@ _KIND_STYLE = {
 }
 
 
+def _inside_wrappers(root: Node) -> Iterable[Node]:
+    """The top rows: what is in a record. A record that only holds one other record (an entry's table, its row) is left out."""
+    children = root.children or (root,)
+    while len(children) == 1 and children[0].kind is NodeKind.STRUCT and children[0].children:
+        children = children[0].children
+    return children
+
+
 class FieldsView(Rows):
     """An annotated tree, one line a node. Folded nodes hide what is below them."""
 
@@ -59,7 +67,7 @@ class FieldsView(Rows):
                 add(child, depth + 1)
 
         if self._root is not None:
-            for child in self._root.children or (self._root,):
+            for child in _inside_wrappers(self._root):
                 add(child, 0)
         self._rows = rows
         self.cursor = self.validate_cursor(self.cursor)

@@ -21,6 +21,13 @@ from workbench.tui.widgets.rows import overlay
 MARKS = {"bad": "✗", "warn": "!", "": ""}
 
 
+def fitting(note: str, room: int) -> str:
+    """A note, or less of it where it has no room: its first part, its number, nothing. Never half a word. room: columns."""
+    first = note.partition(", ")[0]
+    number = first.removesuffix(" entries").removesuffix(" entry")
+    return next((each for each in (note, first, number) if len(each) + 2 <= room), "")
+
+
 class StructureTree(Tree[Item]):
     """Items of an Outline. Children come when a node is opened, from a worker."""
 
@@ -80,9 +87,18 @@ class StructureTree(Tree[Item]):
         badge = self.badges.get(item.key)
         if badge:
             text.append(" " + badge, None if selected else overlay(self, "structure--badge"))
-        if item.note:
-            text.append("  " + item.note, None if selected else overlay(self, "structure--note"))
+        note = fitting(item.note, self._room(node) - text.cell_len)
+        if note:
+            text.append("  " + note, None if selected else overlay(self, "structure--note"))
         return text
+
+    def _room(self, node: TreeNode[Item]) -> int:
+        """Columns for a node's label: the pane without the lines that lead to it."""
+        depth = 0
+        above = node.parent
+        while above is not None and above is not self.root:
+            depth, above = depth + 1, above.parent
+        return (self.content_size.width or 80) - depth * self.guide_depth
 
     def set_badges(self, badges: dict[str, str]) -> None:
         """Counts of findings beside items."""

@@ -205,7 +205,7 @@ def write_table(space: Workspace, entries: list[Snapshot], code: str, tier: Tier
         )
     if place != header.snapshots_offset or len(entries) != header.nb_snapshots:
         value = len(entries).to_bytes(4, "big") + place.to_bytes(8, "big")
-        title = f"let the header name {len(entries)} snapshot(s) at {place:#x}: {names}"
+        title = f"let the header name {many(len(entries), 'snapshot')} at {place:#x}: {names}"
         space.put(60, value, code=code, title=title, kind="header", tier=tier, snapshots=[each.id for each in entries])
 
 

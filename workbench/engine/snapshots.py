@@ -80,7 +80,7 @@ def delete_snapshot(image: Image, name: str) -> None:
         counts = _widened(core, counts)
         first = entry.l1_table_offset // core.cluster_size
         counts[first : first + div_round_up(entry.l1_size * 8, core.cluster_size)] += 1
-        states = move_refcounts(core, -counts)
+        states = move_refcounts(core, counts, down=True)
         core.file.sync()
         set_copied(core, core.tables.l1, states)
         _write_l1(core)
@@ -110,7 +110,7 @@ def apply_snapshot(image: Image, name: str) -> None:
         old = core.header.l1_table_offset // core.cluster_size
         lost[old : old + div_round_up(core.header.l1_size * 8, core.cluster_size)] += 1
         core.write_header_fields(size=size, l1_size=len(tree), l1_table_offset=place)
-        states = move_refcounts(core, -lost)
+        states = move_refcounts(core, lost, down=True)
         core.file.sync()
         core.tables.l1 = tree
         set_copied(core, tree, states)
@@ -182,7 +182,9 @@ def _widened(core: Core, counts: NDArray[np.int32]) -> NDArray[np.int32]:
     import numpy as np
 
     total = div_round_up(core.file.storage.size(), core.cluster_size)
-    wide = np.zeros(max(total, len(counts)), dtype=np.int32)
+    if total <= len(counts):
+        return counts
+    wide = np.zeros(total, dtype=np.int32)
     wide[: len(counts)] = counts
     return wide
 

@@ -74,10 +74,12 @@ def _add(core: Core, counts: NDArray[np.int32], clusters: NDArray[np.int64]) -> 
         np.add.at(counts, clusters, 1)
 
 
-def move_refcounts(core: Core, change: NDArray[np.int32], *, dry: bool = False) -> NDArray[np.uint8]:
+def move_refcounts(
+    core: Core, change: NDArray[np.int32], *, down: bool = False, dry: bool = False
+) -> NDArray[np.uint8]:
     """Add `change` to all refcounts, on disk (not flushed). Returns the new ones, 2 standing for all above 1.
 
-    dry: only find out whether it can be done.
+    down: subtract it instead.  dry: only find out whether it can be done.
 
     UnsupportedError when one would not fit its width, CorruptError when one would become negative: then nothing is
     written.
@@ -101,7 +103,8 @@ def move_refcounts(core: Core, change: NDArray[np.int32], *, dry: bool = False) 
             continue
         values = unpack(core.file.read(offset, core.cluster_size), core.geometry.refcount_order)
         if part.any():
-            wide = values[: len(part)].astype(np.int64) + part
+            wide = values[: len(part)].astype(np.int64)
+            wide += -part if down else part
             if int(wide.max()) > min(core.geometry.refcount_max, (1 << 62)):
                 raise UnsupportedError(
                     f"a refcount would exceed {core.geometry.refcount_max}, the most that"

@@ -17,6 +17,9 @@ from typing import Any
 ENV_IMG = "QWB_QEMU_IMG"
 ENV_IO = "QWB_QEMU_IO"
 TIMEOUT_SECONDS = 60
+TRANSIENT = "Unable to get accurate CPU usage"
+"""What QEMU says when it cannot time its key derivation on a busy machine; the next try mostly can."""
+TRIES = 5
 
 
 class QemuMissing(RuntimeError):
@@ -118,9 +121,12 @@ def _need(tool: str | None, name: str) -> str:
 
 def _run(tool: str, args: tuple[str | Path, ...], cwd: Path | None) -> str:
     command = [tool, *map(str, args)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", cwd=cwd, timeout=TIMEOUT_SECONDS, check=False
-    )
+    for _ in range(TRIES):
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", cwd=cwd, timeout=TIMEOUT_SECONDS, check=False
+        )
+        if TRANSIENT not in done.stderr:
+            break
     if done.returncode != 0:
         text = (done.stderr or done.stdout).strip()
         raise QemuFailed(f"{' '.join(command)} (exit {done.returncode}): {text}")

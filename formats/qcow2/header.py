@@ -138,6 +138,19 @@ class Header:
                     return bool(bit.get(word))
         raise KeyError(flag)
 
+    def features(self) -> tuple[str, ...]:
+        """Names of the feature bits that are set, incompatible ones first; `unknown` for those without a name."""
+        return tuple(
+            bit.name
+            for layout, word in (
+                (INCOMPATIBLE, self.incompatible_features),
+                (COMPATIBLE, self.compatible_features),
+                (AUTOCLEAR, self.autoclear_features),
+            )
+            for bit in layout
+            if bit.get(word)
+        )
+
     @property
     def cluster_size(self) -> int:
         """Bytes. Only meaningful when cluster_bits is within limits."""

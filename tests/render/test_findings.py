@@ -115,7 +115,14 @@ def test_every_severity_has_a_glyph_of_its_own_and_every_problem_its_sections() 
 
 @pytest.mark.parametrize(
     ("sample", "words", "level"),
-    [("plain", "no errors", "good"), ("leaked", "3 leaks", "warn"), ("data-over-l2", "1 corruption, 1 leak", "bad")],
+    [
+        ("plain", "no errors", "good"),
+        ("leaked", "3 leaks", "warn"),
+        ("data-over-l2", "1 corruption, 1 leak (may be guest data), 1 warning", "bad"),
+        ("lost-l1-entry", "7 leaks (may be guest data)", "warn"),
+        ("unaligned-entry", "2 corruptions, 1 warning", "bad"),
+        ("snapshots", "no errors, 1 note", "good"),
+    ],
 )
 def test_verdicts(sample: str, words: str, level: str) -> None:
     assert verdict_words(checked(sample)) == (words, level)

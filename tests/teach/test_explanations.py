@@ -56,7 +56,18 @@ LAYOUTS = (
     INCOMPATIBLE, COMPATIBLE, AUTOCLEAR, BITMAP_FLAGS, L1_ENTRY, L2_STANDARD, L2_EXTENDED, SUBCLUSTER_BITMAP,
     REFCOUNT_TABLE_ENTRY, BITMAP_TABLE_ENTRY, compressed_layout(9), compressed_layout(16), compressed_layout(21),
 )  # fmt: skip
-PLACES = ("disk", "group", "data-file", "backing-chain", "bitmap-data", "unused", "tail", "gap", "unreadable")
+PLACES = (
+    "disk",
+    "group",
+    "features",
+    "data-file",
+    "backing-chain",
+    "bitmap-data",
+    "unused",
+    "tail",
+    "gap",
+    "unreadable",
+)
 _ENTRY_PATHS = re.compile(r"^(l1|l2|refcount-table|bitmap-table)\.entries\.row\.(entry|subclusters)")
 
 

@@ -212,7 +212,7 @@ def test_screenshot_is_written_without_a_terminal(tmp_path: Path, make_app: Call
     [
         ("512 entries", 13, "512 entries"),
         ("512 entries", 12, "512"),
-        ("2 MiB+, 1% full", 12, "2 MiB+"),
+        ("from 2 MiB, 1% full", 14, "from 2 MiB"),
         ("5 MiB", 6, ""),
     ],
 )

@@ -78,6 +78,12 @@ class CheckResult:
     def clean(self) -> bool:
         return self.exit_code == 0
 
+    @property
+    def kept_leaks(self) -> int:
+        """Leaked clusters that may be guest data which lost its place; no repair frees them unasked."""
+        size = self.meta.geometry.cluster_size if self.meta.geometry else 1
+        return sum(run.length for run in self.orphans if run.keep) // size
+
     def by_severity(self) -> dict[Severity, int]:
         """Items found per severity (counted by qemu-img or not)."""
         from workbench.check.problems import PROBLEMS

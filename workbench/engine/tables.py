@@ -89,15 +89,20 @@ class Table:
         return meta.geometry.l2_entry_size * 8 if self.kind is TableKind.L2 else 64
 
     def coverage(self, meta: Metadata) -> int:
-        """Bytes (guest for L1 and L2, host for refcount structures) that one entry describes; 0 for bitmaps."""
+        """Bytes (guest for L1, L2 and bitmap tables, host for refcount structures) that one entry describes.
+
+        0 for a bitmap whose granularity makes no sense.
+        """
         geometry = meta.geometry
         assert geometry is not None
+        if self.kind is TableKind.BITMAP_TABLE:
+            bitmap = meta.bitmap_directory.bitmaps[self.number]
+            return geometry.cluster_size * 8 * bitmap.granularity if bitmap.granularity_bits < 64 else 0
         return {
             TableKind.L1: geometry.l2_coverage,
             TableKind.L2: geometry.cluster_size,
             TableKind.REFCOUNT_TABLE: geometry.refcount_block_coverage,
             TableKind.REFCOUNT_BLOCK: geometry.cluster_size,
-            TableKind.BITMAP_TABLE: 0,
         }[self.kind]
 
     def entry_offset(self, meta: Metadata, index: int) -> HostOffset:

@@ -30,10 +30,10 @@ def verdict(result: CheckResult) -> list[str]:
         lines.append("Data may be corrupted, or further writes to the image may corrupt it.")
     if result.leaks:
         lines.append(f"{result.leaks} leaked clusters were found on the image.")
-        size = result.meta.geometry.cluster_size if result.meta.geometry else 1
-        kept = sum(run.length for run in result.orphans if run.keep) // size
-        if kept:
-            lines.append(f"{kept} of them may be guest data that lost its place: do not free them (see below).")
+        if result.kept_leaks:
+            lines.append(
+                f"{result.kept_leaks} of them may be guest data that lost its place: do not free them (see below)."
+            )
         elif result.orphans:
             lines.append("This means waste of disk space, but no harm to data.")
     if not lines:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from formats.qcow2.tables import COMPRESSED, compressed_range
@@ -25,90 +27,157 @@ def run_raw(meta: Metadata, table: Table, run: Run) -> str:
     return " ".join(f"{word:0{digits}x}" for word in run.words)
 
 
-def run_words(meta: Metadata, table: Table, run: Run) -> str:
-    """What the entries of a run say, in words."""
+class Sort(StrEnum):
+    """What an entry stands for; the value is the word for it in a column."""
+
+    MISSING = "not in file"
+    UNALLOCATED = "unallocated"
+    DATA = "data"
+    ZERO = "zero"
+    ZERO_ALLOCATED = "zero alloc"
+    COMPRESSED = "compressed"
+    SUBCLUSTERS = "subclusters"
+    L2_TABLE = "L2 table"
+    REFCOUNT_BLOCK = "block"
+    BITMAP_DATA = "bitmap data"
+    ALL_ONES = "all ones"
+    ALL_ZEROS = "all zeros"
+    FREE = "free"
+    IN_USE = "in use"
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What the entries of a run say. host, end: host bytes that they name (end inclusive, of the whole run), None without.
+
+    value: a refcount, -1 elsewhere.  detail: which subclusters, in words.  flags: as the specification names them.
+    oddities: what is wrong with the entry by itself, in capitals.
+    """
+
+    sort: Sort
+    host: int | None = None
+    end: int | None = None
+    value: int = -1
+    detail: str = ""
+    flags: tuple[str, ...] = ()
+    oddities: tuple[str, ...] = ()
+
+
+def meaning(meta: Metadata, table: Table, run: Run) -> Meaning:
+    """Decode a run; what is wrong with it is told, never raised."""
     if run.missing:
-        return "the file ends before these entries"
-    word = run.words[0]
+        return Meaning(Sort.MISSING)
     if table.kind is TableKind.REFCOUNT_BLOCK:
-        return {0: "free", 1: "in use"}.get(word, f"in use {word:,} times")
+        return Meaning(Sort.IN_USE if run.words[0] else Sort.FREE, value=run.words[0])
     if table.kind is TableKind.L2:
-        return _l2_words(meta, run)
-    return _pointer_words(meta, table, run)
-
-
-def _pointer_words(meta: Metadata, table: Table, run: Run) -> str:
+        return _l2_meaning(meta, table, run)
     word = run.words[0]
     layout = table.layout(meta, word)
     assert layout is not None
     offset = layout["offset"].get(word)
-    target = {
-        TableKind.L1: "L2 table",
-        TableKind.REFCOUNT_TABLE: "refcount block",
-        TableKind.BITMAP_TABLE: "bitmap data",
+    sort = {
+        TableKind.L1: Sort.L2_TABLE if offset else Sort.UNALLOCATED,
+        TableKind.REFCOUNT_TABLE: Sort.REFCOUNT_BLOCK if offset else Sort.FREE,
+        TableKind.BITMAP_TABLE: Sort.BITMAP_DATA if offset else Sort.ALL_ONES if word & 1 else Sort.ALL_ZEROS,
     }[table.kind]
-    if offset == 0:
-        nothing = {
-            TableKind.L1: "no L2 table: unallocated",
-            TableKind.REFCOUNT_TABLE: "no refcount block: all free",
-            TableKind.BITMAP_TABLE: "all ones" if word & 1 else "all zeros",
-        }[table.kind]
-        return nothing + _oddities(meta, table, word, 0)
-    return f"{target} at {_where(meta, run, offset)}" + _oddities(meta, table, word, offset)
+    return _with_flags(meta, table, run, Meaning(sort, offset or None, _end(meta, run, offset)))
 
 
-def _l2_words(meta: Metadata, run: Run) -> str:
+def _l2_meaning(meta: Metadata, table: Table, run: Run) -> Meaning:
     geometry = meta.geometry
     assert geometry is not None
     word = run.words[0]
-    table_kind = Table(TableKind.L2, "", meta.l1_region, 0)
     if word & COMPRESSED:
-        offset, end = compressed_range(word, geometry.cluster_bits)
-        text = f"compressed at {offset:#x}, up to {count((end - offset), 'byte')}"
-        return text + _oddities(meta, table_kind, word, None)
-    layout = table_kind.layout(meta, word)
+        start, end = compressed_range(word, geometry.cluster_bits)
+        return _with_flags(meta, table, run, Meaning(Sort.COMPRESSED, start, end - 1))
+    layout = table.layout(meta, word)
     assert layout is not None
     offset = layout["offset"].get(word)
-    parts = []
+    in_data_file = bool(word) and meta.header.has("data_file")  # where offset 0 is a place like any other
+    host = offset if offset or in_data_file else None
+    detail = ""
     if len(run.words) == 2:
-        allocated, zero = run.words[1] & 0xFFFFFFFF, run.words[1] >> 32
-        kinds = [
-            f"subclusters {bit_ranges(mask)} {name}" for mask, name in ((allocated, "data"), (zero, "zero")) if mask
-        ]
-        if allocated & zero:
-            kinds.append(f"subclusters {bit_ranges(allocated & zero)} both data and zero: INVALID")
-        parts = kinds or ["unallocated"]
-        if offset:
-            parts.append(f"cluster at {_where(meta, run, offset)}")
+        detail = _subcluster_words(run.words[1])
+        sort = Sort.SUBCLUSTERS if detail else Sort.UNALLOCATED
+        host = offset or None
     elif word & 1:
-        parts = [f"zero, allocated at {_where(meta, run, offset)}" if offset else "zero"]
-    elif offset or (word and meta.header.has("data_file")):
-        parts = [f"data at {_where(meta, run, offset)}"]
+        sort, host = (Sort.ZERO_ALLOCATED if offset else Sort.ZERO), offset or None
     else:
-        parts = ["unallocated"]
-    return "; ".join(parts) + _oddities(meta, table_kind, word, offset)
+        sort = Sort.DATA if host is not None else Sort.UNALLOCATED
+    return _with_flags(meta, table, run, Meaning(sort, host, _end(meta, run, host), detail=detail))
 
 
-def _where(meta: Metadata, run: Run, offset: int) -> str:
-    if run.step:
-        return f"{offset:#x}, then neighbours up to {offset + run.step * run.count - 1:#x}"
-    return f"{offset:#x}" + (" in every one" if run.count > 1 else "")
+def _subcluster_words(bitmap: int) -> str:
+    allocated, zero = bitmap & 0xFFFFFFFF, bitmap >> 32
+    parts = [f"subclusters {bit_ranges(mask)} {name}" for mask, name in ((allocated, "data"), (zero, "zero")) if mask]
+    if allocated & zero:
+        parts.append(f"subclusters {bit_ranges(allocated & zero)} both data and zero: INVALID")
+    return "; ".join(parts)
 
 
-def _oddities(meta: Metadata, table: Table, word: int, offset: int | None) -> str:
+def _end(meta: Metadata, run: Run, offset: int | None) -> int | None:
+    """Last host byte that a run names: its entries' clusters follow on from each other, or are one and the same."""
+    if offset is None or meta.geometry is None:
+        return None
+    return offset + (run.step * run.count if run.step else meta.geometry.cluster_size) - 1
+
+
+def _with_flags(meta: Metadata, table: Table, run: Run, found: Meaning) -> Meaning:
+    word = run.words[0]
     layout = table.layout(meta, word)
     assert layout is not None and meta.geometry is not None
-    notes = []
-    if any(bit.name == "copied" for bit in layout) and layout["copied"].get(word):
-        notes.append("copied")
+    copied = any(bit.name == "copied" for bit in layout) and layout["copied"].get(word)
+    odd = []
     if word & layout.reserved_mask:
-        notes.append(f"RESERVED BITS {word & layout.reserved_mask:#x}")
-    if offset and offset % meta.geometry.cluster_size:
-        notes.append("UNALIGNED")
-    data_elsewhere = table.kind is TableKind.L2 and meta.header.has("data_file")
-    if offset and offset >= meta.file_size and not data_elsewhere:
-        notes.append("BEYOND THE END OF THE FILE")
-    return f"  ({', '.join(notes)})" if notes else ""
+        odd.append(f"RESERVED BITS {word & layout.reserved_mask:#x}")
+    if found.host and found.sort is not Sort.COMPRESSED:
+        if found.host % meta.geometry.cluster_size:
+            odd.append("UNALIGNED")
+        elsewhere = table.kind is TableKind.L2 and meta.header.has("data_file")
+        if found.host >= meta.file_size and not elsewhere:
+            odd.append("BEYOND THE END OF THE FILE")
+    return replace(found, flags=("copied",) if copied else (), oddities=tuple(odd))
+
+
+def run_words(meta: Metadata, table: Table, run: Run) -> str:
+    """What the entries of a run say, in words."""
+    return meaning_words(meta, table, run, meaning(meta, table, run))
+
+
+def meaning_words(meta: Metadata, table: Table, run: Run, found: Meaning) -> str:
+    """`data at 0x50000  (copied)`; what is wrong stands in capitals at the end."""
+    notes = (*found.flags, *found.oddities)
+    return _sort_words(table, run, found) + (f"  ({', '.join(notes)})" if notes else "")
+
+
+def _sort_words(table: Table, run: Run, found: Meaning) -> str:
+    sort = found.sort
+    if sort is Sort.MISSING:
+        return "the file ends before these entries"
+    if table.kind is TableKind.REFCOUNT_BLOCK:
+        return {0: "free", 1: "in use"}.get(found.value, f"in use {found.value:,} times")
+    if sort is Sort.COMPRESSED:
+        assert found.host is not None and found.end is not None
+        return f"compressed at {found.host:#x}, up to {count(found.end + 1 - found.host, 'byte')}"
+    where = _where(run, found)
+    if sort is Sort.SUBCLUSTERS or (found.host is not None and sort is Sort.UNALLOCATED and table.kind is TableKind.L2):
+        return "; ".join(part for part in (found.detail or sort.value, f"cluster at {where}" if where else "") if part)
+    nothing = {
+        TableKind.L1: {Sort.UNALLOCATED: "no L2 table: unallocated"},
+        TableKind.REFCOUNT_TABLE: {Sort.FREE: "no refcount block: all free"},
+    }.get(table.kind, {})
+    if sort in nothing:
+        return nothing[sort]
+    word = {Sort.REFCOUNT_BLOCK: "refcount block", Sort.ZERO_ALLOCATED: "zero, allocated"}.get(sort, sort.value)
+    return f"{word} at {where}" if where else word
+
+
+def _where(run: Run, found: Meaning) -> str:
+    if found.host is None:
+        return ""
+    if run.step:
+        return f"{found.host:#x}, then neighbours up to {found.end:#x}"
+    return f"{found.host:#x}" + (" in every one" if run.count > 1 else "")
 
 
 def bit_ranges(mask: int) -> str:
@@ -125,14 +194,23 @@ def bit_ranges(mask: int) -> str:
     return ",".join(out)
 
 
-def covers(meta: Metadata, table: Table, run: Run) -> str:
-    """The guest or host range that the entries describe."""
+def side_of(table: Table) -> str:
+    """Which addresses the entries of a table describe: host or guest."""
+    return "host" if table.kind in (TableKind.REFCOUNT_TABLE, TableKind.REFCOUNT_BLOCK) else "guest"
+
+
+def covered(meta: Metadata, table: Table, run: Run) -> tuple[int, int]:
+    """(start, length) of the guest or host range that the entries describe, in bytes; length 0 where that makes no sense."""
     step = table.coverage(meta)
-    if not step:
+    return table.base + run.first * step, run.count * step
+
+
+def covers(meta: Metadata, table: Table, run: Run) -> str:
+    """The guest or host range that the entries describe, in words."""
+    start, length = covered(meta, table, run)
+    if not length:
         return count(run.count, "entry") if run.count > 1 else ""
-    start, length = table.base + run.first * step, run.count * step
-    side = "host" if table.kind in (TableKind.REFCOUNT_TABLE, TableKind.REFCOUNT_BLOCK) else "guest"
-    return f"{side} {span(start, length)} ({format_size(length)})"
+    return f"{side_of(table)} {span(start, length)} ({format_size(length)})"
 
 
 def table_lines(
@@ -158,10 +236,9 @@ def run_json(meta: Metadata, table: Table, run: Run) -> dict[str, Any]:
         return out | {"missing": True}
     if run.step:
         out["step"] = run.step
-    step = table.coverage(meta)
-    if step:
-        side = "host" if table.kind in (TableKind.REFCOUNT_TABLE, TableKind.REFCOUNT_BLOCK) else "guest"
-        out[side] = {"start": table.base + run.first * step, "length": run.count * step}
+    start, length = covered(meta, table, run)
+    if length:
+        out[side_of(table)] = {"start": start, "length": length}
     layout = table.layout(meta, run.words[0])
     if layout is None:
         return out | {"refcount": run.words[0]}

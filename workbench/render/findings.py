@@ -302,8 +302,10 @@ def group_text(group: Group) -> str:
 
 def verdict_words(result: CheckResult) -> tuple[str, str]:
     """(a few words, level) for the status line: what the check says of the image."""
+    found = result.by_severity()
     if result.aborted is not None:
-        return "cannot be checked", "bad"
+        told = sum(number for severity, number in found.items() if severity is not Severity.NOTE)
+        return (f"{count(told, 'problem')}, check cut short" if told else "cannot be checked"), "bad"
     parts = []
     for number, noun in (
         (result.check_errors, "check error"),
@@ -312,7 +314,11 @@ def verdict_words(result: CheckResult) -> tuple[str, str]:
     ):
         if number:
             parts.append(count(number, noun))
+    if result.kept_leaks:
+        parts[-1] += " (may be guest data)"
+    if found[Severity.WARNING]:
+        parts.append(count(found[Severity.WARNING], "warning"))
     if parts:
         return ", ".join(parts), "bad" if result.check_errors or result.corruptions else "warn"
-    warnings = result.by_severity()[Severity.WARNING]
-    return (f"{count(warnings, 'warning')}", "warn") if warnings else ("no errors", "good")
+    notes = found[Severity.NOTE]
+    return (f"no errors, {count(notes, 'note')}" if notes else "no errors", "good")

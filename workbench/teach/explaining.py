@@ -22,6 +22,7 @@ _COMPRESSED: Final = 1 << 62
 _ALIASES: Final = {
     "file": "image",
     "backing": "backing-name",
+    "layer": "backing-chain",
     "key-slot": "luks.key_slots.slot",
     "incompatible_features": "header.incompatible_features",
     "compatible_features": "header.compatible_features",

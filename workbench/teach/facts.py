@@ -35,6 +35,7 @@ def facts_of(meta: Metadata) -> dict[str, object]:
     facts |= {name: getattr(header, name) for name in _HEADER}
     facts |= {"virtual_size": header.size, "header_length": meta.header_length}
     facts |= {f"flag_{name}": header.has(name) for name in _FLAGS}
+    facts["features_set"] = ", ".join(header.features()) or "none"
     facts["feature_names"] = {(each.kind, each.bit): each.name for each in meta.feature_names}
     for name in ("backing_name", "backing_format", "data_file_name"):
         if (value := getattr(meta, name)) is not None:
@@ -94,9 +95,7 @@ def facts_of_table(meta: Metadata, table: Table, index: int | None = None) -> di
     }  # fmt: skip
     if table.snapshot is not None:
         facts["snapshot"] = table.snapshot
-    if table.kind.value == "bitmap-table":
-        coverage = _bitmap_coverage(meta, table.number)
-    elif table.kind.value == "l2":
+    if table.kind.value == "l2":
         facts["l1_index"] = table.number
     if index is not None:
         facts["index"] = index
@@ -104,14 +103,6 @@ def facts_of_table(meta: Metadata, table: Table, index: int | None = None) -> di
         facts["range_start"] = table.base + (index or 0) * coverage
         facts["range_length"] = coverage * (1 if index is not None else table.entries)
     return facts
-
-
-def _bitmap_coverage(meta: Metadata, number: int) -> int:
-    """Guest bytes that one cluster of that bitmap's data describes; 0 when its granularity makes no sense."""
-    bitmaps = meta.bitmap_directory.bitmaps
-    if meta.geometry is None or not 0 <= number < len(bitmaps) or bitmaps[number].granularity_bits > 63:
-        return 0
-    return meta.geometry.cluster_size * 8 * bitmaps[number].granularity
 
 
 def facts_of_node(node: Node, within: Node | None = None) -> dict[str, object]:

@@ -69,7 +69,7 @@ def parse_filter(text: str) -> Filter:
 class EntryRows:
     """The rows of one table. starts, counts: first entry and number of entries of each row (int64).
 
-    total: entries in the table; readable: those that the file has bytes for.
+    total: entries in the table; readable: those that the file has bytes for; kept: those that pass the filter.
     """
 
     def __init__(self, meta: Metadata, table: Table, *, fold: bool = True, chosen: Filter | None = None) -> None:
@@ -99,7 +99,7 @@ class EntryRows:
         import numpy as np
 
         count = len(self.first)
-        self.readable = count
+        self.readable = self.kept = count
         keep = self._mask() if self.chosen else None
         if keep is None and not self.fold:
             self.starts: NDArray[np.int64] | None = None
@@ -107,6 +107,7 @@ class EntryRows:
             self.rows = count + (1 if self.total > count else 0)
             return
         index = np.flatnonzero(keep) if keep is not None else np.arange(count, dtype=np.int64)
+        self.kept = len(index)
         if not self.fold:
             self.starts, self.counts = index.astype(np.int64), np.ones(len(index), dtype=np.int64)
         elif len(index):

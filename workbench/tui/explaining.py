@@ -15,6 +15,7 @@ from workbench.engine.tables import Run, Table, TableKind, read_entry
 from workbench.render.entries import covers, run_raw, run_words
 from workbench.render.explain import outcome_words
 from workbench.render.sizes import span
+from workbench.render.text import printable, quoted
 from workbench.render.tree import value_text
 from workbench.tui.outline import Outline
 from workbench.tui.outline_items import TABLES, Item, Kind
@@ -83,6 +84,8 @@ def explain_item(outline: Outline, item: Item) -> Explanation:
     """A structure as a whole."""
     meta = outline.meta
     facts = {**outline.facts, **_item_facts(outline, item)}
+    if item.kind is Kind.LAYER:
+        return _explain_layer(outline, item, facts)
     title, sections, spec = told(_WORDS.get(item.kind, item.kind.value), facts)
     problems = [("bad" if item.mark == "bad" else "warn", item.why)] if item.mark else []
     if item.kind is Kind.FILE:
@@ -93,11 +96,27 @@ def explain_item(outline: Outline, item: Item) -> Explanation:
     return Explanation(
         title or item.label,
         where,
-        f"{item.label}{', ' + item.note if item.note else ''}",
+        item.note if title == item.label else f"{item.label}{', ' + item.note if item.note else ''}",
         tuple(problems[:12]),
         sections,
         (),
         spec,
+    )
+
+
+def _explain_layer(outline: Outline, item: Item, facts: Mapping[str, Any]) -> Explanation:
+    """Another file of the backing chain."""
+    layer = outline.layers[item.index - 1]
+    _title, sections, spec = told("backing-chain", {**facts, "backing_name": layer.backing_name})
+    about = [("File", printable(layer.path)), ("Named as", f"{quoted(layer.stored_name)}, format {layer.format}")]
+    if not layer.problem:
+        about.append(("Size", f"disk {format_size(layer.size)}, file {format_size(layer.file_size)}"))
+    return Explanation(
+        f"Layer {layer.number} of the backing chain",
+        value=f"{item.label}, {item.note}",
+        problems=((("bad", layer.problem),) if layer.problem else ()),
+        sections=(("", "Enter opens it as an image of its own, in a tab."), *about, *sections),
+        spec=spec,
     )
 
 

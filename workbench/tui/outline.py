@@ -55,6 +55,7 @@ class Outline(OutlineParts):
             return self._snapshot_l1(int(base[9:]))
         makers = {
             "extension": self._extension, "snapshot": self._snapshot, "bitmap": self._bitmap, "slot": self._slot, "bitmap-table": self._bitmap_table,
+            "layer": self._layer,
         }  # fmt: skip
         return makers[name](int(number)) if name in makers and number.isdigit() else None
 
@@ -90,6 +91,8 @@ class Outline(OutlineParts):
             ]
         if name == "bitmap-table":
             return [*self.parents(f"bitmap:{number}"), f"bitmap:{number}"]
+        if name == "layer":
+            return ["backing-name", *(f"layer:{each}" for each in range(1, int(number)))]
         owner = {"extension": "extensions", "slot": "luks"}.get(name)
         return [owner] if owner else []
 

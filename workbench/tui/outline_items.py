@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from workbench.engine.structures import Part
-
-if TYPE_CHECKING:
-    pass
 
 GROUP: Final = 64
 MAX_LUKS_SHOWN: Final = 8 << 20
@@ -20,9 +17,11 @@ class Kind(StrEnum):
 
     FILE = "file"
     HEADER = "header"
+    FEATURES = "features"
     EXTENSIONS = "extensions"
     EXTENSION = "extension"
     BACKING = "backing"
+    LAYER = "layer"
     DATA_FILE = "data-file"
     L1 = "l1"
     L2 = "l2"
@@ -41,8 +40,12 @@ class Kind(StrEnum):
     DISK = "disk"
 
 
+FEATURE_BYTES: Final = (72, 96)
+"""Where the three words of feature bits are in a version 3 header."""
+
 PARTS: Final = {
     Kind.HEADER: Part.HEADER,
+    Kind.FEATURES: Part.HEADER,
     Kind.EXTENSION: Part.EXTENSION,
     Kind.BACKING: Part.BACKING_NAME,
     Kind.SNAPSHOT: Part.SNAPSHOT,
@@ -58,6 +61,7 @@ def share_words(part: int, whole: int) -> str:
     return "full" if part >= whole else f"{percent}% full" if percent else "<1% full"
 
 
+CHAINED: Final = {Kind.BACKING, Kind.LAYER}
 TABLES: Final = {Kind.L1, Kind.L2, Kind.REFCOUNT_TABLE, Kind.REFCOUNT_BLOCK, Kind.BITMAP_TABLE}
 
 

@@ -5,11 +5,12 @@ More than 64 siblings are put in groups.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from formats.annotate import Node
+from formats.annotate import Node, NodeKind
 from formats.luks.header import HEADER_SIZE as LUKS_SIZE
 from formats.luks.header import SLOT_ACTIVE
 from formats.qcow2 import limits
@@ -47,8 +48,20 @@ class OutlineParts(OutlineRoots):
             Kind.BITMAPS: lambda: self._many(key, len(meta.bitmap_directory.bitmaps), self._bitmap),
             Kind.BITMAP: lambda: [self._bitmap_table(item.index)],
             Kind.LUKS: lambda: [self._slot(index) for index in range(8)],
+            Kind.BACKING: lambda: [self._layer(1)] if self.layers else [],
+            Kind.LAYER: lambda: [self._layer(item.index + 1)] if len(self.layers) > item.index else [],
         }
         return makers[item.kind]() if item.kind in makers else []
+
+    def _layer(self, number: int) -> Item:
+        """Layer `number` of the backing chain, 1 the first below the image; its bytes here are those that name it."""
+        layer, header = self.layers[max(1, number) - 1], self.meta.header
+        note = layer.format + (f", {format_size(layer.size)}" if not layer.problem else "")
+        return Item(
+            f"layer:{number}", printable(os.path.basename(layer.path))[:40], Kind.LAYER,
+            header.backing_file_offset if number == 1 else 0, min(header.backing_file_size, 1023) if number == 1 else 0, note,
+            "bad" if layer.problem else "", layer.problem, branch=bool(layer.backing_name), index=number,
+        )  # fmt: skip
 
     def _extension(self, index: int) -> Item:
         if index == len(self.meta.extensions) and self.meta.area.ended:
@@ -225,7 +238,7 @@ class OutlineParts(OutlineRoots):
         start = geometry.guest_offset(index, 0)
         return replace(
             item,
-            note=f"{format_size(start)}+, {share_words(filled, geometry.l2_entries) if filled else 'empty'}",
+            note=f"from {format_size(start)}, {share_words(filled, geometry.l2_entries) if filled else 'empty'}",
         )
 
     def _block(self, index: int) -> Item:
@@ -239,7 +252,7 @@ class OutlineParts(OutlineRoots):
             Kind.REFCOUNT_BLOCK,
             offset,
             geometry.cluster_size,
-            f"{format_size(start)}+",
+            f"from {format_size(start)}",
             index=index,
         )
         return self._pointer_state(item, "refcount block")
@@ -284,6 +297,21 @@ class OutlineParts(OutlineRoots):
                     if node.offset == item.offset and node.size == item.length and node.children
                 ),
                 None,
+            )
+        if item.kind is Kind.FEATURES:
+            header = Structure(self.meta, part, "header", "Header", Region(0, item.end)).annotate()
+            assert header is not None
+            words = tuple(
+                node for node in header.children if node.offset >= item.offset and node.kind is NodeKind.FIELD
+            )
+            return replace(
+                header,
+                path="features",
+                schema="features",
+                name="features",
+                offset=item.offset,
+                size=item.length,
+                children=words,
             )
         length = LUKS_SIZE if item.kind is Kind.LUKS else item.length
         return Structure(self.meta, part, item.key, item.label, Region(item.offset, length), item.index).annotate()

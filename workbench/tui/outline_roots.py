@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Final
 
 from formats.qcow2 import limits
 from formats.qcow2.extensions import ExtensionType
+from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
+from workbench.engine import tables
 from workbench.engine.faults import Fault
 from workbench.engine.metadata import Metadata
 from workbench.render.sizes import count
 from workbench.render.text import printable
 from workbench.teach import facts_of
-from workbench.tui.outline_items import Item, Kind
+from workbench.tui.layers import Layer
+from workbench.tui.outline_items import FEATURE_BYTES, Item, Kind
 from workbench.units import Geometry, format_size
+
+TAIL_BLOCKS: Final = 64
+"""Refcount blocks looked at, from the last one backwards, for the last used cluster of the file."""
 
 
 class OutlineRoots:
@@ -24,6 +31,8 @@ class OutlineRoots:
         self.meta = meta
         self.geometry: Geometry | None = meta.geometry
         self.faults: tuple[Fault, ...] = meta.faults
+        self.layers: list[Layer] = []
+        """The backing chain below the image, as far as it was looked at."""
 
     @cached_property
     def facts(self) -> Mapping[str, object]:
@@ -54,6 +63,7 @@ class OutlineRoots:
             items.append(self._bitmaps())
         if meta.encryption is not None:
             items.append(self._luks())
+        items.append(self._tail())
         return items
 
     def _file(self) -> Item:
@@ -65,6 +75,10 @@ class OutlineRoots:
     def _head_items(self) -> Iterator[Item]:
         meta = self.meta
         area = meta.area
+        start, end = FEATURE_BYTES
+        if meta.header.version >= 3 and len(meta.head) >= end:
+            note = ", ".join(meta.header.features()) or "none set"
+            yield self._marked(Item("features", "Feature bits", Kind.FEATURES, start, end - start, note))
         if area.extensions or area.overrun or area.ended:
             start = self._header_length()
             note = f"{len(area.extensions)}"
@@ -86,6 +100,7 @@ class OutlineRoots:
                 Item(
                     "backing-name", "Backing file", Kind.BACKING, meta.header.backing_file_offset, min(meta.header.backing_file_size, 1023),
                     printable(name) if name else "name unreadable", "" if name else "bad", "" if name else "the name lies outside the first cluster",
+                    branch=bool(name),
                 )
             )  # fmt: skip
         if meta.header.has("data_file"):
@@ -177,6 +192,36 @@ class OutlineRoots:
             "" if good else "no LUKS1 header at its offset", branch=good,
         )  # fmt: skip
         return self._marked(item, codes=("LUKS", "ENCRYPTION"))
+
+    def _tail(self) -> Item:
+        """The end of the file: what lies behind the last cluster that is counted as used, else the last cluster."""
+        meta, geometry = self.meta, self.geometry
+        assert geometry is not None
+        size = geometry.cluster_size
+        used = self._counted_end
+        if used is not None and used < meta.file_size:
+            length = meta.file_size - used
+            return Item("tail", "File tail", Kind.TAIL, used, length, f"{format_size(length)}, not counted as used")
+        last = meta.file_size % size or min(size, meta.file_size)
+        note = format_size(last) + (", a whole cluster" if last == size else ", part of a cluster")
+        return Item("tail", "File tail", Kind.TAIL, meta.file_size - last, last, note)
+
+    @cached_property
+    def _counted_end(self) -> int | None:
+        """Host offset behind the last cluster of the file with a refcount; None when the blocks looked at count none."""
+        import numpy as np
+
+        meta, geometry = self.meta, self.geometry
+        assert geometry is not None
+        clusters = geometry.clusters(meta.file_size)
+        per_block = geometry.refcount_block_entries
+        offsets = meta.refcount_table[: -(-clusters // per_block)] & np.uint64(REFCOUNT_OFFSET_MASK)
+        for number in np.flatnonzero(offsets)[: -TAIL_BLOCKS - 1 : -1].tolist():
+            counts = tables.refcount_block(meta, number, int(offsets[number])).columns(meta, 0, per_block)[:, 0]
+            used = np.flatnonzero(counts[: max(0, clusters - number * per_block)])
+            if len(used):
+                return int(number * per_block + int(used[-1]) + 1) * geometry.cluster_size
+        return None
 
     # Marks
 

@@ -11,7 +11,7 @@ from workbench.engine.tables import Table
 from workbench.errors import ArgumentError
 from workbench.tui.explaining import Explanation, explain_entry, explain_item, explain_node, explain_place
 from workbench.tui.outline import Outline
-from workbench.tui.outline_items import TABLES, Item, Kind
+from workbench.tui.outline_items import PARTS, TABLES, Item, Kind
 from workbench.tui.place import Place, View
 
 GUEST_VIEWS = (View.GUEST_MAP, View.GUEST_HEX, View.TRANSLATION)
@@ -36,10 +36,7 @@ class Prepared:
 def views_of(outline: Outline, item: Item) -> tuple[View, ...]:
     """The views that make sense for an item, in key order."""
     found = []
-    if (
-        item.kind in (Kind.HEADER, Kind.EXTENSION, Kind.BACKING, Kind.SNAPSHOT, Kind.BITMAP, Kind.LUKS, Kind.KEY_SLOT)
-        or item.kind in TABLES
-    ):
+    if item.kind in PARTS or item.kind in TABLES or item.kind is Kind.LAYER:
         found.append(View.FIELDS)
     found.append(View.HEX)
     if item.kind in TABLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.tui.screens.chain import Chain
 from workbench.tui.screens.checked import CheckedImage
 from workbench.tui.screens.guest import Guest
 from workbench.tui.screens.moving import Moving
@@ -10,5 +11,5 @@ from workbench.tui.screens.viewing import Viewing
 from workbench.tui.screens.working import Working
 
 
-class BrowserScreen(Repairing, CheckedImage, Viewing, Guest, Moving, Working):
+class BrowserScreen(Repairing, CheckedImage, Viewing, Guest, Chain, Moving, Working):
     """The parts put together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from textual import on
@@ -116,6 +117,20 @@ class CheckedImage(BrowserCore):
         self.explain_now()
         self.update_title()
         self.update_footer()
+        self._welcome()
+
+    def _welcome(self) -> None:
+        """A damaged image that nobody has moved in yet is shown by what is wrong with it."""
+        outcome, place = self.outcome, self.place
+        untouched = place.node == "header" and not place.path and not self.session.history.can_back
+        if (
+            outcome is not None
+            and untouched
+            and monotonic() < self.welcome_until
+            and self.verdict()[1] in ("bad", "warn")
+        ):
+            self.to_view(View.FINDINGS)
+        self.welcome_until = 0.0
 
     def feed_again(self) -> None:
         """Give the view in front its content anew."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
@@ -24,25 +26,32 @@ from workbench.tui.session import Session, Trouble, identity_of
 from workbench.tui.widgets.chrome import Footer, ImageTabs, Line, TitleLine, ViewTabs
 from workbench.tui.widgets.explain import ExplainPane
 from workbench.tui.widgets.hexview import HexView
+from workbench.tui.widgets.rows import Rows
 from workbench.tui.widgets.structure import StructureTree
 
 if TYPE_CHECKING:
     from workbench.tui.app import Workbench
 
 WATCH_SECONDS = 2.0
+WELCOME_SECONDS = 3.0
+"""An image that is seen for the first time and found damaged this soon is shown with its findings."""
+USUAL_EXPLANATION = {"-short": 5, "": 8, "-high": 12}
+"""Rows of the explanation below a view, by height of the terminal."""
 
 
 class BrowserCore(Screen[None]):
     """One image on the screen. Commands are `do_…` methods, here and in what is built on this: views, moving, working."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings([each for each in COMMANDS if each.id not in ("interrupt",)])]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-medium"), (144, "-wide"), (180, "-vast")]  # noqa: RUF012 - Textual's declaration
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (76, "-medium"), (104, "-roomy"), (144, "-wide"), (180, "-vast")]  # noqa: RUF012 - Textual's declaration
     VERTICAL_BREAKPOINTS = [(0, "-short"), (22, "-tall"), (34, "-high")]  # noqa: RUF012
     AUTO_FOCUS = "#tree"
 
     app: Workbench
     filters: dict[str, Any]
     fold = True
+    liked: View | None = None
+    """The view that the person asked for last; walking the tree in hex stays in hex."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -55,16 +64,17 @@ class BrowserCore(Screen[None]):
         self._next: Callable[[], None] | None = None
         self.ready = False
         self._was_busy = False
+        self.welcome_until = 0.0
         self.filters = {}
 
     def compose(self) -> ComposeResult:
         yield ImageTabs(id="images")
         yield TitleLine(id="title")
+        yield ViewTabs(id="view-tabs")
         with Horizontal(id="body"):
             yield StructureTree(id="tree")
             with Container(id="main"):
                 with Vertical(id="middle"):
-                    yield ViewTabs(id="view-tabs")
                     yield Container(id="views")
                 yield ExplainPane(id="explain")
         yield Footer(id="footer")
@@ -73,6 +83,8 @@ class BrowserCore(Screen[None]):
 
     def on_mount(self) -> None:
         session = self.session
+        self.query_one(StructureTree).border_title = "Structures"
+        self.query_one(ExplainPane).border_title = "What it means"
         session.on_pages = self.refresh_pages
         self.fill_tree(self._arrive)
         self.set_interval(WATCH_SECONDS, self.watch_file)
@@ -98,6 +110,7 @@ class BrowserCore(Screen[None]):
         elif start is not None:
             self.select(start, record=False)
         elif self.session.trouble is Trouble.NONE:
+            self.welcome_until = monotonic() + WELCOME_SECONDS
             self.jump("header", record=False)
         else:
             self.jump("file", record=False)
@@ -142,6 +155,7 @@ class BrowserCore(Screen[None]):
         self.explain_now()
         self.update_title()
         self.update_footer()
+        self.fit_panes()
 
     def jump(self, address: str, *, record: bool = True, view: View | None = None) -> None:
         """Go to an address in any form; what is wrong with it is said."""
@@ -167,11 +181,8 @@ class BrowserCore(Screen[None]):
 
     @on(StructureTree.Picked)
     def tree_picked(self, event: StructureTree.Picked) -> None:
-        keep = (
-            self.place.view if self.place.view in (View.HEX, View.FIELDS) and event.item.kind is not Kind.DISK else None
-        )
         place = place_of(event.item, guest=self.place.guest)
-        if keep is View.HEX:
+        if self.liked is View.HEX and event.item.length:
             place = place.seen_in(View.HEX)
         self.select(place, source="tree", record=False)
 
@@ -183,6 +194,8 @@ class BrowserCore(Screen[None]):
             return
         if item.kind is Kind.BACKING:
             self.enter_backing()
+        elif item.kind is Kind.LAYER:
+            self.enter_layer(item)
         elif item.branch and not event.node.is_expanded:
             event.node.expand()
         elif item.kind is Kind.GROUP:
@@ -213,7 +226,7 @@ class BrowserCore(Screen[None]):
         state = (condition.word, condition.level)
         if condition.word == "clean":
             # That is what the header says. Only a check that found nothing makes it true of the image.
-            verdict = ("clean", "good") if verdict[1] == "good" else verdict
+            verdict = (verdict[0].replace("no errors", "clean"), verdict[1]) if verdict[1] == "good" else verdict
             state = ("", "") if verdict[0] else ("header clean", "")
         self.query_one(TitleLine).show(session.title, session.summary, state, crumbs, right, verdict)
 
@@ -274,6 +287,8 @@ class BrowserCore(Screen[None]):
         if not self.query(Footer):
             return  # being closed
         chosen = sorted((each for each in self.available() if each.footer), key=lambda each: -each.footer)
+        if self.has_class("zoomed"):  # how to get back is what matters most there
+            chosen = [replace(BY_ID["zoom"], label="all panes"), *(each for each in chosen if each.id != "zoom")]
         keys = {each.id: self.app.keys_of(each.id) for each in chosen}
         self.query_one(Footer).show(chosen, keys)
 
@@ -305,6 +320,7 @@ class BrowserCore(Screen[None]):
             self.call_after_refresh(self._resized)
 
     def _resized(self) -> None:
+        self.fit_panes()
         self.update_title()
         self.update_footer()
         self.update_tabs()
@@ -313,6 +329,22 @@ class BrowserCore(Screen[None]):
         self.app.update_image_tabs(self)
 
     # Panes
+
+    def fit_panes(self) -> None:
+        """Give the explanation the rows that a short table leaves over; it has its usual ones beside a long one.
+
+        The rows depend on the table alone, not on the text, so nothing jumps while the cursor moves.
+        """
+        explain, view = self.query_one(ExplainPane), self.current_view()
+        explain.styles.clear_rule("height")
+        if isinstance(view, Rows) and not self.has_class("-wide") and not self.has_class("-vast"):
+            usual = USUAL_EXPLANATION[
+                "-short" if self.has_class("-short") else "-high" if self.has_class("-high") else ""
+            ]
+            frame = 2 if self.has_class("-high") else 0
+            room = self.query_one("#main").size.height
+            left = 0 if view.greedy else room - view.head_height - min(max(view.row_count(), 1), room) - frame
+            explain.styles.height = max(usual, min(left, room * 3 // 5))
 
     def panes(self) -> list[Widget]:
         """The panes in Tab order, without the explanation while it is hidden."""
@@ -403,6 +435,9 @@ class BrowserCore(Screen[None]):
 
     def enter_backing(self) -> None:
         """Open the backing file as another image."""
+
+    def enter_layer(self, item: Item) -> None:
+        """Open a layer of the backing chain as another image."""
 
     def explanation_of(self, found: Prepared) -> Explanation:
         """The explanation, with whatever more is known."""

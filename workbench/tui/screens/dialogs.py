@@ -47,10 +47,12 @@ class TextDialog(Dialog):
         value: str = "",
         placeholder: str = "",
         password: bool = False,
+        hints: str = "⏎ go   Esc cancel",
         preview: Callable[[str, Callable[[str, Sequence[tuple[str, str]]], None]], None] | None = None,
     ) -> None:
         super().__init__(title, note)
         self.value, self.placeholder, self.password, self.preview = value, placeholder, password, preview
+        self.hints = hints
 
     def compose(self) -> ComposeResult:
         with Vertical(id="box"):
@@ -61,9 +63,7 @@ class TextDialog(Dialog):
             if self.preview is not None:
                 yield Static("", id="preview", markup=False)
                 yield OptionList(id="choices")
-            yield Static(
-                "⏎ go   Esc cancel" + ("   Tab completes   ↓ list" if self.preview else ""), id="hints", markup=False
-            )
+            yield Static(self.hints + ("   Tab completes   ↓ list" if self.preview else ""), id="hints", markup=False)
 
     def on_mount(self) -> None:
         for field in self.query(Input):  # none when it was closed at once

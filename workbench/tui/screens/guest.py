@@ -19,7 +19,7 @@ from workbench.tui.guestmap import GuestCells, measure
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import Prepared, snapshot_number
 from workbench.tui.screens.core import BrowserCore
-from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
+from workbench.tui.screens.dialogs import TextDialog
 from workbench.tui.widgets.guestmap import GuestMapView
 from workbench.tui.widgets.hexview import HexView
 from workbench.tui.widgets.lines import LinesView, TextLine
@@ -175,30 +175,6 @@ class Guest(BrowserCore):
 
         session.background.submit(work, done, failed, title="opening", long=True)
 
-    def ask_gate(self, request: OpenRequest, answer: Callable[[Path | None], None]) -> None:
-        """Show which file the image wants opened, and ask."""
-        key = f"{request.kind}:{request.stored_name}"
-        known = self.session.allowed.get(key)
-        if known is not None:
-            answer(request.resolved if known else None)
-            return
-        shown = str(request.resolved) if request.resolved is not None else "no local file: it cannot be opened here"
-        options = [
-            (
-                "no",
-                f"Go on without it ({'its clusters read as zeros' if request.kind == 'backing' else 'no guest data can be read'})",
-            )
-        ]
-        if request.resolved is not None:
-            options.insert(0, ("yes", f"Open it, read-only: {shown}"))
-        note = f"This image names a {request.kind} file: {request.stored_name!r}, format {request.format or 'not recorded'}.\nThat would be {shown}."
-
-        def chosen(value: str | None) -> None:
-            self.session.allowed[key] = value == "yes"
-            answer(request.resolved if value == "yes" else None)
-
-        self.app.push_screen(ChooseDialog(f"Open the {request.kind} file?", options, note=note), chosen)
-
     def ask_passphrase(self, then: Callable[[], None], wrong: str = "") -> None:
         """Ask for the passphrase; an empty answer leaves the image locked."""
 
@@ -208,7 +184,9 @@ class Guest(BrowserCore):
                 then()
 
         note = wrong or "Guest data is encrypted. The metadata can be browsed without a passphrase."
-        self.app.push_screen(TextDialog("Passphrase", note=note, password=True), given)
+        self.app.push_screen(
+            TextDialog("Passphrase", note=note, password=True, hints="⏎ unlock   Esc go on without it"), given
+        )
 
     def do_unlock(self) -> None:
         def then() -> None:

@@ -42,7 +42,7 @@ class Moving(BrowserCore):
         if self.place.view in (View.GUEST_HEX, View.GUEST_MAP):
             self.to_view(View.TRANSLATION)
             return
-        if self.prepared is not None and self.prepared.item.kind is Kind.BACKING:
+        if self.prepared is not None and self.prepared.item.kind in (Kind.BACKING, Kind.LAYER):
             self.enter_backing()
             return
         if self._select_under_cursor(widget):

@@ -95,7 +95,7 @@ class ProblemScreen(Screen[None]):
         if self.loaded.meta is not None and self.loaded.meta.file_size:
             found.append(("bytes", "Look at the bytes"))
             if self.loaded.trouble is Trouble.NOT_QCOW2:
-                found.append(("repair", "It should be one: see whether it can be repaired"))
+                found.append(("repair", "It should be a qcow2 image: see whether it can be repaired"))
         if self.loaded.trouble is Trouble.DIRECTORY:
             found.append(("files", "Pick a file in it"))
         return [*found, ("again", "Try again"), ("open", "Open something else"), ("quit", "Quit")]
@@ -103,8 +103,13 @@ class ProblemScreen(Screen[None]):
     def on_mount(self) -> None:
         self.query_one(OptionList).focus()
         self.query_one(OptionList).highlighted = 0
-        self.query_one(Footer).show(
-            [BY_ID[ident] for ident in _COMMANDS], {ident: self.app.keys_of(ident) for ident in _COMMANDS}
+        self.query_one(Footer).put(
+            [(" ↑↓", "key", ""), (" move ", "dim", ""), (" ⏎", "key", ""), (" choose ", "dim", "")]
+            + [
+                piece
+                for ident in _COMMANDS
+                for piece in ((f" {self.app.key_of(ident)}", "key", ident), (f" {BY_ID[ident].label} ", "dim", ident))
+            ]
         )
 
     @on(OptionList.OptionSelected)

@@ -12,6 +12,7 @@ from textual.containers import Container, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import ContentSwitcher, Input, ProgressBar, Static
 
+from workbench.check.problems import Tier
 from workbench.render.plan import after_text, cost_words, size_words, verdict_level, verdict_text
 from workbench.render.sizes import count
 from workbench.render.text import printable
@@ -137,6 +138,13 @@ class RepairScreen(RepairWriting):
         view.show(flow.decisions)
         if flow.only:
             view.select(flow.only)
+        self.tell_risk()
+        view.focus()
+        self.tell_choice()
+
+    def tell_risk(self) -> None:
+        """What the choice as it stands now means, above the list."""
+        flow = self.flow
         fixable = [each for each in flow.decisions if each.fixable]
         if not flow.decisions:
             self.banner("✓ There is nothing to repair.")
@@ -148,14 +156,22 @@ class RepairScreen(RepairWriting):
             found = self.flow.guide.found if self.flow.guide is not None else None
             words = count(sum(each.count for each in fixable if not each.request), "problem")
             more = "" if found is None or found.aborted is None else " The image cannot be opened as it is."
-            if all(each.request for each in fixable):
+            chosen = [each for each in fixable if each.on]
+            if any(each.risk is Tier.DESTRUCTIVE for each in chosen):
+                self.banner(
+                    "▲ A choice marked here drops data. Enter shows the exact changes first; a word must be typed before they are written."
+                )
+            elif all(each.request for each in fixable) and not chosen:
                 self.banner("✓ Nothing needs repair. What is listed can be done if you want it: Space chooses.")
             else:
-                self.banner(
-                    f"{words} can be repaired.{more} What is marked [x] loses nothing: Enter shows the exact changes first. Space changes a choice."
+                risk = (
+                    "What is marked [x] loses nothing"
+                    if all(each.risk is Tier.SAFE for each in chosen)
+                    else "Some of it has more than one right answer: look at the ways below it"
                 )
-        view.focus()
-        self.tell_choice()
+                self.banner(
+                    f"{words} can be repaired.{more} {risk}. Enter shows the exact changes first. Space changes a choice."
+                )
 
     def tell_choice(self) -> None:
         found = self.query_one(ChoicesView).current
@@ -164,8 +180,12 @@ class RepairScreen(RepairWriting):
         self.frame()
 
     @on(Rows.Moved, "#choices")
-    @on(ChoicesView.Changed)
     def choice_moved(self) -> None:
+        self.tell_choice()
+
+    @on(ChoicesView.Changed)
+    def choice_made(self) -> None:
+        self.tell_risk()
         self.tell_choice()
 
     def do_toggle(self) -> None:

@@ -25,6 +25,7 @@ class RepairFrame(Screen[str | None]):
     flow: Flow
     name_shown: str
     at: At
+    mapping: bool
 
     def frame(self) -> None:
         """Title, steps, footer."""
@@ -50,6 +51,7 @@ class RepairFrame(Screen[str | None]):
         )
         labels = {
             "flow.on": self._on_label(),
+            "flow.map": "back to the list" if self.mapping else "map before/after",
             "flow.back": "cancel"
             if self.at is At.BUSY
             else "leave"

@@ -65,7 +65,7 @@ FLOW_COMMANDS: Final = (
     Command(
         "flow.orphans",
         "x",
-        "save orphans",
+        "copy data out",
         "Copy what may be lost guest data out into a folder",
         "",
         _G,

@@ -12,7 +12,7 @@ from formats.annotate import Node, NodeKind
 from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.tui.entries import EntryRows, Filter
 from workbench.tui.outline_items import Kind
-from workbench.tui.place import Place, View
+from workbench.tui.place import VIEW_LABELS, Place, View
 from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, hex_place
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.widgets.chrome import ViewTabs
@@ -60,6 +60,7 @@ class Viewing(BrowserCore):
 
     def to_view(self, view: View) -> None:
         """Show the same place in another view."""
+        self.liked = view
         if self.prepared is not None and view in self.prepared.views and view is not self.place.view:
             place = self.place
             if view in GUEST_VIEWS and place.guest is None:
@@ -125,6 +126,7 @@ class Viewing(BrowserCore):
         if self.prepared is not None:
             keys = {view: self.app.keys_of(f"view_{view.value}").split(",")[0] for view in View}
             self.query_one(ViewTabs).show(self.prepared.views, self.place.view, keys)
+            self.query_one("#views").border_title = VIEW_LABELS[self.place.view]
 
     def explain_now(self) -> None:
         """Give the explanation pane the text for the selection."""
@@ -140,11 +142,11 @@ class Viewing(BrowserCore):
     # Fields
 
     def feed_fields(self, widget: FieldsView, found: Prepared, place: Place, source: str) -> None:
-        message = (
-            "Choose a row in the entries (key 3); its fields are shown here."
-            if found.table is not None
-            else "No fields here."
-        )
+        message = "No fields here."
+        if found.table is not None:
+            message = "Choose a row in the entries (key 3); its fields are shown here."
+        elif found.item.kind is Kind.LAYER:
+            message = "Another file: Enter opens it as an image of its own."
         widget.show(found.record, message=message)
         if source != "fields":
             widget.select(place.path, place.offset)
@@ -251,6 +253,7 @@ class Viewing(BrowserCore):
             if self.prepared is not None and self.prepared.table == table:
                 widget.show(fresh)
                 widget.select(max(0, self.prepared.entry))
+                self.fit_panes()
 
         self.session.background.submit(
             lambda _job: EntryRows(meta, table, fold=fold, chosen=chosen), done, self.failed, title="reading table"

@@ -1,13 +1,10 @@
-"""Working on an image: marks, copying, reloading, entering the backing file."""
+"""Working on an image: marks, copying, reloading."""
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
-from workbench.engine.gate import OpenRequest, resolve_name
 from workbench.render.sizes import span
 from workbench.tui.background import Job
 from workbench.tui.place import View
@@ -88,16 +85,16 @@ class Working(BrowserCore):
         session, place = self.session, self.place
         low, high = session.mark or (place.offset, place.end)
         options = [
-            ("offset", f"(o) offset   {place.offset:#x}"),
-            ("hex", f"(h) bytes in hex   {span(low, high - low)}"),
+            ("offset", f"(o) offset       {place.offset:#x}"),
+            ("hex", f"(h) bytes        {span(low, high - low)}"),
         ]
         value = found.explanation.value
         if value:
-            options.insert(1, ("value", f"(v) value   {value[:60]}"))
+            options.insert(1, ("value", f"(v) value        {value[:60]}"))
         if place.guest is not None:
-            options.append(("guest", f"(g) guest offset   {place.guest:#x}"))
+            options.append(("guest", f"(g) guest offset {place.guest:#x}"))
         if session.mark_hash:
-            options.append(("hash", f"(s) SHA-256 of the marked range   {session.mark_hash[:16]}…"))
+            options.append(("hash", f"(s) SHA-256      {session.mark_hash[:16]}…"))
         self.app.push_screen(ChooseDialog("Copy", options), self._copy)
 
     def _copy(self, what: str | None) -> None:
@@ -141,25 +138,3 @@ class Working(BrowserCore):
             self.notify("Read again.", timeout=2)
 
         session.background.submit(lambda _job: load(session.path), done, self.failed, title="reading")
-
-    # The backing file
-
-    def enter_backing(self) -> None:
-        """Open the backing file as an image of its own, after asking."""
-        meta, path = self.session.meta, self.session.path
-        name = meta.backing_name
-        if not name:
-            self.notify("The backing file name cannot be read.", severity="warning")
-            return
-        resolved = resolve_name(name, path, "backing")
-        request = OpenRequest("backing", name, resolved, path, meta.backing_format, 0)
-
-        def answer(chosen: Path | None) -> None:
-            if chosen is not None:
-                self.app.open_image(str(chosen))
-
-        key = f"backing:{name}"
-        if self.session.allowed.get(key) is False:
-            with suppress(KeyError):
-                del self.session.allowed[key]
-        self.ask_gate(request, answer)

@@ -145,13 +145,13 @@ class ChoicesView(Rows):
     def row_parts(self, row: int, width: int) -> Iterable[Part]:
         each, way = self._rows[row]
         if way is not None:
-            taken = each.chosen.get(way.fix) == way.id
+            taken = each.on and each.chosen.get(way.fix) == way.id
             two = len({other.fix for other in each.ways}) > 1
             if two:
                 yield "    " + ("┬ " if self.first_of(row) else "│ ") + " ", "dim"
             else:
                 yield "       ", ""
-            yield ("(•) " if taken else "( ) "), "accent" if taken and each.on else "dim"
+            yield ("(•) " if taken else "( ) "), "accent" if taken else "dim"
             note = (
                 "  default"
                 if way.default

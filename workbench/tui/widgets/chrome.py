@@ -16,6 +16,7 @@ from workbench.tui.commands import Command, key_name
 from workbench.tui.place import VIEW_LABELS, View
 from workbench.tui.widgets.rows import overlay
 
+_BADGES = ("badge-good", "badge-warn", "badge-bad", "badge-dim")
 LEVEL_GLYPH = {"good": "✓", "warn": "!", "bad": "✗", "": "·"}
 
 
@@ -24,7 +25,7 @@ class Line(Widget):
 
     ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"line--{name}" for name in ("name", "dim", "good", "warn", "bad", "key", "here", "tab", "busy")
+        f"line--{name}" for name in ("name", "dim", "good", "warn", "bad", "key", "here", "tab", "busy", *_BADGES)
     }
     DEFAULT_CSS = """
     Line { height: 1; width: 1fr; background: $panel; }
@@ -37,6 +38,10 @@ class Line(Widget):
     Line > .line--here { color: $background; background: $primary; text-style: bold; }
     Line > .line--tab { color: $foreground; }
     Line > .line--busy { color: $accent; }
+    Line > .line--badge-good { color: $background; background: $success; text-style: bold; }
+    Line > .line--badge-warn { color: $background; background: $warning; text-style: bold; }
+    Line > .line--badge-bad { color: $background; background: $error; text-style: bold; }
+    Line > .line--badge-dim { color: $foreground; background: $boost; }
     """
 
     class Hit(Message):
@@ -108,14 +113,20 @@ class TitleLine(Line):
         """
         width = self.size.width or 80
         tail = [
-            (f"  {LEVEL_GLYPH[level]} {word}", level or "dim", target)
+            (f" {LEVEL_GLYPH[level]} {word} ", f"badge-{level or 'dim'}", target)
             for (word, level), target in ((condition, ""), (verdict, "findings"))
             if word
         ]
+        if len(tail) > 1:
+            tail.insert(1, (" ", "", ""))
         room = width - sum(len(text) for text, _, _ in tail) - 1
-        short = name if len(name) <= max(12, room // 2) else "…" + name[-(max(12, room // 2) - 1) :]
-        middle = f"  {summary}" if len(short) + len(summary) + 2 <= room else ""
-        first = [(f" {short}", "name", ""), (middle, "dim", ""), *tail]
+        short = _shortened(name, max(12, room - 2 if len(name) > room // 2 else room // 2))
+        middle = next(
+            (each for each in (summary, summary.partition(" · ")[0]) if len(short) + len(each) + 4 <= room), ""
+        )
+        first = [(f" {short}", "name", ""), (f"  {middle}" if middle else "", "dim", "")]
+        used = sum(len(text) for text, _, _ in first)
+        first += [(" " * max(1, room + 1 - used), "", ""), *tail]
         trail: list[tuple[str, str, str]] = [(" ", "", "")]
         room = width - (len(right) + 2 if right else 0) - 1
         shown = list(crumbs)
@@ -133,30 +144,45 @@ class TitleLine(Line):
         self.put(first, trail)
 
 
+def _shortened(name: str, room: int) -> str:
+    """A file name in `room` columns: cut in the middle, so that its beginning and its ending stay."""
+    if len(name) <= room:
+        return name
+    end = max(4, room // 2 - 1)
+    return name[: max(1, room - end - 1)] + "…" + name[-end:]
+
+
 class ViewTabs(Line):
-    """The views that make sense for what is selected, with their keys."""
+    """The views with their keys, always in the same places; those that the selected structure does not have are muted."""
 
     def show(self, views: Sequence[View], current: View, keys: dict[View, str]) -> None:
         """Labels shrink to what fits: whole names, one word each, three letters; on the narrowest lines only the keys."""
-        width = self.size.width or 60
-        for here, others in _TAB_STYLES:
+        width = self.size.width or 80
+        shown = [view for view in View if view in views] if len(views) < _FEW else list(View)
+        for here, others, gap in _TAB_STYLES:
             pieces = []
-            for view in views:
-                form = here if view is current else others
-                pieces.append((_tab_text(form, keys[view], view), "here" if view is current else "tab", view.value))
+            for view in shown:
+                text = _tab_text(here if view is current else others, keys[view], view)
+                style = "here" if view is current else "tab" if view in views else "dim"
+                pieces.append((gap + text + " ", style, view.value if view in views else ""))
             if sum(len(text) for text, _, _ in pieces) <= width:
                 break
         self.put(pieces)
 
 
+_FEW = 4
+"""Fewer views than this: a file that is no image, where muted tabs would only raise questions."""
+
 _TAB_STYLES = (
-    ("name", "name"),
-    ("name", "word"),
-    ("name", "letters"),
-    ("letters", "letters"),
-    ("name", "key"),
+    ("name", "name", " "),
+    ("name", "word", " "),
+    ("word", "word", " "),
+    ("word", "word", ""),
+    ("word", "letters", ""),
+    ("letters", "letters", ""),
+    ("word", "key", ""),
 )
-"""The form of the current tab and of the others, from the widest to the narrowest."""
+"""The form of the current tab, that of the others, and what goes before each, from the widest to the narrowest."""
 
 _WORDS = {
     View.FIELDS: ("Fields", "Fld"),
@@ -164,19 +190,19 @@ _WORDS = {
     View.ENTRIES: ("Entries", "Ent"),
     View.GUEST_MAP: ("Map", "Map"),
     View.GUEST_HEX: ("Data", "Dat"),
-    View.TRANSLATION: ("Way", "Way"),
+    View.TRANSLATION: ("Path", "Pth"),
     View.HOST_MAP: ("Host", "Hst"),
     View.FINDINGS: ("Findings", "Fnd"),
     View.REFCOUNTS: ("Refs", "Ref"),
-    View.OVERLAPS: ("Overlaps", "Ovl"),
+    View.OVERLAPS: ("Overlap", "Ovl"),
 }
 """A word and three letters for each view, where its name has no room."""
 
 
 def _tab_text(form: str, key: str, view: View) -> str:
     word, letters = _WORDS[view]
-    texts = {"name": f" {key} {VIEW_LABELS[view]} ", "word": f" {key} {word}", "letters": f" {key}{letters}"}
-    return texts.get(form, f" {key}")
+    texts = {"name": f"{key} {VIEW_LABELS[view]}", "word": f"{key} {word}", "letters": f"{key} {letters}"}
+    return texts.get(form, key)
 
 
 class Footer(Line):

@@ -1,30 +1,97 @@
-"""Tables as rows: index, raw, what it says, what it covers; runs folded, rows filtered."""
+"""Tables as rows in columns: index, raw value, type, host offset, range, refcount, flags; runs folded, rows filtered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
 
 from workbench.engine.tables import Run, TableKind
-from workbench.render.entries import covers, run_label, run_raw, run_words
+from workbench.render.entries import Meaning, Sort, covered, meaning, run_label, run_raw, side_of
+from workbench.render.sizes import span
 from workbench.tui.entries import EntryRows
 from workbench.tui.widgets.rows import Part, Rows, cut
 
+STYLES: Final = {
+    Sort.MISSING: ("✗", "bad"),
+    Sort.UNALLOCATED: ("·", "free"),
+    Sort.FREE: ("·", "free"),
+    Sort.ALL_ZEROS: ("·", "free"),
+    Sort.ALL_ONES: ("1", "data"),
+    Sort.DATA: ("■", "data"),
+    Sort.IN_USE: ("■", "data"),
+    Sort.SUBCLUSTERS: ("▤", "data"),
+    Sort.BITMAP_DATA: ("→", "meta"),
+    Sort.L2_TABLE: ("→", "meta"),
+    Sort.REFCOUNT_BLOCK: ("→", "meta"),
+    Sort.ZERO: ("0", "zero"),
+    Sort.ZERO_ALLOCATED: ("0", "zero"),
+    Sort.COMPRESSED: ("≡", "packed"),
+}
+"""Glyph and style of a row: shape and colour say the same."""
+
+SUBCLUSTERS: Final = 32
+
+
+class Column(Enum):
+    """The columns in the order in which they stand; the value is the heading."""
+
+    INDEX = "Index"
+    RAW = "Raw"
+    SORT = "Type"
+    SUBS = "Subclusters 0 to 31"
+    COUNT = "Refcount"
+    HOST = "Host offset"
+    RANGE = "Range"
+    REFS = "Refs"
+    FLAGS = "Flags"
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Cells for a column: at its best, and at the least it is shown with."""
+
+    best: int
+    least: int
+
+
+def layout(widths: dict[Column, Width], wanted: Iterable[Column], room: int) -> dict[Column, int]:
+    """Columns that fit into `room` cells, in order, with their widths.
+
+    wanted: most important first; one that does not fit at its least is left out. What remains widens them in that order.
+    """
+    found: dict[Column, int] = {}
+    ranked = list(wanted)
+    for column in ranked:
+        if widths[column].least <= room:
+            found[column] = widths[column].least
+            room -= widths[column].least
+    for column in ranked:
+        if column in found:
+            more = min(room, widths[column].best - found[column])
+            # A range is shown whole or by its start; half a range only takes room away.
+            if found[column] + more == widths[column].best:
+                found[column] += more
+                room -= more
+    return {column: found[column] for column in Column if column in found}
+
 
 class EntriesView(Rows):
-    """Rows of an EntryRows model. The cursor is a row; `entry` is the first entry of it."""
-
-    head_height = 1
+    """Rows of an EntryRows model. The cursor is a row; `current` is its run of entries."""
 
     def __init__(self, **more: object) -> None:
         super().__init__(**more)
         self.model: EntryRows | None = None
         self.refcount: Callable[[int], str] = lambda _offset: ""
         self._note = "Reading the table …"
+        self._laid_out: tuple[int, dict[Column, int]] = (0, {})
 
     def show(self, model: EntryRows | None, note: str = "") -> None:
         """Show a table; None while it is being read."""
         self.model = model
         self._note = note or ("Reading the table …" if model is None else "No entry passes the filter.")
+        self._laid_out = (0, {})
         self.set_reactive(Rows.cursor, self.validate_cursor(self.cursor))
         self.set_reactive(Rows.top, self.validate_top(self.top))
         self.refresh()
@@ -35,6 +102,11 @@ class EntriesView(Rows):
             row = self.model.row_of(index)
             self.show_row(row, middle=True)
             self.move_to(row, tell=False)
+
+    @property
+    def head_height(self) -> int:  # type: ignore[override]
+        """Headings, and the filter when there is one."""
+        return 2 if self.model is not None and self.model.chosen else 1
 
     @property
     def current(self) -> Run | None:
@@ -49,67 +121,140 @@ class EntriesView(Rows):
     def empty_text(self) -> str:
         return self._note
 
-    def _columns(self, width: int) -> tuple[int, int, int, int]:
-        """Widths of index, raw value, meaning, coverage."""
-        index = 17 if width >= 60 else 12
-        raw = 18 if width >= 74 else 0
-        if raw and self.model is not None and self.model.second is not None:
-            raw = 35 if width >= 110 else 0
-        rest = width - index - raw - 1
-        cover = min(44, rest // 2) if rest >= 74 else 0
-        return index, raw, rest - cover, cover
+    # Columns
+
+    def columns(self, width: int) -> dict[Column, int]:
+        """Columns and their widths for a pane of `width` cells."""
+        if self._laid_out[0] != width:
+            self._laid_out = (width, self._layout(width))
+        return self._laid_out[1]
+
+    def _layout(self, width: int) -> dict[Column, int]:
+        if self.model is None:
+            return {}
+        meta, table = self.model.meta, self.model.table
+        digits = len(str(max(1, table.entries - 1)))
+        host = len(f"{meta.file_size:#x}") + 1
+        start, length = covered(meta, table, Run(0, table.entries, (0,)))
+        reach = len(f"{start + length:#x}") + 1
+        raw = max(4, table.entry_bits(meta) // 4 + (2 if self.model.second is not None else 1))
+        widths = {
+            Column.INDEX: Width(max(8, 2 * digits + 5), max(8, digits + 5)),
+            Column.RAW: Width(raw, raw),
+            Column.SORT: Width(12, 12),
+            Column.SUBS: Width(SUBCLUSTERS + 1, SUBCLUSTERS + 1),
+            Column.COUNT: Width(9, 9),
+            Column.HOST: Width(max(12, 2 * host + 1), max(8, host)),
+            Column.RANGE: Width(max(12, 2 * reach + 1), max(8, reach)),
+            Column.REFS: Width(5, 5),
+            Column.FLAGS: Width(7, 7),
+        }
+        wanted = {
+            TableKind.L1: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.FLAGS, Column.RAW),
+            TableKind.L2: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.FLAGS, Column.RAW),
+            TableKind.REFCOUNT_TABLE: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.RAW),
+            TableKind.REFCOUNT_BLOCK: (Column.COUNT, Column.SORT, Column.RANGE, Column.RAW),
+            TableKind.BITMAP_TABLE: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.RAW),
+        }[table.kind]
+        if self.model.second is not None:
+            wanted = (Column.SUBS, *wanted[1:])
+        return layout(widths, (Column.INDEX, *wanted), width - 2)
 
     def head_parts(self, line: int, width: int) -> Iterable[Part]:
-        index, raw, says, cover = self._columns(width)
-        yield " " + cut("Index", index), ""
-        if raw:
-            yield cut("Raw", raw), ""
-        chosen = f"   filter: {self.model.chosen.text}" if self.model is not None and self.model.chosen else ""
-        yield cut("Says" + chosen, says), ""
-        if cover:
-            yield cut("Covers", cover), ""
+        if self.model is None:
+            return
+        if line == 0 and self.model.chosen:
+            text = f" {self.model.kept:,} of {self.model.total:,} entries: {self.model.chosen.text}   (f changes the filter)"
+            yield cut(text, width), "accent"
+            return
+        yield "  ", ""
+        shown = self.columns(width)
+        for column, size in shown.items():
+            text = column.value
+            if column is Column.RANGE:
+                text = f"{side_of(self.model.table).capitalize()} range"
+                text = text if len(text) < size else side_of(self.model.table).capitalize()
+            elif len(text) >= size:
+                text = text.split()[0]
+            yield cut(text, size), ""
+
+    # Rows
 
     def row_parts(self, row: int, width: int) -> Iterable[Part]:
         if self.model is None:
             return
         run = self.model.run(row)
         meta, table = self.model.meta, self.model.table
-        index, raw, says, cover = self._columns(width)
-        text = run_words(meta, table, run)
-        style = self._style(run, text)
-        glyph = {"bad": "✗", "packed": "≡", "zero": "0", "data": "■", "free": "·", "meta": "→"}[style]
-        yield f"{glyph} " + cut(run_label(table, run), index - 1), style
-        if raw:
-            yield cut(run_raw(meta, table, run), raw), "dim"
-        count = self._refcount_of(run)
-        if run.count > 1 and not run.missing:
-            text = f"{text} ×{run.count:,}"
-        if count:
-            text = f"{text}, refcount {count}" if text.endswith(")") else f"{text}  (refcount {count})"
-        yield cut(text, says), style if style in ("bad", "free") else ""
-        if cover:
-            yield cut(covers(meta, table, run), cover), "dim"
+        found = meaning(meta, table, run)
+        odd = "; ".join((*found.oddities, *(("INVALID subclusters",) if "INVALID" in found.detail else ())))
+        glyph, style = ("✗", "bad") if odd else STYLES[found.sort]
+        yield f"{glyph} ", style
+        used, shown = 2, self.columns(width)
+        for column, size in shown.items():
+            if odd and used + size > width - len(odd) - 1 and column is not Column.INDEX:
+                continue  # what is wrong with the entry is worth more than its last columns
+            used += size
+            if column is Column.SUBS:
+                yield from self._subclusters(run, found, size)
+                continue
+            text = self._cell(column, run, found, size)
+            yield (
+                (text if column is Column.INDEX else cut(text, size)),
+                style if column in (Column.INDEX, Column.SORT) and style != "zero" else _COLUMN_STYLE.get(column, ""),
+            )
+        if odd:
+            yield odd, "bad"
 
-    def _refcount_of(self, run: Run) -> str:
+    def _cell(self, column: Column, run: Run, found: Meaning, size: int) -> str:
+        assert self.model is not None
+        meta, table = self.model.meta, self.model.table
+        if column is Column.INDEX:
+            label = run_label(table, run)
+            return cut(label if len(label) < size else f"[{run.first}..]", size)
+        if column is Column.RAW:
+            return run_raw(meta, table, run)
+        if column is Column.SORT:
+            return found.sort.value
+        if column is Column.COUNT:
+            return f"{found.value:,}" if found.value >= 0 else ""
+        if column is Column.REFS:
+            return self._refcount_of(run, found)
+        if column is Column.FLAGS:
+            return " ".join(found.flags)
+        if column is Column.HOST:
+            if found.host is None:
+                return "-"
+            single = run.count == 1 and found.sort is not Sort.COMPRESSED
+            whole = f"{found.host:#x}" if single or found.end is None else f"{found.host:#x}..{found.end:#x}"
+            return whole if len(whole) < size else f"{found.host:#x}"
+        start, length = covered(meta, table, run)
+        whole = span(start, length) if length else ""
+        return whole if len(whole) < size else f"{start:#x}"
+
+    def _subclusters(self, run: Run, found: Meaning, size: int) -> Iterable[Part]:
+        """One cell a subcluster: data, zero, both (which is wrong), neither; words for entries without subclusters."""
+        if found.sort is Sort.COMPRESSED or len(run.words) < 2:
+            yield cut(found.sort.value, size), STYLES[found.sort][1]
+            return
+        bitmap = run.words[1]
+        text, style = "", ""
+        for bit in range(SUBCLUSTERS):
+            glyph, look = _SUBCLUSTER[(bitmap >> bit & 1, bitmap >> (SUBCLUSTERS + bit) & 1)]
+            if look != style and text:
+                yield text, style
+                text = ""
+            text, style = text + glyph, look
+        yield cut(text, len(text) + size - SUBCLUSTERS), style
+
+    def _refcount_of(self, run: Run, found: Meaning) -> str:
         """Stored refcount of the cluster that a single entry names; empty where there is none to show."""
         assert self.model is not None
         table, meta = self.model.table, self.model.meta
-        if table.kind is TableKind.REFCOUNT_BLOCK or run.missing or run.count > 1:
+        if found.host is None or run.count > 1 or (table.kind is TableKind.L2 and meta.header.has("data_file")):
             return ""
-        if table.kind is TableKind.L2 and meta.header.has("data_file"):
-            return ""
-        layout = table.layout(meta, run.words[0])
-        offset = layout["offset"].get(run.words[0]) if layout is not None else 0
-        return self.refcount(offset) if 0 < offset < meta.file_size else ""
+        return self.refcount(found.host) if 0 < found.host < meta.file_size else ""
 
-    def _style(self, run: Run, text: str) -> str:
-        table = self.model.table if self.model else None
-        if run.missing or "UNALIGNED" in text or "BEYOND" in text or "RESERVED" in text or "INVALID" in text:
-            return "bad"
-        if text.startswith(("unallocated", "no L2", "no refcount", "free", "all ")):
-            return "free"
-        if table is not None and table.kind is TableKind.L2:
-            if text.startswith("compressed"):
-                return "packed"
-            return "zero" if text.startswith("zero") else "data"
-        return "data" if table is not None and table.kind is TableKind.REFCOUNT_BLOCK else "meta"
+
+_COLUMN_STYLE: Final = {Column.RAW: "dim", Column.RANGE: "dim"}
+_SUBCLUSTER: Final = {(1, 0): ("■", "data"), (0, 1): ("0", "zero"), (1, 1): ("✗", "bad"), (0, 0): ("·", "free")}
+"""(allocated, reads as zeros) -> glyph and style."""

@@ -17,6 +17,11 @@ _KIND_STYLE = {
 }
 
 
+_ROOMY = 60
+"""Narrower panes leave out bit numbers: the explanation has them."""
+_BIT_RANGE = len("bit 32-63 ")
+
+
 def _inside_wrappers(root: Node) -> Iterable[Node]:
     """The top rows: what is in a record. A record that only holds one other record (an entry's table, its row) is left out."""
     children = root.children or (root,)
@@ -107,12 +112,13 @@ class FieldsView(Rows):
 
     def _columns(self, width: int) -> tuple[int, int, int, int, int]:
         """Widths of name, offset, raw, value, meaning; columns that find no room are 0."""
-        name = min(28, max(16, width * 9 // 20))
-        where = 11
+        name = min(26, max(16, width * 9 // 20))
+        offsets = 1 + max((len(f"{row.node.offset:#x}") for row in self._rows), default=1)
+        where = offsets if width < _ROOMY else max(offsets, _BIT_RANGE)
         rest = width - name - where - 1
         if rest < 18:
             return name, 0, 0, width - name - 1, 0
-        raw = 25 if rest >= 66 else 13 if rest >= 44 else 0
+        raw = 24 if rest >= 47 else 0
         rest -= raw
         value = min(rest, 34 if rest > 60 else rest)
         return name, where, raw, value, rest - value
@@ -122,7 +128,7 @@ class FieldsView(Rows):
         yield " " + cut("Field", name), ""
         for text, size in (("Offset", where), ("Bytes", raw), ("Value", value), ("Meaning", meaning)):
             if size:
-                yield cut(text, size), ""
+                yield cut(text if len(text) < size else "At", size), ""
 
     def row_parts(self, row: int, width: int) -> Iterable[Part]:
         each = self._rows[row]
@@ -132,7 +138,8 @@ class FieldsView(Rows):
         style = _KIND_STYLE[each.node.kind]
         yield cut(label, name) + " ", style
         if where:
-            shown = each.where.replace("0x0000", "0x") if each.node.bits is None else each.where
+            bits = each.where.replace("bits", "bit") if where >= _BIT_RANGE else ""
+            shown = f"{each.node.offset:#x}" if each.node.bits is None else bits
             yield cut(shown, where - 1) + " ", "dim"
         if raw:
             yield cut(each.raw, raw - 1) + " ", "dim"

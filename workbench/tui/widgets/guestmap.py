@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from workbench.tui.guestmap import Fill, GuestCells
-from workbench.tui.widgets.rows import Part, Rows
+from workbench.tui.widgets.rows import Part, Rows, cut
 from workbench.units import format_size
 
 if TYPE_CHECKING:
@@ -18,25 +18,31 @@ Measure = Callable[[int, int, int, Callable[[GuestCells], None]], None]
 GLYPHS: Final = {
     Fill.DATA: ("█", "data", "data"),
     Fill.COMPRESSED: ("≡", "packed", "compressed"),
-    Fill.ZERO_ALLOC: ("0", "meta", "zero, allocated"),
     Fill.ZERO_PLAIN: ("o", "zero", "zero"),
+    Fill.ZERO_ALLOC: ("0", "meta", "zero (allocated)"),
     Fill.UNALLOCATED: ("·", "free", "unallocated"),
     Fill.INVALID: ("✗", "bad", "invalid"),
 }
-_BRIEF: Final = {
-    "compressed": "compr",
-    "zero, allocated": "z-alloc",
-    "unallocated": "none",
-    "from backing file": "backing",
-}
-PARTLY: Final = "▒"
 BACKING: Final = ("b", "backing", "from backing file")
+PARTLY: Final = {
+    Fill.DATA: ("▓", "data", "partly data"),
+    Fill.COMPRESSED: ("▒", "packed", "partly compressed"),
+    Fill.ZERO_ALLOC: ("░", "zero", "partly zero"),
+    Fill.ZERO_PLAIN: ("░", "zero", "partly zero"),
+}
+"""Cells with several sorts of cluster (or subclusters), by the first of these that they hold."""
+LEGEND: Final = tuple(dict.fromkeys((*GLYPHS.values(), BACKING, *PARTLY.values())))
 
+_ALWAYS: Final = {GLYPHS[fill][2] for fill in (Fill.DATA, Fill.ZERO_PLAIN, Fill.UNALLOCATED)} | {BACKING[2]}
+"""What the legend explains also where there is none of it."""
+
+LABEL: Final = 14
+"""Columns for the offset in front of a row of cells."""
 
 LOOKS: Final = (
     *(GLYPHS[fill][:2] for fill in Fill),
     BACKING[:2],
-    *((PARTLY, GLYPHS[fill][1]) for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)),
+    *(look[:2] for look in PARTLY.values()),
 )
 """Glyph and style of a cell: whole cells by Fill, then backing, then partly filled ones by their first content."""
 
@@ -52,7 +58,7 @@ def looks(cells: GuestCells) -> NDArray[np.uint8]:
     if cells.backing:
         out[best == int(Fill.UNALLOCATED)] = len(Fill)
     partly = counts.max(axis=1) < total
-    for number, fill in reversed(list(enumerate((Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)))):
+    for number, fill in reversed(list(enumerate(PARTLY))):
         out[partly & (counts[:, int(fill)] > 0)] = len(Fill) + 1 + number
     out[counts[:, int(Fill.INVALID)] > 0] = int(Fill.INVALID)
     return out
@@ -61,7 +67,7 @@ def looks(cells: GuestCells) -> NDArray[np.uint8]:
 class GuestMapView(Rows):
     """Rows of cells; each cell is `per_cell` guest bytes. Only the visible cells are measured."""
 
-    head_height = 2
+    greedy = True
 
     def __init__(self, **more: object) -> None:
         super().__init__(**more)
@@ -69,15 +75,18 @@ class GuestMapView(Rows):
         self.cluster = 1 << 16
         self.per_cell = 0
         self.guest = 0
+        self._is_whole = True
         self._measure: Measure | None = None
         self._cells: GuestCells | None = None
         self._asked: tuple[int, int, int] | None = None
         self._looks: NDArray[np.uint8] | None = None
+        self._present: set[int] = set()
 
     def show(self, disk: int, cluster: int, measure: Measure) -> None:
         """Show a disk of `disk` bytes in clusters of `cluster` bytes."""
         if (disk, cluster) != (self.disk, self.cluster) or not self.per_cell:
             self.disk, self.cluster, self.per_cell = disk, cluster, 0
+            self._present.clear()
             self._cells = self._asked = None
         self._measure = measure
         self._fit()
@@ -86,8 +95,13 @@ class GuestMapView(Rows):
 
     @property
     def columns(self) -> int:
-        """Cells to a row: as many as fit, a multiple of 8."""
-        return max(8, (self.inner_width - 14) // 8 * 8)
+        """Cells to a row: as many as fit, a multiple of 16, so that rows begin at round offsets."""
+        return max(16, (self.inner_width - LABEL) // 16 * 16)
+
+    @property
+    def head_height(self) -> int:  # type: ignore[override]
+        """The cell under the cursor, the zoom, the legend."""
+        return 1 + len(self._legend(self.inner_width))
 
     @property
     def whole(self) -> int:
@@ -96,8 +110,8 @@ class GuestMapView(Rows):
         return max(self.cluster, -(-self.disk // cells))
 
     def _fit(self) -> None:
-        if not self.per_cell and self.size.width > 0:
-            self.per_cell = self._round(self.whole)
+        if (self._is_whole or not self.per_cell) and self.size.width > 0:
+            self.per_cell, self._is_whole = self._round(self.whole), True
 
     def _round(self, size: int) -> int:
         """A power of two times the cluster size, so that cells are whole clusters."""
@@ -112,6 +126,7 @@ class GuestMapView(Rows):
             return
         wanted = self.per_cell // 8 if direction > 0 else self.per_cell * 8
         self.per_cell = max(self.cluster, min(wanted, self._round(self.whole)))
+        self._is_whole = self.per_cell == self._round(self.whole)
         self._cells = self._asked = None
         self.select(self.guest)
 
@@ -152,22 +167,34 @@ class GuestMapView(Rows):
     def _measured(self, cells: GuestCells) -> None:
         if self._asked is not None and (cells.start, cells.per_cell) == self._asked[:2]:
             self._cells, self._looks = cells, looks(cells)
+            self._present.update(self._looks.tolist())
             self.refresh()
+
+    def _legend(self, width: int) -> list[list[Part]]:
+        """The size of a cell, and glyph and words of every sort of cell, in lines of at most `width` cells."""
+        size = f" 1 cell = {format_size(self.per_cell)}" + (", whole disk  " if self._is_whole else "  ")
+        lines: list[list[Part]] = [[(size, "")]]
+        used = len(size)
+        backing = self._cells is not None and self._cells.backing
+        present = {LOOKS[code] for code in self._present}
+        for glyph, style, words in LEGEND:
+            if (glyph, style) not in present and words not in _ALWAYS:
+                continue
+            if words == (GLYPHS[Fill.UNALLOCATED] if backing else BACKING)[2]:
+                continue
+            if used + len(words) + 4 - 2 > width:
+                lines.append([(" ", "")])
+                used = 1
+            lines[-1] += [(glyph, style), (f" {words}  ", "")]
+            used += len(words) + 4
+        return lines
 
     def head_parts(self, line: int, width: int) -> Iterable[Part]:
         if line == 0:
-            yield f" cell {format_size(self.per_cell)}  ", ""
-            wide = width >= 90
-            for glyph, style, text in (
-                *(GLYPHS[fill] for fill in (Fill.DATA, Fill.COMPRESSED, Fill.ZERO_ALLOC, Fill.ZERO_PLAIN)),
-                BACKING if self._cells is not None and self._cells.backing else GLYPHS[Fill.UNALLOCATED],
-            ):
-                yield glyph, style
-                yield f" {text}  " if wide else f"{_BRIEF.get(text, text)} ", ""
-            yield PARTLY, "data"
-            yield " partly" if wide else "part", ""
-            return
-        yield f" guest {self.guest:#x} ({format_size(self.guest)}): {self.describe(self.guest)}", ""
+            where = f" guest {self.guest:#x} ({format_size(self.guest)}): {self.describe(self.guest)}"
+            yield cut(where, width), "text"
+        else:
+            yield from self._legend(width)[line - 1]
 
     def describe(self, guest: int) -> str:
         """What the cell of a guest offset holds, in words."""
@@ -178,7 +205,7 @@ class GuestMapView(Rows):
         if not total:
             return "past the end of the disk"
         parts = []
-        for fill in Fill:
+        for fill in sorted(Fill, key=lambda fill: -counts[fill]):
             if counts[fill]:
                 text = (
                     BACKING[2]
@@ -197,7 +224,7 @@ class GuestMapView(Rows):
 
     def row_parts(self, row: int, width: int) -> Iterable[Part]:
         columns = self.columns
-        yield f"{row * columns * self.per_cell:>12x} ", "dim"
+        yield f" {row * columns * self.per_cell:#x} ".rjust(LABEL), "dim"
         first, last = row * columns, min((row + 1) * columns, -(-self.disk // self.per_cell))
         here = self.guest // self.per_cell
         known = self._looks is not None and self._cells is not None and self._cells.per_cell == self.per_cell
@@ -257,5 +284,5 @@ class GuestMapView(Rows):
         self._go(1 << 62)
 
     def clicked(self, x: int, row: int) -> None:
-        if 0 <= x - 13 < self.columns:
-            self._go(row * self.columns + x - 13)
+        if 0 <= x - LABEL < self.columns:
+            self._go(row * self.columns + x - LABEL)

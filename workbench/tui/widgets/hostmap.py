@@ -25,6 +25,7 @@ _MOST: Final = 1 << 13
 class HostMapView(Rows):
     """Rows of cells; each cell is `cell` clusters. Asks for the visible cells, keeps those of three pages."""
 
+    greedy = True
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"rows--{name}"
         for name in ("inactive", "l1", "l2", "refcount", "bitmap", "luks", "header", "leak", "lost", "mismatch", "overlap", "waiting")
@@ -57,6 +58,7 @@ class HostMapView(Rows):
         self.world: HostMap | None = None
         self.note = ""
         self.cell = 0
+        self._is_whole = True
         self.at = 0
         self.facts: CellFacts | None = None
         self.hover: CellFacts | None = None
@@ -116,7 +118,7 @@ class HostMapView(Rows):
 
     def _fit(self) -> None:
         if self.world is not None and not self.cell and self.size.width > 0:
-            self.cell = self.whole
+            self.cell, self._is_whole = self.whole, True
             self._go(self.at)
             self._ask_facts(tell=False)
 
@@ -137,6 +139,7 @@ class HostMapView(Rows):
             return
         anchor = self.facts.at if self.facts is not None and self.facts.first == self.at and direction > 0 else self.at
         self.cell = max(1, self.cell // 4) if direction > 0 else min(self.whole, self.cell * 4)
+        self._is_whole = self.cell == self.whole
         self._forget()
         self._go(anchor)
         self._ask_facts(tell=True)
@@ -154,8 +157,8 @@ class HostMapView(Rows):
 
     def on_resize(self) -> None:
         self._forget()
-        if self.world is not None and self.cell > self.whole:
-            self.cell = self.whole
+        if self.world is not None and (self._is_whole or self.cell > self.whole):
+            self.cell = 0
         self._fit()
         if self.world is not None:
             self._go(self.at)

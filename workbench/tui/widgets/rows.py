@@ -20,7 +20,7 @@ from textual.widget import Widget
 from workbench.tui.commands import navigation_bindings
 
 WHEEL: Final = 3
-THUMB, TRACK = "█", "│"
+THUMB, TRACK = "█", " "
 
 Part = tuple[str, str]
 """(text, style name): a piece of a row; the style names are the widget's component classes without `rows--`."""
@@ -69,7 +69,7 @@ class Rows(Widget, can_focus=True):
     Rows > .rows--bad { color: $error; text-style: bold; }
     Rows > .rows--link { color: $primary; text-style: underline; }
     Rows > .rows--accent { color: $accent; }
-    Rows > .rows--bar { color: $panel; }
+    Rows > .rows--bar { background: $panel; }
     Rows > .rows--thumb { color: $primary; }
     Rows > .rows--data { color: $primary; }
     Rows > .rows--zero { color: $text-muted; }
@@ -82,6 +82,8 @@ class Rows(Widget, can_focus=True):
     top: reactive[int] = reactive(0, init=False)
     cursor: reactive[int] = reactive(0, init=False)
     head_height: int = 0
+    greedy = False
+    """Whether it can make use of any number of rows (a map), however few it has."""
 
     class Moved(Message):
         """The cursor is on another row, by the person's doing (or, where `by_person` is False, its row was read)."""

@@ -15,17 +15,26 @@ from textual.widgets.tree import TreeNode
 from workbench.tui.background import Background
 from workbench.tui.commands import navigation_bindings
 from workbench.tui.outline import Outline
-from workbench.tui.outline_items import Item
+from workbench.tui.outline_items import CHAINED, Item
 from workbench.tui.widgets.rows import overlay
 
 MARKS = {"bad": "✗", "warn": "!", "": ""}
 
 
+_SHORTEST_NAME = 10
+
+
 def fitting(note: str, room: int) -> str:
-    """A note, or less of it where it has no room: its first part, its number, nothing. Never half a word. room: columns."""
+    """A note, or less of it where it has no room: its first part, its number, the end of a file's name, nothing.
+
+    Never half a word. room: columns.
+    """
     first = note.partition(", ")[0]
     number = first.removesuffix(" entries").removesuffix(" entry")
-    return next((each for each in (note, first, number) if len(each) + 2 <= room), "")
+    found = next((each for each in (note, first, number) if len(each) + 2 <= room), "")
+    if not found and "." in first and " " not in first and room >= _SHORTEST_NAME:
+        return "…" + first[3 - room :]
+    return found
 
 
 class StructureTree(Tree[Item]):
@@ -47,6 +56,13 @@ class StructureTree(Tree[Item]):
         def __init__(self, item: Item) -> None:
             super().__init__()
             self.item = item
+
+    class Below(Message):
+        """The person opened a backing file in the tree: what is below it is another file, which has to be allowed."""
+
+        def __init__(self, node: TreeNode[Item], item: Item) -> None:
+            super().__init__()
+            self.node, self.item = node, item
 
     def __init__(self, **more: object) -> None:
         super().__init__("image", **more)  # type: ignore[arg-type]
@@ -90,6 +106,7 @@ class StructureTree(Tree[Item]):
         note = fitting(item.note, self._room(node) - text.cell_len)
         if note:
             text.append("  " + note, None if selected else overlay(self, "structure--note"))
+        text.truncate(max(4, self._room(node)), overflow="ellipsis")
         return text
 
     def _room(self, node: TreeNode[Item]) -> int:
@@ -98,7 +115,7 @@ class StructureTree(Tree[Item]):
         above = node.parent
         while above is not None and above is not self.root:
             depth, above = depth + 1, above.parent
-        return (self.content_size.width or 80) - depth * self.guide_depth
+        return (self.content_size.width or 80) - depth * self.guide_depth - 1
 
     def set_badges(self, badges: dict[str, str]) -> None:
         """Counts of findings beside items."""
@@ -111,7 +128,11 @@ class StructureTree(Tree[Item]):
 
     def _on_tree_node_expanded(self, event: Tree.NodeExpanded[Item]) -> None:
         event.stop()
-        self.load(event.node)
+        item = event.node.data
+        if item is not None and item.kind in CHAINED and not event.node.children:
+            self.post_message(self.Below(event.node, item))
+        else:
+            self.load(event.node)
 
     def load(self, node: TreeNode[Item], then: Callable[[], None] | None = None) -> None:
         """Fetch a node's children once; `then` runs when they are there."""

@@ -65,14 +65,27 @@ def parse_size(text: str) -> int:
     return int(value)
 
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
 def format_size(size: int) -> str:
-    """`size` bytes for people: `1 TiB`, `196 KiB`, `1.5 GiB`, `17 B`."""
-    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
-    for unit in units:
-        if abs(value) < 1024 or unit == units[-1]:
-            return f"{value:.3g} {unit}" if value < 1000 or value != int(value) else f"{int(value)} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
+    """`size` bytes for people: `1 TiB`, `196 KiB`, `485.5 GiB`, `17 B`.
+
+    Three digits, or what it takes for whole halves and quarters; never rounded up to a whole that it is not.
+    """
+    unit, scale = 0, 1
+    while abs(size) >= scale * 1024 and unit < len(_UNITS) - 1:
+        unit, scale = unit + 1, scale * 1024
+    value = size / scale
+    if size * 4 % scale == 0:
+        text = f"{value:.2f}".rstrip("0").rstrip(".")
+    else:
+        decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+        text = f"{value:.{decimals}f}"
+        if float(text) == int(float(text)):
+            text = f"{int(value * 10**decimals) / 10**decimals:.{decimals}f}"
+        text = text.rstrip("0").rstrip(".") if decimals else text
+    return f"{text} {_UNITS[unit]}"
 
 
 def many(count: int, noun: str, nouns: str = "") -> str:

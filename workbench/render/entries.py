@@ -27,6 +27,9 @@ def run_raw(meta: Metadata, table: Table, run: Run) -> str:
     return " ".join(f"{word:0{digits}x}" for word in run.words)
 
 
+PAST_END = "BEYOND THE END OF THE FILE"
+
+
 class Sort(StrEnum):
     """What an entry stands for; the value is the word for it in a column."""
 
@@ -135,7 +138,7 @@ def _with_flags(meta: Metadata, table: Table, run: Run, found: Meaning) -> Meani
             odd.append("UNALIGNED")
         elsewhere = table.kind is TableKind.L2 and meta.header.has("data_file")
         if found.host >= meta.file_size and not elsewhere:
-            odd.append("BEYOND THE END OF THE FILE")
+            odd.append(PAST_END)
     return replace(found, flags=("copied",) if copied else (), oddities=tuple(odd))
 
 

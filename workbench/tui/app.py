@@ -158,7 +158,7 @@ class Workbench(App[None]):
     def restore_layout(self, screen: BrowserCore) -> None:
         """The panes as they were the last time."""
         found = self.memory.places.get(os.path.abspath(screen.session.path), {})
-        screen.set_class(found.get("explain") is False, "no-explain")
+        screen.set_pane_classes(found.get("explain") is False, "no-explain")
         screen.fold = found.get("fold") is not False
 
     def start_place(self, session: Session) -> Place | str | None:

@@ -22,6 +22,7 @@ from workbench.render.findings import (
     Group,
     group_text,
     problem_sections,
+    severity_words,
     where_text,
 )
 from workbench.render.hostmap import LOOKS, CellFacts, HostKind, HostMap
@@ -79,6 +80,7 @@ class Badges(dict[str, str]):
         self._fixed: dict[str, NDArray[np.int64]] = {}
         self._tables: dict[str, NDArray[np.int64]] = {}
         self._used: dict[str, NDArray[np.intp]] = {}
+        self.suspects = suspects(result)
         geometry = meta.geometry
         left = rank < Severity.NOTE.rank
         number = np.maximum(columns["count"], np.uint64(1)).astype(np.int64)
@@ -164,12 +166,23 @@ class Badges(dict[str, str]):
         self._used[parent] = np.flatnonzero(targets)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The badge of an item; `default` without findings."""
+        """The badge of an item, `?` where the likely cause lies; `default` without findings."""
         numbers = self._numbers(key)
         if numbers is None or not numbers.any():
-            return default
+            return "?" if key in self.suspects else default
         worst = SEVERITIES[int(np.flatnonzero(numbers)[0])]
         return f"{GLYPHS[worst]}{_short(int(numbers.sum()))}"
+
+    def words(self, key: str) -> str:
+        """What the badge of an item counts: `7 leaks, 1 warning`; empty without findings."""
+        numbers = self._numbers(key)
+        if numbers is None:
+            return ""
+        return ", ".join(
+            severity_words(severity, int(number))
+            for severity, number in zip(SEVERITIES, numbers, strict=True)
+            if number
+        )
 
     def _numbers(self, key: str) -> NDArray[np.int64] | None:
         if key in self._fixed:
@@ -188,6 +201,30 @@ class Badges(dict[str, str]):
             return None
         numbers: NDArray[np.int64] = table[int(index)]
         return numbers
+
+
+def suspects(result: CheckResult) -> dict[str, str]:
+    """Items in which the likely cause of leaks lies, although nothing in them is wrong by itself -> the cause's title."""
+    found: dict[str, str] = {}
+    l1 = result.meta.l1 & np.uint64(OFFSET_MASK) if result.meta.geometry is not None else np.zeros(0, np.uint64)
+    for cause in result.causes:
+        if cause.code in ("L1-ENTRY-LOST", "L2-TABLE-WIPED"):
+            found["l1"] = cause.title
+        if cause.code == "L2-TABLE-WIPED":
+            for start, _ in cause.host[:256]:
+                found |= {f"l2:{index}": cause.title for index in np.flatnonzero(l1 == np.uint64(start)).tolist()}
+    return found
+
+
+def with_badge(explanation: Explanation, badges: Badges, key: str) -> Explanation:
+    """An explanation of a whole structure, with what its badge in the tree stands for."""
+    more: list[tuple[str, str]] = []
+    words = badges.words(key)
+    if words:
+        more.append(("", f"The check found here: {words}. Key 8 lists everything."))
+    if key in badges.suspects:
+        more.append(("warn", f"Likely cause here: {badges.suspects[key]}. Key 8 tells why."))
+    return replace(explanation, problems=(*explanation.problems, *more)) if more else explanation
 
 
 def _index_of(targets: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -367,7 +404,8 @@ def with_problems(explanation: Explanation, result: CheckResult, place: Place) -
     for row in hit[:6].tolist():
         finding = result.findings[row]
         if f"[{finding.code}]" not in said:
-            more.append((EXPLAIN_LEVEL[finding.severity], f"{printable(finding.message)} [{finding.code}]"))
+            title = PROBLEMS[finding.code].title
+            more.append((EXPLAIN_LEVEL[finding.severity], f"{title}: {printable(finding.message)} [{finding.code}]"))
     if hit.size > 6:
         more.append(("warn", f"and {count(int(hit.size) - 6, 'finding')} more here: key 8 lists them"))
     return replace(explanation, problems=(*explanation.problems, *more))

@@ -345,7 +345,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     Command("palette", "ctrl+p", "palette", "Every command and every structure, by name", "", _GENERAL, (), 24),
     Command("theme", "T", "theme", "Next theme", "Dark, light, high contrast, and more.", _GENERAL),
     Command("screenshot", "ctrl+s", "picture", "Save a picture of the screen (SVG)", "", _GENERAL),
-    Command("quit", "q", "quit", "Quit", "", _GENERAL, (), 22),
+    Command("quit", "q", "quit", "Quit", "", _GENERAL, (), 98),
     Command("interrupt", "ctrl+c", "quit", "Quit; asks first when something is running", "", _GENERAL, (), 0, True),
 )
 

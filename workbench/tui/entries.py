@@ -72,8 +72,11 @@ class EntryRows:
     total: entries in the table; readable: those that the file has bytes for; kept: those that pass the filter.
     """
 
-    def __init__(self, meta: Metadata, table: Table, *, fold: bool = True, chosen: Filter | None = None) -> None:
-        self.meta, self.table, self.fold, self.chosen = meta, table, fold, chosen or Filter()
+    def __init__(
+        self, meta: Metadata, table: Table, *, fold: bool = True, chosen: Filter | None = None, pin: int = -1
+    ) -> None:
+        """pin: an entry that gets a row of its own although its neighbours say the same."""
+        self.meta, self.table, self.fold, self.chosen, self.pin = meta, table, fold, chosen or Filter(), pin
         self.total = table.entries
         self.readable = min(table.readable(meta), MAX_ENTRIES)
         self.step = meta.geometry.cluster_size if meta.geometry and table.kind is not TableKind.REFCOUNT_BLOCK else 0
@@ -112,8 +115,8 @@ class EntryRows:
             self.starts, self.counts = index.astype(np.int64), np.ones(len(index), dtype=np.int64)
         elif len(index):
             sort = self._sorts(index)
-            breaks = sort == 0
-            breaks[1:] |= (sort[1:] != sort[:-1]) & (sort[:-1] != 0)
+            breaks = (sort == 0) | (index[1:] == self.pin) | (index[:-1] == self.pin)
+            breaks[1:] |= (sort[1:] != sort[:-1]) & ~breaks[:-1]
             at = np.concatenate(([0], np.flatnonzero(breaks) + 1))
             self.starts = index[at].astype(np.int64)
             self.counts = np.diff(np.append(at, len(index))).astype(np.int64)
@@ -257,6 +260,10 @@ class EntryRows:
         if self.starts is None:
             return min(index, max(0, self.rows - 1))
         return max(0, int(np.searchsorted(self.starts, index, side="right")) - 1)
+
+    def shows(self, index: int) -> bool:
+        """Whether an entry has a row of its own, or begins one; -1 (no entry) counts as shown."""
+        return index < 0 or self.run(self.row_of(index)).first == index or not self.fold
 
     def find_value(self, value: int, row: int, direction: int) -> int | None:
         """The next row (in `direction`, going around) with an entry of that raw value or host offset."""

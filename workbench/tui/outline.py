@@ -39,7 +39,7 @@ class Outline(OutlineParts):
         base, _, last = key.rpartition("/")
         name, _, number = (last if base else key).partition(":")
         if "#" in key:
-            return Item(key, key, Kind.GROUP, branch=True)
+            return self.group(key)
         if name == "l2":
             owner = f"{base}/l1" if base else "l1"
             return (
@@ -65,6 +65,8 @@ class Outline(OutlineParts):
 
     def parents(self, key: str) -> list[str]:
         """Keys from the top down to (not with) `key`, groups included, for opening the tree there."""
+        if "#" in key:
+            return self._above_group(key)
         if "/" in key:
             base, _, last = key.rpartition("/")
             chain = [*self.parents(base), base]
@@ -95,6 +97,20 @@ class Outline(OutlineParts):
             return ["backing-name", *(f"layer:{each}" for each in range(1, int(number)))]
         owner = {"extension": "extensions", "slot": "luks"}.get(name)
         return [owner] if owner else []
+
+    def _above_group(self, key: str) -> list[str]:
+        """The table or list that a group is a slice of, and larger groups around it."""
+        base, _, span = key.partition("#")
+        low = int(span.partition("-")[0])
+        if base in ("snapshots", "bitmaps"):
+            number = len(self.meta.snapshots if base == "snapshots" else self.meta.bitmap_directory.bitmaps)
+            indices = list(range(number))
+        elif base == "refcount-table":
+            indices = self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK)
+        else:
+            indices = self._l1_indices(base)
+        chain = self._groups_to(base, indices, indices[low])
+        return [*self.parents(base), base, *(chain[: chain.index(key)] if key in chain else [])]
 
     @staticmethod
     def _groups_to(key: str, indices: list[int], index: int) -> list[str]:

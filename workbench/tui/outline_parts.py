@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def _slices(low: int, high: int) -> list[tuple[int, int]]:
+    """low..high in at most 64 slices of a power of 64 each."""
+    step = GROUP
+    while high - low > step * GROUP:
+        step *= GROUP
+    return [(start, min(start + step, high)) for start in range(low, high, step)]
+
+
 class OutlineParts(OutlineRoots):
     """The tree of one image. Methods that read (children, annotation) belong in a worker."""
 
@@ -173,17 +181,27 @@ class OutlineParts(OutlineRoots):
         high = len(indices) if high is None else high
         if high - low <= GROUP:
             return [self._pointed(key, index) for index in indices[low:high]]
-        step = GROUP
-        while high - low > step * GROUP:
-            step *= GROUP
-        found = []
-        for start in range(low, high, step):
-            stop = min(start + step, high)
-            label = f"{self._short(key)}[{indices[start]}…{indices[stop - 1]}]"
-            found.append(
-                Item(f"{key}#{start}-{stop}", label, Kind.GROUP, 0, 0, count(stop - start, "table"), branch=True)
-            )
-        return found
+        return [self._table_group(key, indices, start, stop) for start, stop in _slices(low, high)]
+
+    def _table_group(self, key: str, indices: list[int], low: int, high: int) -> Item:
+        """Positions low..high of `indices` as one item; its bytes are the slice of the table that points to them."""
+        first, last = indices[low], indices[high - 1]
+        owner = self._find_table(key)
+        geometry = self.geometry
+        assert geometry is not None
+        reach = geometry.refcount_block_coverage if key == "refcount-table" else geometry.l2_coverage
+        short = "Block" if key == "refcount-table" else "L2"
+        return Item(
+            f"{key}#{low}-{high}", f"{short}[{first}…{last}]", Kind.GROUP, owner.offset + first * 8, (last - first + 1) * 8,
+            f"from {format_size(first * reach)}", branch=True,
+        )  # fmt: skip
+
+    def _find_table(self, key: str) -> Item:
+        if key == "refcount-table":
+            return self._refcount_table()
+        if key.startswith("snapshot:"):
+            return self._snapshot_l1(int(key[9:].split("/", maxsplit=1)[0]))
+        return self._l1_item("l1", "L1 table", self.meta.header.l1_table_offset, self.meta.header.l1_size)
 
     def _many(
         self, key: str, number: int, make: Callable[[int], Item], low: int = 0, high: int | None = None
@@ -191,13 +209,33 @@ class OutlineParts(OutlineRoots):
         high = number if high is None else high
         if high - low <= GROUP:
             return [make(index) for index in range(low, high)]
-        step = GROUP
-        while high - low > step * GROUP:
-            step *= GROUP
-        return [
-            Item(f"{key}#{at}-{min(at + step, high)}", f"{at}…{min(at + step, high) - 1}", Kind.GROUP, branch=True)
-            for at in range(low, high, step)
-        ]
+        return [self._record_group(key, make, start, stop) for start, stop in _slices(low, high)]
+
+    @staticmethod
+    def _record_group(key: str, make: Callable[[int], Item], low: int, high: int) -> Item:
+        """Records low..high (snapshots, bitmaps) as one item, from the first one's bytes to the last one's."""
+        start = make(low).offset
+        return Item(
+            f"{key}#{low}-{high}",
+            f"{low}…{high - 1}",
+            Kind.GROUP,
+            start,
+            max(0, make(high - 1).end - start),
+            branch=True,
+        )
+
+    def group(self, key: str) -> Item:
+        """The group with that key (`l1#0-64`). ValueError, IndexError when there is no such group."""
+        base, _, span = key.partition("#")
+        low, high = (int(part) for part in span.split("-"))
+        if base in ("snapshots", "bitmaps"):
+            return self._record_group(base, self._snapshot if base == "snapshots" else self._bitmap, low, high)
+        words, mask = (
+            (self.meta.refcount_table, REFCOUNT_OFFSET_MASK)
+            if base == "refcount-table"
+            else (self._l1_words(base), OFFSET_MASK)
+        )
+        return self._table_group(base, self._indices(words, mask), low, high)
 
     def _group_children(self, key: str) -> list[Item]:
         base, _, span = key.partition("#")
@@ -209,10 +247,6 @@ class OutlineParts(OutlineRoots):
         if base == "refcount-table":
             return self._grouped(base, self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK), low, high)
         return self._grouped(base, self._l1_indices(base), low, high)
-
-    @staticmethod
-    def _short(key: str) -> str:
-        return "Block" if key == "refcount-table" else "L2"
 
     def _pointed(self, key: str, index: int) -> Item:
         """The L2 table or refcount block that entry `index` of the table `key` points at."""
@@ -320,6 +354,9 @@ class OutlineParts(OutlineRoots):
         """The entries of a table item."""
         meta = self.meta
         number = int(item.key[9:].split("/")[0]) if item.key.startswith("snapshot:") else None
+        if item.kind is Kind.GROUP:
+            base = item.key.partition("#")[0]
+            return self.table(self._find_table(base)) if base not in ("snapshots", "bitmaps") else None
         if item.kind is Kind.L1:
             return tables.l1_table(meta, number)
         if item.kind is Kind.L2:

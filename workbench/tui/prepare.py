@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from formats.annotate import Node
 from workbench.engine.address import AddressKind, parse_address, resolve
+from workbench.engine.explain import explain_guest
 from workbench.engine.metadata import Metadata
-from workbench.engine.tables import Table
+from workbench.engine.tables import Table, TableKind
 from workbench.errors import ArgumentError
 from workbench.tui.explaining import Explanation, explain_entry, explain_item, explain_node, explain_place
 from workbench.tui.outline import Outline
@@ -20,17 +21,30 @@ IMAGE_VIEWS = (View.HOST_MAP, View.FINDINGS, View.REFCOUNTS, View.OVERLAPS)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A place, looked up. node: the field selected.  entry: index in `table`, -1 without.  crumbs: (label, key)."""
+    """A place, looked up. node: the field selected.  entry: index in `table`, -1 without.  crumbs: (label, key).
+
+    owner: the item whose table it is (a group shows the table that it is a slice of).  first: entry to begin with.
+    """
 
     place: Place
     item: Item
     record: Node | None
     node: Node | None
     table: Table | None
+    owner: Item
     entry: int
+    first: int
     explanation: Explanation
     crumbs: tuple[tuple[str, str], ...]
     views: tuple[View, ...]
+
+
+_RECORDS = ("snapshots", "bitmaps")
+
+
+def _base(item: Item) -> str:
+    """Key of the structure that a group is a slice of."""
+    return item.key.partition("#")[0]
 
 
 def views_of(outline: Outline, item: Item) -> tuple[View, ...]:
@@ -39,8 +53,10 @@ def views_of(outline: Outline, item: Item) -> tuple[View, ...]:
     if item.kind in PARTS or item.kind in TABLES or item.kind is Kind.LAYER:
         found.append(View.FIELDS)
     found.append(View.HEX)
-    if item.kind in TABLES:
+    if item.kind in TABLES or (item.kind is Kind.GROUP and _base(item) not in _RECORDS):
         found.append(View.ENTRIES)
+    if item.kind is Kind.DISK:  # a guest offset leads to its entry and its bytes
+        found = [View.FIELDS, View.HEX, View.ENTRIES]
     if outline.geometry is not None:
         found += [*GUEST_VIEWS, *IMAGE_VIEWS]
     return tuple(found)
@@ -48,7 +64,7 @@ def views_of(outline: Outline, item: Item) -> tuple[View, ...]:
 
 def default_view(item: Item) -> View:
     """What one wants to see first of an item."""
-    if item.kind in TABLES:
+    if item.kind in TABLES or (item.kind is Kind.GROUP and _base(item) not in _RECORDS):
         return View.ENTRIES
     if item.kind is Kind.DISK:
         return View.GUEST_MAP
@@ -96,12 +112,15 @@ def entry_place(meta: Metadata, item: Item, table: Table, index: int, view: View
 
 def prepare(outline: Outline, place: Place) -> Prepared:
     """Look a place up. A structure that is no longer there becomes the file."""
+    if place.node == "disk" and place.view in (View.FIELDS, View.HEX, View.ENTRIES):
+        place = crossing(outline, place, place.view)
     item = outline.find(place.node)
     if item is None:
         item = outline.holding(place.offset) if place.offset else outline.roots()[0]
         place = replace(place, node=item.key, path="")
     record = outline.annotation(item)
     table = outline.table(item)
+    owner = (outline.find(_base(item)) if item.kind is Kind.GROUP else None) or item
     entry, node = -1, None
     if table is not None:
         entry = entry_index(place.path)
@@ -127,7 +146,9 @@ def prepare(outline: Outline, place: Place) -> Prepared:
         record,
         node,
         table,
+        owner,
         entry,
+        max(entry, (item.offset - owner.offset) // 8),
         explanation,
         _crumbs(outline, item, place, node, entry),
         views_of(outline, item),
@@ -181,6 +202,46 @@ def _crumbs(outline: Outline, item: Item, place: Place, node: Node | None, entry
     if place.view in GUEST_VIEWS and place.guest is not None:
         found.append((f"guest {place.guest:#x}", ""))
     return tuple(found)
+
+
+def crossing(outline: Outline, place: Place, view: View) -> Place:
+    """Where a guest offset is in the file: its L2 entry (L1 entry without an L2 table), for `hex` its bytes."""
+    meta, guest = outline.meta, place.guest or 0
+    snapshot = snapshot_number(place.node)
+    told = explain_guest(meta, guest, snapshot)
+    host = told.host if not told.external else None
+    if view is View.HEX and (host is not None or told.run is not None):
+        start = host if host is not None else told.run.offset if told.run is not None else 0
+        length = 1 if host is not None or told.run is None else told.run.length
+        return Place(outline.holding(start).key, start, length, "", View.HEX, guest)
+    prefix = f"snapshot:{snapshot}/" if snapshot is not None else ""
+    geometry = meta.geometry
+    assert geometry is not None
+    index = geometry.l1_index(guest)
+    l2 = outline.find(f"{prefix}l2:{index}")
+    item = l2 or outline.find(f"{prefix}l1")
+    table = outline.table(item) if item is not None else None
+    if item is None or table is None:
+        return replace(place, node="header", view=View.FIELDS)
+    entry = geometry.l2_index(guest) if l2 is not None else index
+    return replace(entry_place(meta, item, table, min(entry, max(0, table.entries - 1)), view), guest=guest)
+
+
+def guest_side(outline: Outline, found: Prepared, view: View) -> Place:
+    """Where a structure is on the guest's disk: what an L1 or L2 table or entry describes, else where one was last."""
+    place, table = found.place, found.table
+    snapshot = snapshot_number(found.item.key)
+    node = f"snapshot:{snapshot}/l1" if snapshot is not None else "disk"
+    guest = place.guest
+    if table is not None and table.kind in (TableKind.L1, TableKind.L2):
+        described = table.base + found.first * table.coverage(outline.meta)
+        reach = table.coverage(outline.meta) if found.entry >= 0 else table.coverage(outline.meta) * table.entries
+        if guest is None or not described <= guest < described + reach:
+            guest = described
+    item = outline.find(node)
+    assert item is not None
+    last = max(0, outline.meta.header.size - 1)
+    return Place(node, item.offset, item.length, "", view, min(guest or 0, last))
 
 
 def hex_place(outline: Outline, offset: int) -> Place:

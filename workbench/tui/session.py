@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.engine.faults import Refusal
+from workbench.engine.faults import Fault, Refusal
 from workbench.engine.metadata import Metadata, load_metadata
 from workbench.errors import QwbError, StorageError
 from workbench.storage.file import FileStorage
@@ -52,7 +52,7 @@ class Loaded:
     meta: Metadata | None = None
     outline: Outline | None = None
     lock: LockState | None = None
-    identity: tuple[int, int] = (0, 0)
+    identity: tuple[int, int, int] = (0, 0, 0)
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
@@ -92,13 +92,24 @@ def examine(storage: Storage, name: str) -> Loaded:
     return Loaded(name, trouble, what, storage, meta, outline, lock, identity_of(name))
 
 
-def identity_of(path: str) -> tuple[int, int]:
-    """(size, mtime in ns): changes when the file does. (0, 0) when it is gone."""
+def identity_of(path: str) -> tuple[int, int, int]:
+    """(size, mtime in ns, inode): changes when the file does, or another takes its name. (0, 0, 0) when it is gone."""
     try:
         found = os.stat(path)
     except OSError:
-        return (0, 0)
-    return found.st_size, found.st_mtime_ns
+        return (0, 0, 0)
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def change_between(was: tuple[int, int, int], now: tuple[int, int, int]) -> str:
+    """What happened to a file, in words; empty when nothing did."""
+    if was in (now, (0, 0, 0)):
+        return ""
+    if now == (0, 0, 0):
+        return "The file is gone"
+    if now[2] != was[2]:
+        return "Another file has taken its name"
+    return "The file changed" if now[0] == was[0] else "The file grew" if now[0] > was[0] else "The file shrank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,17 @@ class Condition:
 
     word: str
     level: str
+
+
+_PARTS = {
+    "L1": "L1 table", "HEADER-L1": "L1 table", "REFCOUNT-TABLE": "refcount table", "SNAPSHOT": "snapshot table", "BITMAP": "bitmaps",
+    "LUKS": "encryption header", "ENCRYPTION": "encryption header", "EXTENSION": "header extensions", "BACKING": "backing file name",
+}  # fmt: skip
+
+
+def _part_of(fault: Fault) -> str:
+    """The structure that a fault concerns, by the beginning of its code."""
+    return next((name for start, name in _PARTS.items() if fault.code.startswith(start)), "header")
 
 
 class Session:
@@ -126,6 +148,7 @@ class Session:
         self.asked: set[int] = set()
         self.changed_underneath = ""
         self.simulated = False
+        self.repaired_before = False
         self.check: Any = None
         self.search: Any = None
         self.mark: tuple[int, int] | None = None
@@ -152,8 +175,11 @@ class Session:
         """Clean, dirty, corrupt, damaged header, in use, not qcow2: what the header and the locks say (not the check)."""
         if self.trouble is not Trouble.NONE:
             return Condition(self.trouble.value if self.trouble is not Trouble.NOT_QCOW2 else "not qcow2", "bad")
-        if any(fault.refusal >= Refusal.OPEN for fault in self.meta.faults):
-            return Condition("damaged header", "bad")
+        if self.changed_underneath:
+            return Condition("changed since it was read", "warn")
+        worst = [fault for fault in self.meta.faults if fault.refusal >= Refusal.OPEN]
+        if worst:
+            return Condition(f"damaged {_part_of(worst[0])}", "bad")
         if self.meta.header.has("corrupt"):
             return Condition("marked corrupt", "bad")
         if self.lock is not None and self.lock.in_motion:
@@ -161,7 +187,7 @@ class Session:
         if self.meta.header.has("dirty"):
             return Condition("dirty", "warn")
         if self.meta.faults:
-            return Condition("header has oddities", "warn")
+            return Condition(f"odd {_part_of(self.meta.faults[0])}", "warn")
         return Condition("clean", "good")
 
     @property
@@ -170,7 +196,8 @@ class Session:
         meta = self.meta
         if self.trouble is not Trouble.NONE:
             return f"{format_size(meta.file_size)} file"
-        return f"{format_size(meta.header.size)} disk · {format_size(meta.file_size)} file · v{meta.header.version}"
+        cipher = {1: " · AES", 2: " · LUKS"}.get(meta.header.crypt_method, "")
+        return f"{format_size(meta.header.size)} disk · {format_size(meta.file_size)} file · v{meta.header.version}{cipher}"
 
     @property
     def encrypted(self) -> bool:

@@ -585,10 +585,15 @@ class CheckedImage(BrowserCore):
         outcome = self.outcome
         if outcome is None:
             return super().explanation_of(found)
-        from workbench.tui.checking import with_problems
+        from workbench.tui.checking import with_badge, with_problems
 
         told = self._told_by_view()
-        return told if told is not None else with_problems(super().explanation_of(found), outcome.result, found.place)
+        if told is not None:
+            return told
+        plain, place = super().explanation_of(found), found.place
+        if (place.offset, place.length) == (found.item.offset, found.item.length) and not place.path:
+            plain = with_badge(plain, outcome.badges, found.item.key)
+        return with_problems(plain, outcome.result, place)
 
     def _told_by_view(self) -> Explanation | None:
         """What there is to say about the row or cell under the cursor of one of the check's views."""

@@ -19,10 +19,10 @@ from workbench.engine.gate import OpenRequest
 from workbench.errors import QwbError
 from workbench.tui.commands import BY_ID, COMMANDS, Command, bindings
 from workbench.tui.explaining import Explanation
-from workbench.tui.outline_items import Item, Kind
+from workbench.tui.outline_items import CHAINED, Item, Kind
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import Prepared, find_address, place_of, prepare
-from workbench.tui.session import Session, Trouble, identity_of
+from workbench.tui.session import Session, Trouble, change_between, identity_of
 from workbench.tui.widgets.chrome import Footer, ImageTabs, Line, TitleLine, ViewTabs
 from workbench.tui.widgets.explain import ExplainPane
 from workbench.tui.widgets.hexview import HexView
@@ -164,9 +164,12 @@ class BrowserCore(Screen[None]):
         def done(place: Place) -> None:
             self.select(place if view is None else place.seen_in(view), record=record)
 
-        self.session.background.submit(
-            lambda _job: find_address(outline, address, here), done, self.failed, title="going"
-        )
+        def failed(error: Exception) -> None:
+            self.failed(error)
+            if self.prepared is None and address != "file":  # an address that was given at the start
+                self.jump("header" if address != "header" else "file", record=False)
+
+        self.session.background.submit(lambda _job: find_address(outline, address, here), done, failed, title="going")
 
     def action_jump(self, address: str) -> None:
         """A link in a text was clicked."""
@@ -218,7 +221,7 @@ class BrowserCore(Screen[None]):
             right = f"{job.title}{share} … Esc stops"
         elif session.changed_underneath:
             right = f"{session.changed_underneath}: F5 reads it again"
-        elif session.mark is not None:
+        elif session.mark is not None or session.mark_from is not None:
             right = self.mark_note()
         condition = session.condition
         crumbs = self.prepared.crumbs if self.prepared is not None else ()
@@ -267,6 +270,36 @@ class BrowserCore(Screen[None]):
         here = self.contexts()
         return [each for each in COMMANDS if not each.where or here.intersection(each.where)]
 
+    def idle_commands(self) -> set[str]:
+        """Commands that are answered here, but would do nothing worth a place in the footer."""
+        found: set[str] = set()
+        view, in_tree = self.current_view(), isinstance(self.focused, StructureTree)
+        if not self.has_pointer():
+            found.add("follow")
+        can_zoom = getattr(view, "can_zoom", None)
+        if can_zoom is not None:
+            found |= {name for name, direction in (("zoom_in", 1), ("zoom_out", -1)) if not can_zoom(direction)}
+        if not in_tree and not getattr(view, "foldable", False):
+            found.add("fold")
+        if isinstance(self.focused, ExplainPane):
+            found |= {"fold", "filter", "relative", "follow"}
+        if not self.session.repaired_before:
+            found.add("undo")
+        if not self.session.meta.faults and not self.has_findings():
+            found.add("repair")
+        return found
+
+    def has_pointer(self) -> bool:
+        """Whether Enter leads somewhere from here."""
+        found = self.prepared
+        if found is None:
+            return False
+        if isinstance(self.focused, StructureTree) or self.place.view not in (View.FIELDS, View.HEX, View.ENTRIES):
+            return True
+        if found.item.kind in CHAINED or found.explanation.links:
+            return True
+        return self.place.view is not View.HEX and (found.node is None if found.table is None else found.entry < 0)
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "command" and self.is_mounted:
             command = BY_ID.get(str(parameters[0]))
@@ -286,7 +319,10 @@ class BrowserCore(Screen[None]):
         """Show the keys that work now."""
         if not self.query(Footer):
             return  # being closed
-        chosen = sorted((each for each in self.available() if each.footer), key=lambda each: -each.footer)
+        idle = self.idle_commands()
+        chosen = sorted(
+            (each for each in self.available() if each.footer and each.id not in idle), key=lambda each: -each.footer
+        )
         if self.has_class("zoomed"):  # how to get back is what matters most there
             chosen = [replace(BY_ID["zoom"], label="all panes"), *(each for each in chosen if each.id != "zoom")]
         keys = {each.id: self.app.keys_of(each.id) for each in chosen}
@@ -310,8 +346,7 @@ class BrowserCore(Screen[None]):
             self.jump(value)
 
     def on_descendant_focus(self) -> None:
-        self.set_class(self.focused is self.query_one(StructureTree), "in-tree")
-        self.set_class(isinstance(self.focused, ExplainPane), "in-explain")
+        self.set_pane_classes(self.focused is self.query_one(StructureTree), "in-tree")
         if self.ready:
             self.update_footer()
 
@@ -330,6 +365,13 @@ class BrowserCore(Screen[None]):
 
     # Panes
 
+    def set_pane_classes(self, on: bool, *names: str) -> None:
+        """Set classes that say which panes are shown. Only the panes are styled anew: all that is in them would take 0.1 s."""
+        if any(self.has_class(name) is not on for name in names):
+            self.set_class(on, *names, update=False)
+            panes = [self.query_one(name) for name in ("#tree", "#main", "#middle", "#explain")]
+            self.app.stylesheet.update_nodes(panes)
+
     def fit_panes(self) -> None:
         """Give the explanation the rows that a short table leaves over; it has its usual ones beside a long one.
 
@@ -337,7 +379,8 @@ class BrowserCore(Screen[None]):
         """
         explain, view = self.query_one(ExplainPane), self.current_view()
         explain.styles.clear_rule("height")
-        if isinstance(view, Rows) and not self.has_class("-wide") and not self.has_class("-vast"):
+        beside = any(self.has_class(name) for name in ("-wide", "-vast", "zoomed"))
+        if isinstance(view, Rows) and not beside:
             usual = USUAL_EXPLANATION[
                 "-short" if self.has_class("-short") else "-high" if self.has_class("-high") else ""
             ]
@@ -377,12 +420,14 @@ class BrowserCore(Screen[None]):
 
     def do_zoom(self) -> None:
         if self.has_class("zoomed"):
-            self.remove_class("zoomed", "zoom-tree", "zoom-view", "zoom-explain")
+            self.set_pane_classes(False, "zoomed", "zoom-tree", "zoom-view", "zoom-explain")
         else:
             self._zoom_to(self.focused or self.query_one(StructureTree))
+        self.fit_panes()
+        self.update_tabs()
 
     def _zoom_to(self, pane: Widget) -> None:
-        self.remove_class("zoom-tree", "zoom-view", "zoom-explain")
+        self.set_pane_classes(False, "zoom-tree", "zoom-view", "zoom-explain")
         name = (
             "zoom-tree"
             if isinstance(pane, StructureTree)
@@ -390,12 +435,13 @@ class BrowserCore(Screen[None]):
             if isinstance(pane, ExplainPane)
             else "zoom-view"
         )
-        self.add_class("zoomed", name)
+        self.set_pane_classes(True, "zoomed", name)
 
     def do_explain(self) -> None:
         if isinstance(self.focused, ExplainPane):
             self.focus_view()
-        self.toggle_class("no-explain")
+        self.set_pane_classes(not self.has_class("no-explain"), "no-explain")
+        self.fit_panes()
 
     # What the parts built on this add
 
@@ -476,19 +522,9 @@ class BrowserCore(Screen[None]):
         """Notice that the file changed; looking costs one stat, in a worker."""
         session = self.session
 
-        def done(now: tuple[int, int]) -> None:
-            if session.identity in (now, (0, 0)):
-                return
-            was = session.identity[0]
-            said = session.changed_underneath
-            session.changed_underneath = (
-                "The file is gone"
-                if now == (0, 0)
-                else f"The file {'grew' if now[0] > was else 'shrank'}"
-                if now[0] != was
-                else "The file changed"
-            )
-            if session.changed_underneath != said:
+        def done(now: tuple[int, int, int]) -> None:
+            said, session.changed_underneath = session.changed_underneath, change_between(session.identity, now)
+            if session.changed_underneath and session.changed_underneath != said:
                 self.notify(f"{session.changed_underneath}. What is shown may be old.", severity="warning")
                 self.update_title()
 

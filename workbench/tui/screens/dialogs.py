@@ -53,6 +53,7 @@ class TextDialog(Dialog):
         super().__init__(title, note)
         self.value, self.placeholder, self.password, self.preview = value, placeholder, password, preview
         self.hints = hints
+        self.refused = False
 
     def compose(self) -> ComposeResult:
         with Vertical(id="box"):
@@ -74,12 +75,15 @@ class TextDialog(Dialog):
     @on(Input.Changed)
     def changed(self, event: Input.Changed) -> None:
         if self.preview is not None:
+            self.refused = False
+            self.query_one("#preview").remove_class("refused")
             self.preview(event.value, self.show)
 
     def show(self, text: str, choices: Sequence[tuple[str, str]]) -> None:
-        """The preview's answer: a text, and (value, label) completions."""
+        """The preview's answer: a text (beginning with `?` when there is no such place), and (value, label) completions."""
         if not self.is_mounted:
             return
+        self.refused = text.startswith("?")
         self.query_one("#preview", Static).update(text)
         options = self.query_one("#choices", OptionList)
         options.clear_options()
@@ -88,7 +92,13 @@ class TextDialog(Dialog):
 
     @on(Input.Submitted)
     def submitted(self, event: Input.Submitted) -> None:
-        self.dismiss(event.value)
+        """What was typed; where it leads nowhere the first completion, and without one the dialog stays and says why."""
+        if not self.refused or not event.value.strip():
+            self.dismiss(event.value)
+        elif self.query_one(OptionList).option_count:
+            self.dismiss(self.query_one(OptionList).get_option_at_index(0).id)
+        else:
+            self.query_one("#preview").add_class("refused")
 
     @on(OptionList.OptionSelected)
     def chosen(self, event: OptionList.OptionSelected) -> None:

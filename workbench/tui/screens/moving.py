@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from workbench.engine.address import NAMES
 from workbench.engine.explain import HostFacts, explain_guest, explain_host
@@ -16,7 +17,7 @@ from workbench.tui.place import Place, View
 from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, find_address, place_of, prepare, snapshot_number
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
-from workbench.tui.search import Query, find_bytes, parse_query
+from workbench.tui.search import GuestSource, Query, Source, find_bytes, parse_query
 from workbench.tui.widgets.entries import EntriesView
 from workbench.tui.widgets.fields import FieldsView
 from workbench.tui.widgets.lines import LinesView
@@ -51,7 +52,10 @@ class Moving(BrowserCore):
         if links:
             self.jump(links[0][1])
         else:
-            self.notify("Nothing to follow here: this is no pointer.", timeout=2)
+            told = self.prepared.explanation.problems if self.prepared is not None else ()
+            self.notify(
+                told[0][1].replace("[", "\\[") if told else "Nothing to follow here: this is no pointer.", timeout=3
+            )
 
     def _select_under_cursor(self, widget: object) -> bool:
         """When a whole structure is selected, its row under the cursor is meant: select that, then follow it."""
@@ -65,7 +69,7 @@ class Moving(BrowserCore):
             and widget.current is not None
             and found.entry < 0
         ):
-            place = entry_place(self.session.meta, found.item, found.table, widget.current.first, View.ENTRIES)
+            place = entry_place(self.session.meta, found.owner, found.table, widget.current.first, View.ENTRIES)
         elif (
             isinstance(widget, FieldsView) and found.node is None and found.table is None and widget.current is not None
         ):
@@ -140,7 +144,11 @@ class Moving(BrowserCore):
                 return f"? {error.what}" + (f"; {error.hint}" if error.hint else ""), choices
             trail = " › ".join(label for label, _ in found.crumbs)
             explanation = found.explanation
-            return f"→ {trail}\n  {explanation.where}\n  {explanation.value[:140]}".rstrip(), choices
+            lines = [f"→ {trail}", f"  {explanation.where}", f"  {explanation.value[:140]}"]
+            if wanted[0].isdigit():
+                lines = [f"→ {trail}, byte {found.place.offset:#x} of the file"]
+                lines.append(f"  For that offset on the guest's disk type g:{text.strip()}, or ↓ and Enter.")
+            return "\n".join(lines).rstrip(), choices
 
         def done(result: tuple[str, list[tuple[str, str]]]) -> None:
             if ticket == self._preview_ticket:
@@ -194,39 +202,52 @@ class Moving(BrowserCore):
     # Search
 
     def do_search(self) -> None:
-        note = "Text as it is; x:51 46 49 fb for bytes; =0x50000 for a value in the table shown. The whole file is searched."
+        where = "guest's disk" if self.place.view is View.GUEST_HEX else "file"
+        note = f"Text as it is, or x:51 46 49 fb for bytes: in the whole {where}."
+        if self.place.view is View.ENTRIES:
+            note += "\n=0x50000 (or 0x50000) for a value or offset in the table shown."
         last = self.session.search.text if self.session.search is not None else ""
+        placeholder = "text, x:bytes" + (" or =value" if self.place.view is View.ENTRIES else "")
         self.app.push_screen(
-            TextDialog("Search", note=note, value=last, placeholder="text, x:bytes or =value"), self._search_done
+            TextDialog(
+                f"Search the {where}", note=note, value=last, placeholder=placeholder, hints="⏎ search   Esc cancel"
+            ),
+            self._search_done,
         )
 
     def _search_done(self, text: str | None) -> None:
         if not text:
             return
         try:
-            self.session.search = parse_query(text)
+            self.session.search = parse_query(text, table=self.place.view is View.ENTRIES)
         except ArgumentError as error:
             self.failed(error)
             return
-        self._search(self.session.search, self.place.offset)
+        self._search(self.session.search, 0)
 
     def do_search_next(self) -> None:
         if self.session.search is not None:
-            self._search(self.session.search, self.place.offset + 1)
+            self._search(self.session.search, 1)
 
     def do_search_previous(self) -> None:
         if self.session.search is not None:
-            self._search(self.session.search, self.place.offset, backwards=True)
+            self._search(self.session.search, 0, backwards=True)
 
-    def _search(self, query: Query, start: int, *, backwards: bool = False) -> None:
+    def _search(self, query: Query, skip: int, *, backwards: bool = False) -> None:
+        """Search from the selection (`skip` bytes behind it), in the file or, in the guest's data, on the guest's disk."""
         if query.value is not None:
             self._search_value(query.value, 1 if not backwards else -1)
             return
-        storage = self.session.storage
+        image = self.session.image if self.place.view is View.GUEST_HEX else None
+        storage: Source = GuestSource(image) if image is not None else self.session.storage
+        start = skip + ((self.place.guest or 0) if image is not None else self.place.offset)
 
         def done(found: int | None) -> None:
             if found is None:
-                self.notify("Not found in this file.", timeout=3)
+                where = "on the guest's disk" if image is not None else "in this file"
+                self.notify(f"Not found {where}.", timeout=3)
+            elif image is not None:
+                self.select(replace(self.place, guest=found))
             else:
                 self.jump_to_bytes(found, len(query.needle))
 

@@ -63,9 +63,6 @@ class Repairing(BrowserCore):
 
     def do_repair(self) -> None:
         """The whole flow; on a finding: for findings of its kind."""
-        from workbench.tui.screens.repair_flow import Flow
-        from workbench.tui.widgets.findings import FindingsView
-
         if self.origin is not None:
             self.back_to_plan()
             return
@@ -73,21 +70,30 @@ class Repairing(BrowserCore):
             self.open_flow(self.flow)
             return
         self.drop_flow()
-        outcome = getattr(self, "outcome", None)
-        session = self.session
-        fresh = outcome is not None and session.identity == identity_of(session.path)
         widget = self.current_view()
-        finding = (
-            widget.finding
-            if isinstance(widget, FindingsView) and self.focused is widget and self.place.view is View.FINDINGS
-            else None
-        )
-        self.flow = Flow(
-            session.path,
-            outcome.result if fresh and outcome is not None else None,
-            only=finding.code if finding is not None else "",
-        )
-        self.open_flow(self.flow)
+        on_finding = self.place.view is View.FINDINGS and self.focused is widget
+        finding = getattr(widget, "finding", None) if on_finding else None
+        self.begin_flow(only=finding.code if finding is not None else "")
+
+    def begin_flow(self, *, only: str = "", edit: Edit | None = None) -> None:
+        """Show a new repair. The check's result is used if the file is still what was checked; a worker looks, and imports."""
+        session, outcome = self.session, getattr(self, "outcome", None)
+
+        def look() -> bool:
+            import workbench.tui.screens.repair  # noqa: F401 - takes a tenth of a second; here it keeps no key waiting
+
+            return session.identity == identity_of(session.path)
+
+        def done(fresh: bool) -> None:
+            from workbench.tui.screens.repair_flow import Flow
+
+            result = outcome.result if fresh and outcome is not None else None
+            self.flow = (
+                Flow(session.path, result, edit=edit) if edit is not None else Flow(session.path, result, only=only)
+            )
+            self.open_flow(self.flow)
+
+        session.background.submit(lambda _job: look(), done, self.failed, title="repair")
 
     def open_flow(self, flow: Flow) -> None:
         """Show a repair, new or kept."""
@@ -102,6 +108,7 @@ class Repairing(BrowserCore):
             return
         self.drop_flow()
         if answer in ("done", "undo"):
+            self.session.repaired_before = True
             self.read_again()
         if answer == "undo":
             self.do_undo()
@@ -201,7 +208,7 @@ class Repairing(BrowserCore):
     def read_again(self) -> None:
         """After writing: show what is there now."""
         self.drop_flow()
-        self.session.identity = identity_of(self.session.path)
+        self.session.changed_underneath = ""
         self.do_reload()
 
     def release_guest(self) -> None:
@@ -255,33 +262,28 @@ class Repairing(BrowserCore):
 
     def edited(self, edit: Edit | None) -> None:
         """A new value was given: plan, simulate, confirm, write like any repair."""
-        from workbench.tui.screens.repair_flow import Flow
-
-        if edit is None:
-            return
-        self.drop_flow()
-        outcome = getattr(self, "outcome", None)
-        fresh = outcome is not None and self.session.identity == identity_of(self.session.path)
-        self.flow = Flow(self.session.path, outcome.result if fresh and outcome is not None else None, edit=edit)
-        self.open_flow(self.flow)
+        if edit is not None:
+            self.drop_flow()
+            self.begin_flow(edit=edit)
 
     # Cut off
 
     def look_for_interrupted(self) -> None:
         """Ask the case file, if there is one, whether a repair was cut off."""
-        path = self.session.path
+        path, session = self.session.path, self.session
 
-        def done(found: Repair | None) -> None:
+        def done(answer: tuple[bool, Repair | None]) -> None:
+            session.repaired_before, found = answer
             if found is not None and not self._asked_before:
                 self._asked_before = True
                 self.ask_interrupted(found)
 
-        def work() -> Repair | None:
+        def work() -> tuple[bool, Repair | None]:
             if not Path(path + CASE_SUFFIX).exists():
-                return None
+                return False, None
             from workbench.repair import recovery
 
-            return recovery.interrupted(path)
+            return True, recovery.interrupted(path)
 
         self.session.background.submit(lambda _job: work(), done, self.failed, title="case file")
 

@@ -9,11 +9,20 @@ from textual.containers import Container
 from textual.widget import Widget
 
 from formats.annotate import Node, NodeKind
+from formats.qcow2.refcounts import unpack
 from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.tui.entries import EntryRows, Filter
 from workbench.tui.outline_items import Kind
 from workbench.tui.place import VIEW_LABELS, Place, View
-from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, hex_place
+from workbench.tui.prepare import (
+    GUEST_VIEWS,
+    IMAGE_VIEWS,
+    Prepared,
+    crossing,
+    entry_place,
+    guest_side,
+    hex_place,
+)
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.widgets.chrome import ViewTabs
 from workbench.tui.widgets.entries import EntriesView
@@ -62,14 +71,21 @@ class Viewing(BrowserCore):
         """Show the same place in another view."""
         self.liked = view
         if self.prepared is not None and view in self.prepared.views and view is not self.place.view:
-            place = self.place
-            if view in GUEST_VIEWS and place.guest is None:
-                place = Place(place.node, place.offset, place.length, place.path, place.view, 0)
-            focused = self.focused is self.current_view()
-            self.select(
-                place.seen_in(view),
-                record=True,
-                then=self.focus_view if focused or not self.focused_is_tree() else None,
+            place, found, outline = self.place, self.prepared, self.session.outline
+            stays = self.focused_is_tree() and not self.has_class("-narrow")  # there the tree would hide the view
+            then = None if stays else self.focus_view
+            if view in IMAGE_VIEWS or (place.view in GUEST_VIEWS) is (view in GUEST_VIEWS):
+                self.select(place.seen_in(view), record=True, then=then)
+                return
+
+            def work() -> Place:
+                return guest_side(outline, found, view) if view in GUEST_VIEWS else crossing(outline, place, view)
+
+            self.session.background.submit(
+                lambda _job: work(),
+                lambda there: self.select(there, record=True, then=then),
+                self.failed,
+                title="looking",
             )
 
     def focused_is_tree(self) -> bool:
@@ -241,26 +257,31 @@ class Viewing(BrowserCore):
             and model.table == table
             and model.fold == self.fold
             and model.chosen == chosen
+            and (source == "entries" or model.shows(found.entry))
         ):
             if source != "entries":
-                widget.select(max(0, found.entry))
+                widget.select(found.first)
             return
-        fold = self.fold
+        fold, pin = self.fold, found.entry
         widget.refcount = self.refcount_text
         widget.show(None)
 
         def done(fresh: EntryRows) -> None:
             if self.prepared is not None and self.prepared.table == table:
                 widget.show(fresh)
-                widget.select(max(0, self.prepared.entry))
+                widget.select(self.prepared.first)
                 self.fit_panes()
 
         self.session.background.submit(
-            lambda _job: EntryRows(meta, table, fold=fold, chosen=chosen), done, self.failed, title="reading table"
+            lambda _job: EntryRows(meta, table, fold=fold, chosen=chosen, pin=pin),
+            done,
+            self.failed,
+            title="reading table",
         )
 
-    def refcount_text(self, offset: int) -> str:
-        """Stored refcount of the cluster at a host offset, from bytes that are there already; `…` while they are read."""
+    def refcount_text(self, offset: int, clusters: int = 1) -> str:
+        """Stored refcount of `clusters` clusters from a host offset on (`1`, or `1-3` where they differ), from bytes that
+        are there already; `…` while they are read. Runs that reach into a second refcount block are not looked through."""
         meta = self.session.meta
         geometry = meta.geometry
         assert geometry is not None
@@ -269,16 +290,25 @@ class Viewing(BrowserCore):
         block = int(table[number]) & REFCOUNT_OFFSET_MASK if number < len(table) else 0
         if not block:
             return "0"
+        if row + clusters > geometry.refcount_block_entries:
+            return ""
         bits = geometry.refcount_bits
-        data = self.session.pages.peek(block + row * bits // 8, max(1, bits // 8))
+        first = row * bits // 8
+        data = self.session.pages.peek(block + first, ((row + clusters) * bits + 7) // 8 - first)
         if data is None:
             return "…"
-        value = int.from_bytes(data, "big")
-        return str(value if bits >= 8 else value >> row * bits % 8 & ((1 << bits) - 1))
+        if clusters == 1:
+            value = int.from_bytes(data, "big")
+            return str(value if bits >= 8 else value >> row * bits % 8 & ((1 << bits) - 1))
+        values = unpack(data, geometry.refcount_order)
+        skip = row - first * 8 // bits
+        values = values[skip : skip + clusters]
+        low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+        return str(low) if low == high else f"{low}-{high}"
 
     @on(Rows.Moved, "#view-entries")
     def entries_moved(self, event: Rows.Moved) -> None:
         run = self.view_widget(View.ENTRIES).current
         if run is not None and self.prepared is not None and self.prepared.table is not None:
-            place = entry_place(self.session.meta, self.prepared.item, self.prepared.table, run.first, View.ENTRIES)
+            place = entry_place(self.session.meta, self.prepared.owner, self.prepared.table, run.first, View.ENTRIES)
             self.select(place, record=False, source="entries")

@@ -25,29 +25,32 @@ class Working(BrowserCore):
     # Marking a range
 
     def do_mark(self) -> None:
-        """First press: one end. Second: the other; then length and hash. Third: away."""
+        """First press: one end. Second: the other; then length and hash. Then again: a new range, or away on the same place."""
         session = self.session
-        at = self._byte()
-        if session.mark_from is None and session.mark is None:
-            session.mark_from = at
+        at, end = self._byte()
+        if session.mark_from is None and session.mark is not None and session.mark[0] <= at < session.mark[1]:
+            session.mark, session.mark_hash = None, ""
+            self.notify("The mark is taken away.", timeout=2)
+        elif session.mark_from is None:
+            session.mark, session.mark_hash, session.mark_from = None, "", at
             self.notify(
                 f"Marked from {at:#x}; go to the other end and press {self.app.key_of('mark')} again.", timeout=4
             )
-        elif session.mark_from is not None:
-            low, high = sorted((session.mark_from, at))
-            session.mark_from, session.mark, session.mark_hash = None, (low, high + 1), ""
-            self._hash_mark()
         else:
-            session.mark, session.mark_hash = None, ""
+            low, high = min(session.mark_from, at), max(session.mark_from + 1, end)
+            session.mark_from, session.mark, session.mark_hash = None, (low, high), ""
+            self._hash_mark()
         for widget in self.query(HexView):
             widget.marked = session.mark
             widget.refresh()
         self.update_title()
 
-    def _byte(self) -> int:
-        """The byte under the cursor in the hex view, else where the selection starts."""
+    def _byte(self) -> tuple[int, int]:
+        """The byte under the cursor in the hex view, else the selected field or entry: (first byte, end)."""
         widget = self.current_view()
-        return widget.at if isinstance(widget, HexView) and self.place.view is View.HEX else self.place.offset
+        if isinstance(widget, HexView) and self.place.view is View.HEX:
+            return widget.at, widget.at + 1
+        return self.place.offset, max(self.place.end, self.place.offset + 1)
 
     def _hash_mark(self) -> None:
         session = self.session

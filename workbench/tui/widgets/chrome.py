@@ -112,13 +112,11 @@ class TitleLine(Line):
         A condition or verdict without a word is not shown.
         """
         width = self.size.width or 80
-        tail = [
-            (f" {LEVEL_GLYPH[level]} {word} ", f"badge-{level or 'dim'}", target)
-            for (word, level), target in ((condition, ""), (verdict, "findings"))
-            if word
-        ]
-        if len(tail) > 1:
-            tail.insert(1, (" ", "", ""))
+        tail = _badges(condition, verdict)
+        for other in ((_brief(verdict[0]), verdict[1]), ("", "")):  # sizes are worth more than the verdict in full
+            crowded = sum(len(text) for text, _, _ in tail) + len(name) + len(summary) + 5 > width
+            if crowded and (condition[1] == "bad" or other[0]):
+                tail = _badges(condition, other)
         room = width - sum(len(text) for text, _, _ in tail) - 1
         short = _shortened(name, max(12, room - 2 if len(name) > room // 2 else room // 2))
         middle = next(
@@ -142,6 +140,23 @@ class TitleLine(Line):
             trail.append((" " * max(1, width - used - len(right) - 1), "", ""))
             trail.append((right, "busy", "stop"))
         self.put(first, trail)
+
+
+def _badges(condition: tuple[str, str], verdict: tuple[str, str]) -> list[tuple[str, str, str]]:
+    """Condition and verdict as filled labels, a space between them."""
+    found = [
+        (f" {LEVEL_GLYPH[level]} {word} ", f"badge-{level or 'dim'}", target)
+        for (word, level), target in ((condition, ""), (verdict, "findings"))
+        if word
+    ]
+    if len(found) > 1:
+        found.insert(1, (" ", "", ""))
+    return found
+
+
+def _brief(verdict: str) -> str:
+    """`7 leaks (may be guest data), 1 warning` -> `7 leaks (data?)`: the worst of it, for narrow lines."""
+    return verdict.split(", ", maxsplit=1)[0].replace("may be guest data", "data?")
 
 
 def _shortened(name: str, room: int) -> str:

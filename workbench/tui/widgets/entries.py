@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import ClassVar, Final
 
 from workbench.engine.tables import Run, TableKind
-from workbench.render.entries import Meaning, Sort, covered, meaning, run_label, run_raw, side_of
+from workbench.render.entries import PAST_END, Meaning, Sort, covered, meaning, run_label, run_raw, side_of
 from workbench.render.sizes import span
 from workbench.tui.entries import EntryRows
-from workbench.tui.widgets.rows import Part, Rows, cut
+from workbench.tui.widgets.rows import Part, Rows, cut, rows_classes
 
 STYLES: Final = {
     Sort.MISSING: ("✗", "bad"),
@@ -56,23 +56,22 @@ class Width:
     least: int
 
 
-def layout(widths: dict[Column, Width], wanted: Iterable[Column], room: int) -> dict[Column, int]:
-    """Columns that fit into `room` cells, in order, with their widths.
+LEAST, BEST = False, True
+ORDER: Final = (
+    (Column.INDEX, LEAST), (Column.SUBS, BEST), (Column.COUNT, BEST), (Column.SORT, BEST), (Column.HOST, LEAST), (Column.RANGE, LEAST),
+    (Column.REFS, BEST), (Column.FLAGS, BEST), (Column.RANGE, BEST), (Column.INDEX, BEST), (Column.HOST, BEST), (Column.RAW, BEST),
+)  # fmt: skip
+"""What room is spent on, most important first: a column at its least, later at its best."""
 
-    wanted: most important first; one that does not fit at its least is left out. What remains widens them in that order.
-    """
+
+def layout(widths: dict[Column, Width], room: int) -> dict[Column, int]:
+    """The columns that fit into `room` cells, in the order in which they stand, with their widths."""
     found: dict[Column, int] = {}
-    ranked = list(wanted)
-    for column in ranked:
-        if widths[column].least <= room:
-            found[column] = widths[column].least
-            room -= widths[column].least
-    for column in ranked:
-        if column in found:
-            more = min(room, widths[column].best - found[column])
-            # A range is shown whole or by its start; half a range only takes room away.
-            if found[column] + more == widths[column].best:
-                found[column] += more
+    for column, best in ORDER:
+        if column in widths:
+            more = (widths[column].best if best else widths[column].least) - found.get(column, 0)
+            if 0 < more <= room:
+                found[column] = found.get(column, 0) + more
                 room -= more
     return {column: found[column] for column in Column if column in found}
 
@@ -80,10 +79,13 @@ def layout(widths: dict[Column, Width], wanted: Iterable[Column], room: int) -> 
 class EntriesView(Rows):
     """Rows of an EntryRows model. The cursor is a row; `current` is its run of entries."""
 
+    COMPONENT_CLASSES: ClassVar[set[str]] = rows_classes("data", "zero", "meta", "free", "packed")
+    foldable = True
+
     def __init__(self, **more: object) -> None:
         super().__init__(**more)
         self.model: EntryRows | None = None
-        self.refcount: Callable[[int], str] = lambda _offset: ""
+        self.refcount: Callable[[int, int], str] = lambda _offset, _clusters: ""
         self._note = "Reading the table …"
         self._laid_out: tuple[int, dict[Column, int]] = (0, {})
 
@@ -149,16 +151,17 @@ class EntriesView(Rows):
             Column.REFS: Width(5, 5),
             Column.FLAGS: Width(7, 7),
         }
+        pointers = (Column.INDEX, Column.RAW, Column.SORT, Column.HOST, Column.RANGE, Column.REFS)
         wanted = {
-            TableKind.L1: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.FLAGS, Column.RAW),
-            TableKind.L2: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.FLAGS, Column.RAW),
-            TableKind.REFCOUNT_TABLE: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.RAW),
-            TableKind.REFCOUNT_BLOCK: (Column.COUNT, Column.SORT, Column.RANGE, Column.RAW),
-            TableKind.BITMAP_TABLE: (Column.SORT, Column.HOST, Column.RANGE, Column.REFS, Column.RAW),
+            TableKind.L1: (*pointers, Column.FLAGS),
+            TableKind.L2: (*pointers, Column.FLAGS),
+            TableKind.REFCOUNT_TABLE: pointers,
+            TableKind.REFCOUNT_BLOCK: (Column.INDEX, Column.RAW, Column.SORT, Column.COUNT, Column.RANGE),
+            TableKind.BITMAP_TABLE: pointers,
         }[table.kind]
-        if self.model.second is not None:
-            wanted = (Column.SUBS, *wanted[1:])
-        return layout(widths, (Column.INDEX, *wanted), width - 2)
+        if self.model.second is not None:  # the picture of the subclusters says the type
+            wanted = (Column.SUBS, *(column for column in wanted if column is not Column.SORT))
+        return layout({column: widths[column] for column in wanted}, width - 2)
 
     def head_parts(self, line: int, width: int) -> Iterable[Part]:
         if self.model is None:
@@ -186,48 +189,53 @@ class EntriesView(Rows):
         run = self.model.run(row)
         meta, table = self.model.meta, self.model.table
         found = meaning(meta, table, run)
-        odd = "; ".join((*found.oddities, *(("INVALID subclusters",) if "INVALID" in found.detail else ())))
+        odd = " ".join("PAST EOF" if each == PAST_END else each for each in found.oddities)
+        if "INVALID" in found.detail:
+            odd = f"{odd} INVALID".strip()
         glyph, style = ("✗", "bad") if odd else STYLES[found.sort]
         yield f"{glyph} ", style
-        used, shown = 2, self.columns(width)
+        shown = dict(self.columns(width))
+        while odd and sum(shown.values()) + 2 + len(odd) > width and len(shown) > 1:
+            shown.popitem()  # what is wrong with the entry is worth more than its last columns
         for column, size in shown.items():
-            if odd and used + size > width - len(odd) - 1 and column is not Column.INDEX:
-                continue  # what is wrong with the entry is worth more than its last columns
-            used += size
             if column is Column.SUBS:
                 yield from self._subclusters(run, found, size)
                 continue
-            text = self._cell(column, run, found, size)
             yield (
-                (text if column is Column.INDEX else cut(text, size)),
+                cut(self._cell(column, run, found, size), size - 1) + " ",
                 style if column in (Column.INDEX, Column.SORT) and style != "zero" else _COLUMN_STYLE.get(column, ""),
             )
         if odd:
             yield odd, "bad"
 
     def _cell(self, column: Column, run: Run, found: Meaning, size: int) -> str:
+        """Text of a cell, shorter than `size` where that says enough."""
+        assert self.model is not None
+        if column is Column.INDEX:
+            label = run_label(self.model.table, run)
+            return label if len(label) < size else f"[{run.first}..]"
+        if column is Column.RAW:
+            return run_raw(self.model.meta, self.model.table, run)
+        if column is Column.HOST:
+            return _host_text(run, found, size)
+        if column is Column.RANGE:
+            return self._range_text(run, size)
+        return {
+            Column.SORT: found.sort.value,
+            Column.COUNT: f"{found.value:,}" if found.value >= 0 else "",
+            Column.REFS: self._refcount_of(run, found) if column is Column.REFS else "",
+            Column.FLAGS: " ".join(found.flags),
+        }[column]
+
+    def _range_text(self, run: Run, size: int) -> str:
+        """What the entries describe, cut at the end of the disk; only its start where there is no room."""
         assert self.model is not None
         meta, table = self.model.meta, self.model.table
-        if column is Column.INDEX:
-            label = run_label(table, run)
-            return cut(label if len(label) < size else f"[{run.first}..]", size)
-        if column is Column.RAW:
-            return run_raw(meta, table, run)
-        if column is Column.SORT:
-            return found.sort.value
-        if column is Column.COUNT:
-            return f"{found.value:,}" if found.value >= 0 else ""
-        if column is Column.REFS:
-            return self._refcount_of(run, found)
-        if column is Column.FLAGS:
-            return " ".join(found.flags)
-        if column is Column.HOST:
-            if found.host is None:
-                return "-"
-            single = run.count == 1 and found.sort is not Sort.COMPRESSED
-            whole = f"{found.host:#x}" if single or found.end is None else f"{found.host:#x}..{found.end:#x}"
-            return whole if len(whole) < size else f"{found.host:#x}"
         start, length = covered(meta, table, run)
+        if side_of(table) == "guest":
+            if start >= meta.header.size:
+                return "past the disk" if size > len("past the disk") else "past"
+            length = min(length, meta.header.size - start)
         whole = span(start, length) if length else ""
         return whole if len(whole) < size else f"{start:#x}"
 
@@ -247,12 +255,20 @@ class EntriesView(Rows):
         yield cut(text, len(text) + size - SUBCLUSTERS), style
 
     def _refcount_of(self, run: Run, found: Meaning) -> str:
-        """Stored refcount of the cluster that a single entry names; empty where there is none to show."""
+        """Stored refcount of the clusters that a run names, or lowest and highest of them; empty where there is none."""
         assert self.model is not None
         table, meta = self.model.table, self.model.meta
-        if found.host is None or run.count > 1 or (table.kind is TableKind.L2 and meta.header.has("data_file")):
+        if found.host is None or (table.kind is TableKind.L2 and meta.header.has("data_file")):
             return ""
-        return self.refcount(found.host) if 0 < found.host < meta.file_size else ""
+        return self.refcount(found.host, run.count if run.step else 1) if 0 < found.host < meta.file_size else ""
+
+
+def _host_text(run: Run, found: Meaning, size: int) -> str:
+    if found.host is None:
+        return "-"
+    single = run.count == 1 and found.sort is not Sort.COMPRESSED
+    whole = f"{found.host:#x}" if single or found.end is None else f"{found.host:#x}..{found.end:#x}"
+    return whole if len(whole) < size else f"{found.host:#x}"
 
 
 _COLUMN_STYLE: Final = {Column.RAW: "dim", Column.RANGE: "dim"}

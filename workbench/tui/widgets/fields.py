@@ -104,6 +104,12 @@ class FieldsView(Rows):
             self._folded ^= {node.path}
             self._rebuild()
 
+    @property
+    def foldable(self) -> bool:
+        """Whether the node under the cursor has something to fold."""
+        node = self.current
+        return node is not None and bool(node.children)
+
     def row_count(self) -> int:
         return len(self._rows)
 

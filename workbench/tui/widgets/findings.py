@@ -15,6 +15,8 @@ class FindingsView(Rows):
 
     DEFAULT_CSS = "FindingsView > .rows--head { text-style: none; }"
 
+    foldable = True
+
     def __init__(self, **more: object) -> None:
         super().__init__(**more)
         self.model: FindingRows | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from workbench.tui.guestmap import Fill, GuestCells
-from workbench.tui.widgets.rows import Part, Rows, cut
+from workbench.tui.widgets.rows import Part, Rows, cut, rows_classes
 from workbench.units import format_size
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def looks(cells: GuestCells) -> NDArray[np.uint8]:
 class GuestMapView(Rows):
     """Rows of cells; each cell is `per_cell` guest bytes. Only the visible cells are measured."""
 
+    COMPONENT_CLASSES: ClassVar[set[str]] = rows_classes("data", "zero", "meta", "free", "packed", "backing")
     greedy = True
 
     def __init__(self, **more: object) -> None:
@@ -129,6 +130,10 @@ class GuestMapView(Rows):
         self._is_whole = self.per_cell == self._round(self.whole)
         self._cells = self._asked = None
         self.select(self.guest)
+
+    def can_zoom(self, direction: int) -> bool:
+        """Whether there is a closer (1) or wider (-1) look."""
+        return self.per_cell > self.cluster if direction > 0 else not self._is_whole
 
     def select(self, guest: int) -> None:
         """Put the cursor on the cell with a guest offset; tells no one."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from textual import events
 
 from workbench.render.hostmap import LOOKS, SPARSE, CellFacts, HostKind, HostMap, Look, cell_text, whole_file_cell
-from workbench.tui.widgets.rows import Part, Rows, cut
+from workbench.tui.widgets.rows import Part, Rows, cut, rows_classes
 from workbench.units import div_round_up, format_size
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ class HostMapView(Rows):
     """Rows of cells; each cell is `cell` clusters. Asks for the visible cells, keeps those of three pages."""
 
     greedy = True
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"rows--{name}"
-        for name in ("inactive", "l1", "l2", "refcount", "bitmap", "luks", "header", "leak", "lost", "mismatch", "overlap", "waiting")
-    }  # fmt: skip
+    COMPONENT_CLASSES: ClassVar[set[str]] = rows_classes(
+        "data", "free", "packed", "inactive", "l1", "l2", "refcount", "bitmap", "luks", "header", "leak", "lost", "mismatch", "overlap", "waiting",
+    )  # fmt: skip
     DEFAULT_CSS = """
     HostMapView > .rows--inactive { color: $secondary; }
     HostMapView > .rows--l1 { color: $accent; text-style: bold; }
@@ -143,6 +142,10 @@ class HostMapView(Rows):
         self._forget()
         self._go(anchor)
         self._ask_facts(tell=True)
+
+    def can_zoom(self, direction: int) -> bool:
+        """Whether there is a closer (1) or wider (-1) look."""
+        return self.cell > 1 if direction > 0 else not self._is_whole
 
     def row_count(self) -> int:
         if self.world is None or not self.cell:

@@ -37,6 +37,11 @@ def overlay(widget: Widget, component: str) -> Style:
     return part + Style(color=full.color) if part.color is not None else part
 
 
+def rows_classes(*names: str) -> set[str]:
+    """Component classes for style names. Each costs time whenever styles are applied anew, so a view declares what it uses."""
+    return {f"rows--{name}" for name in names}
+
+
 class Rows(Widget, can_focus=True):
     """A window on numbered rows with a cursor and a scroll bar of its own.
 
@@ -45,13 +50,9 @@ class Rows(Widget, can_focus=True):
 
     ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [*navigation_bindings()]
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        f"rows--{name}"
-        for name in (
-            "text", "dim", "head", "cursor", "lit", "tint-a", "tint-b", "good", "warn", "bad", "link", "accent", "bar", "thumb",
-            "mark", "data", "zero", "meta", "free", "packed", "backing", "select",
-        )
-    }  # fmt: skip
+    COMPONENT_CLASSES: ClassVar[set[str]] = rows_classes(
+        "text", "dim", "head", "cursor", "lit", "tint-a", "tint-b", "good", "warn", "bad", "link", "accent", "bar", "thumb", "mark", "select",
+    )  # fmt: skip
     DEFAULT_CSS = """
     Rows { height: 1fr; width: 1fr; }
     Rows > .rows--text { color: $foreground; }

@@ -27,7 +27,8 @@ async def test_title_tells_name_sizes_version_and_state(drive: Drive, sample: Sa
         ("plain", "clean"),
         ("dirty", "dirty"),
         ("corrupt", "marked corrupt"),
-        ("bad-refcount-table", "damaged header"),
+        ("bad-refcount-table", "damaged refcount table"),
+        ("extension-overrun", "damaged header"),
     ):
         async with drive(sample(name)) as (app, _):
             text = browser(app).query_one(TitleLine).text

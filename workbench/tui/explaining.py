@@ -221,11 +221,14 @@ def entry_links(meta: Metadata, table: Table, index: int, words: tuple[int, ...]
         yield f"the cluster it counts: {cluster} at {cluster * meta.geometry.cluster_size:#x}", f"c:{cluster}"
         return
     offset = layout["offset"].get(words[0]) if layout is not None else 0
+    in_this_file = not (table.kind is TableKind.L2 and meta.header.has("data_file"))
+    if in_this_file and offset >= max(1, meta.file_size):
+        return  # it leads nowhere, which is told as a problem
     if table.kind is TableKind.L1 and offset:
         yield f"L2 table {index} at {offset:#x}", f"{prefix}l2:{index}"
     elif table.kind is TableKind.REFCOUNT_TABLE and offset:
         yield f"refcount block {index} at {offset:#x}", f"rb:{index}"
-    elif offset and not (table.kind is TableKind.L2 and meta.header.has("data_file")):
+    elif offset and in_this_file:
         yield f"bytes at {offset:#x}", f"{offset:#x}"
     if table.kind in (TableKind.L1, TableKind.L2):
         guest = table.base + index * table.coverage(meta)

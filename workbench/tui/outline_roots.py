@@ -144,7 +144,7 @@ class OutlineRoots:
             item = replace(item, mark="bad", why=f"its offset {region.offset:#x} is not cluster aligned")
         elif length < region.length:
             item = replace(item, mark="bad", why="it reaches past the end of the file")
-        return self._marked(item, codes=("REFCOUNT-TABLE",))
+        return self._marked(item, codes=("REFTABLE",))
 
     def _snapshots(self) -> Item:
         table = self.meta.snapshot_table

@@ -121,8 +121,8 @@ class Condition:
 
 
 _PARTS = {
-    "L1": "L1 table", "HEADER-L1": "L1 table", "REFCOUNT-TABLE": "refcount table", "SNAPSHOT": "snapshot table", "BITMAP": "bitmaps",
-    "LUKS": "encryption header", "ENCRYPTION": "encryption header", "EXTENSION": "header extensions", "BACKING": "backing file name",
+    "L1": "L1 table", "REFTABLE": "refcount table", "SNAPSHOT": "snapshot table", "BITMAP": "bitmaps",
+    "LUKS": "encryption header", "ENCRYPTION": "encryption header", "BACKING": "backing file name",
 }  # fmt: skip
 
 

@@ -121,16 +121,14 @@ class CheckedImage(BrowserCore):
 
     def _welcome(self) -> None:
         """A damaged image that nobody has moved in yet is shown by what is wrong with it."""
-        outcome, place = self.outcome, self.place
-        untouched = place.node == "header" and not place.path and not self.session.history.can_back
-        if (
-            outcome is not None
-            and untouched
-            and monotonic() < self.welcome_until
-            and self.verdict()[1] in ("bad", "warn")
-        ):
-            self.to_view(View.FINDINGS)
+        if monotonic() >= self.welcome_until or self.verdict()[1] not in ("bad", "warn"):
+            return
+        if self.prepared is None:  # the check of a small image is done before the first place is looked up
+            self.set_timer(0.05, self._welcome)
+            return
         self.welcome_until = 0.0
+        if self.place.node == "header" and not self.place.path and not self.session.history.can_back:
+            self.to_view(View.FINDINGS)
 
     def feed_again(self) -> None:
         """Give the view in front its content anew."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Group
 from rich.padding import Padding
@@ -19,6 +19,17 @@ from workbench.tui.screens.dialogs import Dialog
 
 if TYPE_CHECKING:
     from workbench.tui.app import Workbench
+
+
+SIGNS: Final = (
+    ("✗ ✗2", "corruption; with a number: how many in this structure"),
+    ("○ ○6", "leaked clusters"),
+    ("! !1", "warning"),
+    ("‡ ‡9", "could not be checked"),
+    ("·", "a note: nothing is wrong"),
+    ("?", "nothing is wrong here by itself, but the likely cause of other findings lies here"),
+    ("■ ≡ 0 ▤ →", "entries: data, compressed, zero, subclusters, a pointer to a table"),
+)
 
 
 class ListDialog(Dialog):
@@ -101,6 +112,10 @@ class HelpDialog(ListDialog):
                 )
                 for each in moves
             ]
+        signs = [each for each in SIGNS if all(word in " ".join(each).lower() for word in words)]
+        if signs:
+            options.append(Option(Text("Signs in tree, lists and maps", style="bold"), disabled=True))
+            options += [Option(Text(f"  {sign:<{width}} {meaning}"), disabled=True) for sign, meaning in signs]
         self.put(options or [Option(Text("No command matches."), disabled=True)])
 
 

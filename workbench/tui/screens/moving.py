@@ -179,9 +179,13 @@ class Moving(BrowserCore):
 
     def _show_references(self, facts: HostFacts | None) -> None:
         if facts is None:
-            self.notify(
-                "This guest offset is stored in no cluster of this file, so nothing can refer to one.", timeout=5
+            meta = self.session.meta
+            more = (
+                " Its data may be in the backing file: in the tree, Enter on it opens that."
+                if meta.backing_name
+                else ""
             )
+            self.notify(f"No cluster of this file holds this guest offset, so nothing refers to one.{more}", timeout=6)
             return
         geometry = self.session.meta.geometry
         assert geometry is not None
@@ -192,8 +196,11 @@ class Moving(BrowserCore):
         stored = "cannot be read" if facts.refcount is None else str(facts.refcount)
         start = facts.cluster * geometry.cluster_size
         note = f"Cluster {facts.cluster}, bytes {start:#x}..{start + geometry.cluster_size - 1:#x}. Refcount stored: {stored}; references found: {len(facts.uses)}."
-        if facts.refcount is not None and facts.refcount != len(facts.uses) and facts.complete:
-            note += " They differ." if facts.refcount else " It counts as free."
+        if facts.refcount is not None and facts.complete:
+            if facts.refcount != len(facts.uses):
+                note += " They differ." if facts.refcount else " It counts as free."
+            elif len(facts.uses) == 1:
+                note += " Nobody else refers to it."
         self.app.push_screen(
             ChooseDialog("Who refers to this cluster", options, note=note, empty="Nothing refers to this cluster."),
             self._goto_done,

@@ -151,7 +151,8 @@ class FieldsView(Rows):
             yield cut(each.raw, raw - 1) + " ", "dim"
         off = each.node.kind is NodeKind.BITS and each.value == "no"
         bad = each.node.kind is NodeKind.FAULT
-        yield cut(each.value, value - 1) + " ", "bad" if bad else "dim" if off else ""
+        text = each.value if len(each.value) < value else each.value.replace(" bytes (", " B (")
+        yield cut(text, value - 1) + " ", "bad" if bad else "dim" if off else ""
         if meaning:
             yield cut(each.meaning, meaning), "dim"
 

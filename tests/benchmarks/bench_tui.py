@@ -1,4 +1,4 @@
-"""The workbench's budgets: first paint of a 1 TiB preallocated image, memory, time per frame while scrolling.
+"""The workbench's budgets on a 1 TiB preallocated image: first paint, memory, frames while scrolling, every key's wait.
 
 python -m tests.benchmarks.bench_tui [--folder FOLDER] [--size 1T]
 """
@@ -99,6 +99,7 @@ async def scrolling(image: Path, folder: Path, rows: int = 10_000) -> dict[str, 
             await pilot.pause()
             frames: list[float] = []
             widget.top = 0
+            before = resident()
             count = min(rows, widget.row_count())
             while widget.top < min(count, widget.max_top()) - 1:
                 widget.top += max(1, min(7, widget.max_top() - widget.top))
@@ -115,11 +116,106 @@ async def scrolling(image: Path, folder: Path, rows: int = 10_000) -> dict[str, 
                 keys.append((time.perf_counter() - begin) * 1000)
                 await app.settled(1)
             figures[view.value] = {
+                "grown_mib": resident() - before,
                 "rows": count, "frames": len(frames), "median_ms": statistics.median(frames), "p99_ms": sorted(frames)[int(len(frames) * 0.99) - 1],
                 "max_ms": max(frames), "slowest_key_ms": max(keys),
             }  # fmt: skip
         screen.session.close()
     return figures
+
+
+def resident() -> float:
+    """MiB that the process holds now."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+TOUR = [
+    "tab",
+    "down",
+    "down",
+    "2",
+    "pagedown",
+    "end",
+    "home",
+    "3",
+    "4",
+    "plus",
+    "plus",
+    "minus",
+    "5",
+    "down",
+    "6",
+    "down",
+    "7",
+    "plus",
+    "right",
+    "minus",
+    "8",
+    "9",
+    "0",
+    "1",
+    "e",
+    "e",
+    "f10",
+    "f10",
+    "f1",
+    "escape",
+    "ctrl+p",
+    "escape",
+    "g",
+    "escape",
+    "slash",
+    "escape",
+    "b",
+    "b",
+    "m",
+    "m",
+    "y",
+    "escape",
+    "x",
+    "escape",
+    "f",
+    "escape",
+    "z",
+    "c",
+    "r",
+    "escape",
+    "u",
+    "escape",
+]
+THEMES = ["T"] * 8
+
+
+async def key_waits(image: Path, folder: Path, keys: list[str]) -> list[tuple[float, str]]:
+    """How long the interface stood still after each key, worst first: (milliseconds, key)."""
+    app = Workbench((str(image),), keymap=Keymap(), memory=State(folder / "state.json"), remember=False)
+    waits: list[tuple[float, str]] = []
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        await app.settled()
+        longest = 0.0
+
+        async def heart() -> None:
+            nonlocal longest
+            while True:
+                begin = time.perf_counter()
+                await asyncio.sleep(0.002)
+                longest = max(longest, time.perf_counter() - begin - 0.002)
+
+        beating = asyncio.create_task(heart())
+        for key in keys:
+            await asyncio.sleep(0.2)
+            longest = 0.0
+            app.simulate_key(key)
+            await asyncio.sleep(0.1)
+            await app.settled(1)
+            await asyncio.sleep(0.2)
+            waits.append((longest * 1000, key))
+        beating.cancel()
+        for screen in app.browsers:
+            screen.session.close()
+    return sorted(waits, reverse=True)
 
 
 def main() -> None:
@@ -138,6 +234,11 @@ def main() -> None:
             print(
                 f"{view:<12} {json.dumps({key: round(value, 1) for key, value in figures.items()})}   (budget 50 ms a frame)"
             )
+        for name, keys in (("keys", TOUR), ("themes", THEMES)):
+            waits = asyncio.run(key_waits(image, Path(scratch), keys))
+            over = sum(wait > 100 for wait, _ in waits)
+            worst = ", ".join(f"{key} {wait:.0f}" for wait, key in waits[:6])
+            print(f"{name:<12} slowest in ms: {worst}; {over} of {len(waits)} over 100 ms")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class HostMapView(Rows):
         self._ticket = 0
         self._seen: set[HostKind] = set()
         self._any_thin = False
+        self._kinds_there: set[HostKind] | None = None
 
     # What the screen says
 
@@ -77,6 +78,7 @@ class HostMapView(Rows):
         self._submit, self.note = submit, note
         if world is not self.world:
             self.world, self.cell, self.facts, self.hover = world, 0, None, None
+            self._kinds_there = None
             self._forget()
         self._fit()
         self._ask()
@@ -232,10 +234,10 @@ class HostMapView(Rows):
         """Glyph and word of every kind that there is, in lines of at most `width` cells."""
         looks: list[Look] = []
         if self.world is not None:
-            present = set(self._seen)
-            if self.world.summary is not None:
+            if self._kinds_there is None and self.world.summary is not None:  # adding up takes a millisecond: once
                 totals = self.world.summary.sum(axis=0, dtype="int64")
-                present = {kind for kind in HostKind if totals[kind]}
+                self._kinds_there = {kind for kind in HostKind if totals[kind]}
+            present = self._kinds_there if self._kinds_there is not None else self._seen
             looks = [LOOKS[kind] for kind in sorted(present, reverse=True)]
             if self._any_thin:
                 looks.append(SPARSE)

@@ -9,7 +9,7 @@ from sample_images import load_manifest, sample_path
 
 def test_guest_offset_is_translated_with_the_numbers(qwb) -> None:  # type: ignore[no-untyped-def]
     text = qwb("explain", sample_path("plain"), "g:0x3010").stdout
-    for piece in ("L1 index = 0x3010 // 0x200000 = 0", "mod 512 = 3", "+ 0x10 = "):
+    for piece in ("L1 index = 0x3010 ÷ 0x200000 = 0", "L2 index = 0x3010 ÷ 0x1000 = 3, remainder 0x10", "+ 0x10 = "):
         assert piece in text
     found = json.loads(qwb("explain", "--json", sample_path("plain"), "g:0x3010").stdout)
     assert found["outcome"] == "data"

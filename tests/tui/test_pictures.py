@@ -76,14 +76,14 @@ def _press(*keys: str) -> Callable[[Workbench, Pilot[None]], Awaitable[None]]:
 
 SCREENS = {
     "go-to": ("plain", "header", _press("g", *"l2:0.5")),
-    "references": ("cross-linked", "l2:0.0", _press("tab", "x")),
+    "references": ("cross-linked", "l2:0.0", _press("x")),
     "search": ("plain", "header", _press("slash", *"x:51 46")),
     "filter": ("unaligned-entry", "l2:0", _press("f", *"suspicious", "enter")),
     "help": ("plain", "header", _press("f1")),
     "palette": ("snapshots", "header", _press("ctrl+p", *"snap")),
     "copy": ("plain", "l2:0.0", _press("y")),
     "passphrase": ("luks", "g:0", _press("5")),
-    "zoomed": ("plain", "l2:0", _press("tab", "f10")),
+    "zoomed": ("plain", "l2:0", _press("f10")),
     "damaged-header": ("bad-refcount-table", "refcount-table", None),
     "compressed": ("compressed", "l2:0", None),
     "subclusters": ("subclusters", "l2:0.1", _press("1")),

@@ -59,8 +59,9 @@ def command(image: Path, address: str, as_json: bool, snapshot: str | None, forc
 
 
 def _explain(meta: Metadata, place: Place, snapshot: str | None, as_json: bool) -> None:
-    from workbench.engine.explain import explain_guest, explain_host, find_snapshot
-    from workbench.render.explain import host_json, host_lines, translation_json, translation_lines
+    from workbench.engine.explain import explain_guest, explain_host, find_snapshot, stored_bytes
+    from workbench.render.explain import host_json, host_lines
+    from workbench.render.translation import translation_json, translation_lines
 
     chosen = place.address.snapshot if snapshot is None else find_snapshot(meta, snapshot)
     guest, host = _target(meta, place)
@@ -69,7 +70,7 @@ def _explain(meta: Metadata, place: Place, snapshot: str | None, as_json: bool) 
         if as_json:
             print_json(translation_json(meta, found))
         else:
-            print_lines(translation_lines(meta, found))
+            print_lines(line.text for line in translation_lines(meta, found, stored_bytes(meta, found)))
         return
     facts = explain_host(meta, host)
     if as_json:

@@ -11,7 +11,7 @@ from workbench.engine.metadata import Metadata, Region
 from workbench.engine.owners import Cancel, Owner, OwnerKind, Progress, owners_of, refcount_of
 from workbench.engine.tables import Table
 from workbench.errors import ArgumentError, ImageError
-from workbench.units import GuestOffset, HostOffset
+from workbench.units import SECTOR_SIZE, GuestOffset, HostOffset
 
 
 class StepKind(Enum):
@@ -25,6 +25,7 @@ class StepKind(Enum):
     SUBCLUSTER = "subcluster"
     COMPRESSED = "compressed"
     DATA = "data"
+    DECRYPT = "decrypt"
 
 
 class Outcome(Enum):
@@ -197,6 +198,7 @@ def _through_l2(walk: _Walk, table: Table) -> Translation:
             offset=low,
             length=high - low,
             sectors=(high - (low & ~511)) >> 9,
+            offset_bits=62 - (geometry.cluster_bits - 8),
         )
         return walk.end(Outcome.COMPRESSED, run=Region(low, high - low))
     if geometry.extended_l2:
@@ -217,7 +219,7 @@ def _subcluster(walk: _Walk, words: tuple[int, ...]) -> Translation:
     walk.add(
         StepKind.SUBCLUSTER,
         number,
-        None,
+        Region(walk.steps[-1].where.offset + 8, 8) if walk.steps[-1].where is not None else None,
         words,
         within=within,
         size=geometry.subcluster_size,
@@ -247,7 +249,25 @@ def _data(walk: _Walk, word: int) -> Translation:
     walk.add(StepKind.DATA, host, Region(offset, geometry.cluster_size), offset=offset, within=within)
     if not external and host >= meta.file_size:
         return walk.end(Outcome.BROKEN, host=host, problem="the cluster lies beyond the end of the file")
+    if meta.header.crypt_method:
+        # LUKS numbers its sectors by their place in the file, the old AES by their place on the guest's disk.
+        counted = host if meta.header.crypt_method == 2 else walk.guest
+        walk.add(
+            StepKind.DECRYPT, counted // SECTOR_SIZE, method=meta.header.crypt_method, offset=counted, size=SECTOR_SIZE
+        )
     return walk.end(Outcome.DATA, host=host)
+
+
+def stored_bytes(meta: Metadata, found: Translation, length: int = 16) -> bytes:
+    """Up to `length` bytes as the image's own file holds them where the translation ends; empty where none are there.
+
+    Bytes of the same cluster only; still compressed or encrypted. StorageError when they cannot be read.
+    """
+    at = found.run.offset if found.run is not None else found.host
+    if at is None or found.external is not None or meta.geometry is None or found.outcome is Outcome.BROKEN:
+        return b""
+    end = found.run.end if found.run is not None else at - at % meta.geometry.cluster_size + meta.geometry.cluster_size
+    return meta.storage.read(at, min(length, end - at))
 
 
 # Host offsets ---------------------------------------------------------------------------------------------------------

@@ -112,10 +112,11 @@ def _l2_meaning(meta: Metadata, table: Table, run: Run) -> Meaning:
 
 def _subcluster_words(bitmap: int) -> str:
     allocated, zero = bitmap & 0xFFFFFFFF, bitmap >> 32
-    parts = [f"subclusters {bit_ranges(mask)} {name}" for mask, name in ((allocated, "data"), (zero, "zero")) if mask]
-    if allocated & zero:
-        parts.append(f"subclusters {bit_ranges(allocated & zero)} both data and zero: INVALID")
-    return "; ".join(parts)
+    both = "both data and zero: INVALID"
+    masks = ((allocated, "data"), (zero, "zero"), (allocated & zero, both))
+    return "; ".join(
+        f"subcluster{'s' if mask.bit_count() > 1 else ''} {bit_ranges(mask)} {name}" for mask, name in masks if mask
+    )
 
 
 def _end(meta: Metadata, run: Run, offset: int | None) -> int | None:

@@ -71,13 +71,18 @@ class Workbench(App[None]):
 
     # Images
 
-    def open_image(self, path: str, title: str | None = None) -> None:
-        """Open an image as a new tab, reading in a worker; what cannot be opened gets a screen that says why."""
+    def open_image(self, path: str, title: str | None = None, *, at: str | None = None) -> None:
+        """Open an image as a new tab, reading in a worker; what cannot be opened gets a screen that says why.
+
+        at: address to go to in it.
+        """
         for index, screen in enumerate(self.browsers):
             if os.path.abspath(screen.session.path) == os.path.abspath(path):
                 self.show_image(index)
+                if at is not None:
+                    screen.jump(at)
                 return
-        self.run_worker(lambda: self.call_from_thread(self.opened, load(path), title), thread=True, group="open")
+        self.run_worker(lambda: self.call_from_thread(self.opened, load(path), title, at), thread=True, group="open")
 
     def _open_all(self) -> None:
         """In a thread: the images of the command line in their order, the first one in front."""
@@ -86,17 +91,18 @@ class Workbench(App[None]):
         if len(self.images) > 1:
             self.call_from_thread(self.show_image, 0)
 
-    def opened(self, loaded: Loaded, title: str | None = None) -> None:
+    def opened(self, loaded: Loaded, title: str | None = None, at: str | None = None) -> None:
         """Show what `load` gave."""
         name = title or Path(loaded.path).name or loaded.path
         if loaded.trouble is Trouble.NONE:
-            self.browse(loaded, name)
+            self.browse(loaded, name, at)
         else:
             self.push_screen(ProblemScreen(loaded, name))
 
-    def browse(self, loaded: Loaded, title: str) -> None:
-        """Put an image in front; also one that is none, for its bytes."""
+    def browse(self, loaded: Loaded, title: str, at: str | None = None) -> None:
+        """Put an image in front; also one that is none, for its bytes. at: address to begin at."""
         session = Session(loaded, title=title)
+        session.start_at = at
         session.secret = self.secret
         screen = BrowserScreen(session)
         self.browsers.append(screen)
@@ -163,6 +169,8 @@ class Workbench(App[None]):
 
     def start_place(self, session: Session) -> Place | str | None:
         """Where to begin in an image: the place asked for, or where one was the last time."""
+        if session.start_at is not None:
+            return session.start_at
         if self.at is not None:
             at, self.at = self.at, None
             return at

@@ -212,7 +212,7 @@ class Pages:
             if generation == self._generation:
                 if len(self.errors) > 1024:
                     self.errors.clear()
-                self.errors[number] = str(error)
+                self.errors[number] = error.what if isinstance(error, QwbError) else str(error)
                 done(b"")
 
         self._background.submit(lambda _job: self._read(number * BLOCK, BLOCK), done, failed, title=self._title)

@@ -13,9 +13,9 @@ from workbench.engine.faults import Refusal
 from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Run, Table, TableKind, read_entry
 from workbench.render.entries import covers, run_raw, run_words
-from workbench.render.explain import outcome_words
 from workbench.render.sizes import span
 from workbench.render.text import printable, quoted
+from workbench.render.translation import outcome_words
 from workbench.render.tree import value_text
 from workbench.tui.outline import Outline
 from workbench.tui.outline_items import TABLES, Item, Kind

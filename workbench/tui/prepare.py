@@ -260,11 +260,27 @@ def hex_place(outline: Outline, offset: int) -> Place:
     return base
 
 
+def field_place(outline: Outline, text: str, guest: int | None = None) -> Place | None:
+    """The place of a field by its name: `header.size`, `snapshot:0.name`; None when there is no such one."""
+    key, dot, rest = text.partition(".")
+    item = outline.find(key) if dot and rest else None
+    record = outline.annotation(item) if item is not None and item.kind not in TABLES else None
+    if item is None or record is None:
+        return None
+    for node in record.walk():
+        if node.path.partition(".")[2] == rest and node.bits is None:
+            return Place(item.key, node.offset, node.size, node.path, View.FIELDS, guest)
+    return None
+
+
 def find_address(outline: Outline, text: str, here: Place) -> Place:
     """Where an address leads; ArgumentError says what is wrong with it or that the image has no such thing."""
     direct = outline.find(text.strip())
     if direct is not None:
         return place_of(direct, guest=here.guest)
+    named = field_place(outline, text.strip(), here.guest)
+    if named is not None:
+        return named
     address = parse_address(text)
     meta = outline.meta
     if address.kind is AddressKind.GUEST:

@@ -24,8 +24,10 @@ from workbench.tui.place import History, Place
 from workbench.units import format_size
 
 if TYPE_CHECKING:
+    from workbench.engine.gate import OpenRequest
     from workbench.engine.image import Image
     from workbench.storage.base import Storage
+    from workbench.tui.sources import Source
 
 
 class Trouble(Enum):
@@ -131,6 +133,11 @@ def _part_of(fault: Fault) -> str:
     return next((name for start, name in _PARTS.items() if fault.code.startswith(start)), "header")
 
 
+def gate_key(request: OpenRequest) -> str:
+    """What an answer is remembered under: the same name means another file in another layer."""
+    return f"{request.kind}:{request.base}:{request.stored_name}"
+
+
 class Session:
     """An image that is open in the workbench. Its methods run on the event loop and read no file themselves."""
 
@@ -142,9 +149,13 @@ class Session:
         self.bookmarks: list[Place] = []
         self.secret: bytes | None = None
         self.image: Image | None = None
+        self.start_at: str | None = None
         self.opening = False
-        self.allowed: dict[str, bool] = {}
-        self.sources: dict[int, str] = {}
+        self.guest_wanted: list[Callable[[Pages], None]] = []
+        self.guest_wait = ""
+        self.allowed: dict[str, Path | None] = {}
+        """Answers about the files that the image names, by `gate_key`: what to open, None for nothing."""
+        self.sources: dict[int, tuple[Source, ...]] = {}
         self.asked: set[int] = set()
         self.changed_underneath = ""
         self.simulated = False
@@ -203,13 +214,18 @@ class Session:
     def encrypted(self) -> bool:
         return self.meta.geometry is not None and self.meta.header.crypt_method in (1, 2)
 
-    def release(self) -> None:
-        """Close the files, to take over new ones."""
+    def close_guest(self) -> None:
+        """Give the guest's view of the image back."""
         if self.image is not None:
             self.image.close()
         self.image = self.guest_pages = None
+        self.guest_wait = ""
         self.sources.clear()
         self.asked.clear()
+
+    def release(self) -> None:
+        """Close the files, to take over new ones."""
+        self.close_guest()
         self.storage.close()
 
     def close(self) -> None:

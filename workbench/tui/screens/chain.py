@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,33 +11,64 @@ from textual import on
 from workbench.engine.gate import OpenRequest, resolve_name
 from workbench.tui.layers import Layer, look
 from workbench.tui.outline_items import Item, Kind
+from workbench.tui.paths import complete_path
 from workbench.tui.screens.core import BrowserCore
-from workbench.tui.screens.dialogs import ChooseDialog
+from workbench.tui.screens.dialogs import Answer, ChooseDialog, TextDialog
+from workbench.tui.session import gate_key
 from workbench.tui.widgets.structure import StructureTree
+from workbench.units import format_size
 
 
 class Chain(BrowserCore):
     """Backing files and the external data file; part of the browser."""
 
-    def ask_gate(self, request: OpenRequest, answer: Callable[[Path | None], None]) -> None:
-        """Show which file the image wants opened, and ask; what was answered once is not asked again."""
-        key = gate_key(request)
-        known = self.session.allowed.get(key)
-        if known is not None:
-            answer(request.resolved if known else None)
+    def ask_gate(
+        self, request: OpenRequest, answer: Callable[[Path | None], None], never: Callable[[], None] | None = None
+    ) -> None:
+        """Show which file the image wants opened, and ask; what was answered once is not asked again.
+
+        never: called when the question was left (Escape) and so has no answer; without it nothing is called.
+        """
+        allowed, key = self.session.allowed, gate_key(request)
+        if key in allowed:
+            answer(allowed[key])
             return
-        shown = str(request.resolved) if request.resolved is not None else "no local file: it cannot be opened here"
-        instead = "its clusters read as zeros" if request.kind == "backing" else "no guest data can be read"
-        options = [("no", f"Go on without it ({instead})")]
-        if request.resolved is not None:
-            options.insert(0, ("yes", f"Open it, read-only: {shown}"))
-        note = f"This image names a {request.kind} file: {request.stored_name!r}, format {request.format or 'not recorded'}.\nThat would be {shown}."
+
+        def decided(path: Path | None) -> None:
+            allowed[key] = path
+            answer(path)
 
         def chosen(value: str | None) -> None:
-            self.session.allowed[key] = value == "yes"
-            answer(request.resolved if value == "yes" else None)
+            if value == "other":
+                self._ask_other(request, decided, lambda: self.ask_gate(request, answer, never))
+            elif value is not None:
+                decided(request.resolved if value == "yes" else None)
+            elif never is not None:
+                never()
 
-        self.app.push_screen(ChooseDialog(f"Open the {request.kind} file?", options, note=note), chosen)
+        def ask(size: int | None) -> None:
+            self.app.push_screen(gate_dialog(request, size), chosen)
+
+        self.session.background.submit(lambda _job: size_of(request.resolved), ask, self.failed, title="looking")
+
+    def _ask_other(
+        self, request: OpenRequest, decided: Callable[[Path | None], None], back: Callable[[], None]
+    ) -> None:
+        """Ask for a path in place of the one that the image names."""
+        background = self.session.background
+        folder = os.path.dirname(os.path.abspath(request.base))
+
+        def preview(text: str, show: Answer) -> None:
+            background.submit(
+                lambda _job: complete_path(text, folder), lambda found: show(*found), self.failed, title="looking"
+            )
+
+        note = f"Opened read-only in place of {request.stored_name!r}; a relative path starts at {folder}/."
+        dialog = TextDialog(
+            f"Which file is the {request.kind} file?", note=note, placeholder="path", hints="⏎ open   Esc back",
+            preview=preview,
+        )  # fmt: skip
+        self.app.push_screen(dialog, lambda text: decided(Path(folder, text).expanduser()) if text else back())
 
     def below(self, item: Item) -> OpenRequest | None:
         """What the image, or one of its layers, names as its backing file; None when that cannot be read."""
@@ -74,11 +106,14 @@ class Chain(BrowserCore):
         else:
             self.app.open_image(layer.path)
 
-    def ask_again(self, request: OpenRequest, answer: Callable[[Path | None], None]) -> None:
+    def ask_again(
+        self, request: OpenRequest, answer: Callable[[Path | None], None], never: Callable[[], None] | None = None
+    ) -> None:
         """As `ask_gate`, also when the answer was no before: the person asked for it now."""
-        if self.session.allowed.get(gate_key(request)) is False:
-            del self.session.allowed[gate_key(request)]
-        self.ask_gate(request, answer)
+        key = gate_key(request)
+        if self.session.allowed.get(key, request) is None:
+            del self.session.allowed[key]
+        self.ask_gate(request, answer, never)
 
     @on(StructureTree.Below)
     def look_below(self, event: StructureTree.Below) -> None:
@@ -107,9 +142,32 @@ class Chain(BrowserCore):
             above = [session.path, *(each.path for each in outline.layers)]
             session.background.submit(lambda _job: look(request, str(path), above), done, self.failed, title="looking")
 
-        self.ask_again(request, answered)
+        self.ask_again(request, answered, lambda: answered(None))
 
 
-def gate_key(request: OpenRequest) -> str:
-    """What an answer is remembered under: the same name means another file in another layer."""
-    return f"{request.kind}:{request.base}:{request.stored_name}"
+def size_of(path: Path | None) -> int | None:
+    """Bytes of the file `path`; None when there is no such file (or no path). Looks at the disk: runs in a worker."""
+    try:
+        return os.stat(path).st_size if path is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def gate_dialog(request: OpenRequest, size: int | None) -> ChooseDialog:
+    """The question whether a file may be opened. size: of that file, None when it is not there."""
+    other, no = ("other", "(c) choose another file"), ("no", "(n) go on without it")
+    instead = "its clusters read as zeros" if request.kind == "backing" else "no guest data can be read"
+    options = [other, (no[0], f"{no[1]} ({instead})")]
+    sort = request.format or "not recorded"
+    lines = [f"{Path(request.base).name} names {request.stored_name!r}, format {sort}."]
+    if request.resolved is None:
+        lines.append("That is no local file, and nothing else is ever opened.")
+    else:
+        full = os.path.abspath(request.resolved)
+        lines.append(f"That is {full}")
+        if size is None:
+            lines.append("There is no such file, or it cannot be looked at.")
+        else:
+            lines.append(f"({format_size(size)}, would be opened read-only)")
+            options.insert(0, ("yes", f"(o) open {request.resolved.name}"))
+    return ChooseDialog(f"Open the {request.kind} file?", options, note="\n".join(lines))

@@ -106,7 +106,7 @@ class BrowserCore(Screen[None]):
         self.app.restore_layout(self)
         start, view = self.app.start_place(self.session), self.app.start_view()
         if isinstance(start, str) or view is not None:
-            self.jump(start if isinstance(start, str) else "header", record=False, view=view)
+            self.jump(start if isinstance(start, str) else "header", record=False, view=view, then=self.focus_view)
         elif start is not None:
             self.select(start, record=False)
         elif self.session.trouble is Trouble.NONE:
@@ -157,12 +157,14 @@ class BrowserCore(Screen[None]):
         self.update_footer()
         self.fit_panes()
 
-    def jump(self, address: str, *, record: bool = True, view: View | None = None) -> None:
-        """Go to an address in any form; what is wrong with it is said."""
+    def jump(
+        self, address: str, *, record: bool = True, view: View | None = None, then: Callable[[], None] | None = None
+    ) -> None:
+        """Go to an address in any form; what is wrong with it is said. then: called once it is shown."""
         outline, here = self.session.outline, self.place
 
         def done(place: Place) -> None:
-            self.select(place if view is None else place.seen_in(view), record=record)
+            self.select(place if view is None else place.seen_in(view), record=record, then=then)
 
         def failed(error: Exception) -> None:
             self.failed(error)
@@ -489,8 +491,16 @@ class BrowserCore(Screen[None]):
         """The explanation, with whatever more is known."""
         return found.explanation
 
-    def ask_gate(self, request: OpenRequest, answer: Callable[[Path | None], None]) -> None:
+    def ask_gate(
+        self, request: OpenRequest, answer: Callable[[Path | None], None], never: Callable[[], None] | None = None
+    ) -> None:
         """Ask whether a file that the image names may be opened."""
+
+    def ask_for_guest(self) -> None:
+        """Ask again for what it takes to show guest data."""
+
+    def go_on_below(self) -> None:
+        """Go on with a translation in the backing file."""
 
     def do_zoom_in(self) -> None:
         self._zoom_map(1)

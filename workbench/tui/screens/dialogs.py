@@ -15,6 +15,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+Answer = Callable[[str, Sequence[tuple[str, str]]], None]
+"""What a preview calls: (text, completions). A text that begins with `?` says that there is no such thing."""
+
 
 class Dialog(ModalScreen[str | None]):
     """A box in the middle. Escape answers None."""
@@ -48,7 +51,7 @@ class TextDialog(Dialog):
         placeholder: str = "",
         password: bool = False,
         hints: str = "⏎ go   Esc cancel",
-        preview: Callable[[str, Callable[[str, Sequence[tuple[str, str]]], None]], None] | None = None,
+        preview: Callable[[str, Answer], None] | None = None,
     ) -> None:
         super().__init__(title, note)
         self.value, self.placeholder, self.password, self.preview = value, placeholder, password, preview

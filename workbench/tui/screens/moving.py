@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from workbench.engine.address import NAMES
@@ -16,14 +15,13 @@ from workbench.tui.outline_items import TABLES, Item, Kind
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import GUEST_VIEWS, Prepared, entry_place, find_address, place_of, prepare, snapshot_number
 from workbench.tui.screens.core import BrowserCore
-from workbench.tui.screens.dialogs import ChooseDialog, TextDialog
+from workbench.tui.screens.dialogs import Answer, ChooseDialog, TextDialog
 from workbench.tui.search import GuestSource, Query, Source, find_bytes, parse_query
+from workbench.tui.translating import GO_ON, IN_FILE
 from workbench.tui.widgets.entries import EntriesView
 from workbench.tui.widgets.fields import FieldsView
 from workbench.tui.widgets.lines import LinesView
 from workbench.tui.widgets.structure import StructureTree
-
-Answer = Callable[[str, Sequence[tuple[str, str]]], None]
 
 
 class Moving(BrowserCore):
@@ -38,7 +36,10 @@ class Moving(BrowserCore):
         if isinstance(widget, LinesView):
             line = widget.current
             if line is not None and line.target:
-                self.jump(line.target)
+                self.follow_line(line.target)
+            return
+        if self.place.view is View.GUEST_HEX and self.session.guest_pages is None:
+            self.ask_for_guest()
             return
         if self.place.view in (View.GUEST_HEX, View.GUEST_MAP):
             self.to_view(View.TRANSLATION)
@@ -56,6 +57,16 @@ class Moving(BrowserCore):
             self.notify(
                 told[0][1].replace("[", "\\[") if told else "Nothing to follow here: this is no pointer.", timeout=3
             )
+
+    def follow_line(self, target: str) -> None:
+        """A line of a translation was chosen: an address, another file, or what opens that."""
+        if target == GO_ON:
+            self.go_on_below()
+        elif target.startswith(IN_FILE):
+            address, _, path = target.removeprefix(IN_FILE).partition(" ")
+            self.app.open_image(path, at=address)
+        else:
+            self.jump(target)
 
     def _select_under_cursor(self, widget: object) -> bool:
         """When a whole structure is selected, its row under the cursor is meant: select that, then follow it."""
@@ -379,6 +390,10 @@ def structure_names(outline: Outline) -> list[tuple[str, str]]:
                     found.append((child.key, f"{child.label}  {child.note}".rstrip()))
     known = {key for key, _ in found}
     found += [(name, name) for name in NAMES if name not in known and outline.find(name) is not None]
+    header = outline.find("header")
+    record = outline.annotation(header) if header is not None else None
+    if record is not None:
+        found += [(node.path, f"{node.path}  field") for node in record.children if node.path]
     return found
 
 
@@ -387,8 +402,8 @@ def cluster_target(outline: Outline, place: Place, found: Prepared | None, line:
 
     None when a guest offset is stored nowhere in this file. line: address of the line under the cursor, if any. Reads: worker.
     """
-    if line.startswith("0x"):
-        return int(line, 16)
+    if line.startswith(("0x", "l1", "l2", "snapshot:")):
+        return find_address(outline, line, place).offset
     if found is None:
         return place.offset
     if place.view in GUEST_VIEWS and place.guest is not None:

@@ -213,10 +213,7 @@ class Repairing(BrowserCore):
 
     def release_guest(self) -> None:
         """Before writing: give the guest's view of the image back, it would show old data."""
-        session = self.session
-        if session.image is not None:
-            session.image.close()
-        session.image = session.guest_pages = None
+        self.session.close_guest()
 
     # Undo
 

@@ -72,7 +72,10 @@ class Viewing(BrowserCore):
         self.liked = view
         if self.prepared is not None and view in self.prepared.views and view is not self.place.view:
             place, found, outline = self.place, self.prepared, self.session.outline
-            stays = self.focused_is_tree() and not self.has_class("-narrow")  # there the tree would hide the view
+            # Walking the tree in one view goes on; the views of the whole image are walked in themselves, and on a narrow
+            # terminal the tree would hide the view.
+            of_structure = view not in GUEST_VIEWS and view not in IMAGE_VIEWS
+            stays = of_structure and self.focused_is_tree() and not self.has_class("-narrow")
             then = None if stays else self.focus_view
             if view in IMAGE_VIEWS or (place.view in GUEST_VIEWS) is (view in GUEST_VIEWS):
                 self.select(place.seen_in(view), record=True, then=then)

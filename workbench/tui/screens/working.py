@@ -136,6 +136,7 @@ class Working(BrowserCore):
             session.release()
             session.adopt(loaded)
             session.changed_underneath = ""
+            session.allowed = {key: path for key, path in session.allowed.items() if path is not None}  # ask again
             self.fill_tree(lambda: self.select(self.place, record=False))
             self.start_check()
             self.notify("Read again.", timeout=2)

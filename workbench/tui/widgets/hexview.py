@@ -13,7 +13,6 @@ from workbench.tui.widgets.rows import Part, Rows
 
 _HEX = [f"{value:02x}" for value in range(256)]
 _CHR = [chr(value) if 32 <= value < 127 else "·" for value in range(256)]
-_CHR[0] = "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +53,11 @@ class HexView(Rows):
         self._starts: list[int] = []
         self.namer: Callable[[int], str] | None = None
         self.footnote: Callable[[int], str] | None = None
+        self.instead: Callable[[], str] | None = None
 
     # Content
 
-    def show(self, pages: Pages, size: int, *, origin: int = 0, tints: Sequence[Tint] = ()) -> None:
+    def show(self, pages: Pages | None, size: int, *, origin: int = 0, tints: Sequence[Tint] = ()) -> None:
         """Show another source, or other tints. origin: where relative offsets count from."""
         self._pages, self._total, self.origin = pages, size, origin
         self._tints = sorted(tints, key=lambda tint: tint.start)
@@ -92,10 +92,16 @@ class HexView(Rows):
         return -(-self._total // self.width_bytes)
 
     def empty_text(self) -> str:
-        return "No bytes."
+        return (self.instead() if self.instead is not None else "") or "No bytes."
 
     def marks_row(self) -> bool:
         return False
+
+    def show_row(self, row: int, *, middle: bool = False) -> None:
+        """As everywhere; what is jumped to comes near the top, for what follows it matters more than what is before."""
+        if middle and not self.top <= row < self.top + self.page:
+            self.top = row - min(2, self.page // 3)
+        super().show_row(row, middle=middle)
 
     def tint_at(self, offset: int) -> tuple[int, Tint] | None:
         """The innermost tint around a byte, with its number."""
@@ -114,6 +120,8 @@ class HexView(Rows):
     # Drawing
 
     def head_parts(self, line: int, width: int) -> Iterable[Part]:
+        if not self._total:
+            return
         shown = self.at - self.origin if self.relative else self.at
         sign = "-" if shown < 0 else ""
         where = f"{'+' if self.relative and shown >= 0 else sign}{abs(shown):#x}"
@@ -136,8 +144,7 @@ class HexView(Rows):
             yield " " + "·· " * step, "dim"
             return
         if not data:
-            reason = self._pages.error_at(start) if self._pages else ""
-            yield f" {reason or 'past the end of the file'}", "bad"
+            yield self._failure(row, width - self.digits - 4), "bad"
             return
         if len(data) == step and not self._styled(start, start + step):
             half = step // 2
@@ -155,6 +162,23 @@ class HexView(Rows):
         yield "   " * (step - len(data)) + ("" if len(data) >= step // 2 else " ") + " ", ""
         for index, value in enumerate(data):
             yield _CHR[value], styles[index] or ("dim" if value == 0 else "")
+
+    def _failure(self, row: int, width: int) -> str:
+        """Why there are no bytes, over as many rows as it takes from the first one shown; then signs that say the same."""
+        from textwrap import wrap
+
+        step, pages = self.width_bytes, self._pages
+        reason = pages.error_at(row * step) if pages is not None else ""
+        pieces = wrap(reason or "past the end of the file", max(12, width))
+        above = 0
+        while (
+            above < len(pieces)
+            and row - above > self.top
+            and pages
+            and pages.error_at((row - above - 1) * step) == reason
+        ):
+            above += 1
+        return f" {pieces[above]}" if above < len(pieces) else " " + "?? " * step
 
     def _styled(self, start: int, end: int) -> bool:
         """Whether any byte of a row looks different from plain ones."""

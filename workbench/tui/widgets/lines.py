@@ -74,6 +74,29 @@ class LinesView(Rows):
         self._moved = True
         super().move_to(row, tell=tell)
 
+    def action_nav_up(self) -> None:
+        self._step(-1)
+
+    def action_nav_down(self) -> None:
+        self._step(1)
+
+    def _step(self, direction: int) -> None:
+        """To the next line that leads somewhere, scrolling on the way: a screenful without one is read row by row."""
+        count = self.row_count()
+        at = self.cursor + direction
+        while 0 <= at < count and not self._leads(at):
+            at += direction
+        if not 0 <= at < count or abs(at - self.cursor) >= self.page:
+            at = self.cursor + direction
+        self.move_to(at)
+
+    def _leads(self, row: int) -> bool:
+        """Whether a row is the first one of a line with a target."""
+        line = self._lines[row]
+        return bool(line.target) and (
+            not row or self._lines[row - 1].target != line.target or not line.text[:1].isspace()
+        )
+
     @property
     def current(self) -> TextLine | None:
         return self._lines[self.cursor] if 0 <= self.cursor < len(self._lines) else None

@@ -55,6 +55,16 @@ def _snapshots_resized(kit: Kit) -> None:
     kit.write(0, noise(4 * K, 24))
 
 
+def _disk_with_snapshot(kit: Kit) -> None:
+    # Large enough to be asked about in mebibytes, small enough to be shipped.
+    kit.create(16 * M, "cluster_size=4k")
+    kit.write(0, text(16 * K, 30))
+    kit.write(5 * M, text(32 * K, 31))
+    kit.snapshot("before the update")
+    kit.write(5 * M + 16 * K, text(8 * K, 32))
+    kit.write(12 * M, noise(8 * K, 33))
+
+
 def _snapshot_deleted(kit: Kit) -> None:
     _snapshots(4 * K)(kit)
     kit.snapshot("last")
@@ -130,6 +140,7 @@ add("snapshots", "two internal snapshots, 4k clusters", "v3 snapshots damage-bas
 add("snapshots-64k", "two internal snapshots, 64k clusters", "v3 snapshots", _snapshots(64 * K))
 add("snapshots-v2", "two internal snapshots in v2", "v2 snapshots", _snapshots(4 * K, "compat=0.10"))
 add("snapshots-resized", "three snapshots of different disk sizes", "v3 snapshots size", _snapshots_resized)
+add("disk-16m", "a 16 MiB disk whose snapshot shares most of the data", "v3 snapshots", _disk_with_snapshot)
 add("snapshots-many", "eight snapshots", "v3 snapshots", _snapshots_many)
 add("snapshot-deleted", "a snapshot deleted again", "v3 snapshots", _snapshot_deleted)
 add(

@@ -50,6 +50,13 @@ HEALTHY: tuple[Plan, ...] = (
         "Version 3, 4 KiB clusters: data, zero clusters with and without a host cluster, zlib-compressed clusters.",
     ),
     Plan(
+        "disk-16m",
+        "disk-16m",
+        "Guest offset 5M: the disk and the snapshot share that cluster (x shows both). Sixteen KiB further on they do not.",
+        "A 16 MiB disk with a snapshot",
+        "Version 3, 4 KiB clusters; what was written after the snapshot was taken has clusters of its own.",
+    ),
+    Plan(
         "tiny-clusters",
         "v3-512",
         "The L1 table has one entry for every 32 KiB of the disk.",
@@ -260,8 +267,7 @@ def build_sample(plan: Plan, folder: Path) -> dict[str, Any]:
         "name": plan.name,
         "file": image.name,
         "title": plan.title or (recipe.title if recipe else base.description),
-        "shows": plan.shows
-        or (f"Damage: {recipe.title[0].lower()}{recipe.title[1:]}." if recipe else base.description),
+        "shows": plan.shows or (f"Damage: {_inside(recipe.title)}." if recipe else base.description),
         "wrong": recipe.what_is_wrong if recipe else None,
         "look_at": plan.look_at,
         "passphrase": base.secret,
@@ -271,6 +277,11 @@ def build_sample(plan: Plan, folder: Path) -> dict[str, Any]:
         "sha256": {name: sha256(folder / name) for name in (image.name, *companions)},
         "check": {"exit_code": verdict.code, "corruptions": verdict.corruptions, "leaks": verdict.leaks},
     }
+
+
+def _inside(title: str) -> str:
+    """A title as it stands inside a sentence; abbreviations stay as they are."""
+    return title if not title[1:2].islower() else title[:1].lower() + title[1:]
 
 
 def sha256(path: Path) -> str:

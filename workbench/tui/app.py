@@ -12,6 +12,7 @@ from typing import ClassVar
 from textual.app import App
 from textual.binding import BindingType
 
+from workbench.errors import QwbError, StorageError
 from workbench.tui.commands import BY_ID, COMMANDS, bindings, key_name
 from workbench.tui.keymap import Keymap, load_keymap
 from workbench.tui.place import Place, View
@@ -55,6 +56,8 @@ class Workbench(App[None]):
         self.user_keys = keymap if keymap is not None else load_keymap()
         self.memory = memory if memory is not None else State.load() if remember else State(Path())
         self.browsers: list[BrowserScreen] = []
+        self.refused: QwbError | None = None
+        """Why what was asked for at the start could not be shown: a file, or an address in it."""
         for each in OWN_THEMES:
             self.register_theme(each)
         wanted = theme or self.memory.theme
@@ -97,6 +100,8 @@ class Workbench(App[None]):
         if loaded.trouble is Trouble.NONE:
             self.browse(loaded, name, at)
         else:
+            if loaded.storage is None:
+                self.refused = StorageError(loaded.what, path=loaded.path)
             self.push_screen(ProblemScreen(loaded, name))
 
     def browse(self, loaded: Loaded, title: str, at: str | None = None) -> None:
@@ -305,13 +310,20 @@ class Workbench(App[None]):
 
 
 def take_picture(app: Workbench, target: Path, size: tuple[int, int]) -> None:
-    """Run the app without a terminal, wait until it is idle, and write an SVG of its screen."""
+    """Run the app without a terminal, wait until it is idle, and write an SVG of its screen.
+
+    Raises why a file or an address that was asked for cannot be shown; then nothing is written.
+    """
 
     async def run() -> None:
         async with app.run_test(size=size) as pilot:
             await pilot.pause()
             await app.settled()
             await pilot.pause()
+            for screen in app.browsers:
+                screen.session.close()
+            if app.refused is not None:
+                raise app.refused
             target.write_text(app.export_screenshot(title="qwb"), encoding="utf-8")
 
     asyncio.run(run())

@@ -67,12 +67,29 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     except FileNotFoundError:
         return Loaded(name, Trouble.MISSING, "there is no such file")
     except PermissionError:
-        return Loaded(name, Trouble.PERMISSION, "this user may not read it")
+        return Loaded(name, Trouble.PERMISSION, _denied(name))
     except (StorageError, OSError, ValueError) as error:
         denied = os.path.exists(name) and not os.access(name, os.R_OK)
         what = error.what if isinstance(error, QwbError) else str(error)
-        return Loaded(name, Trouble.PERMISSION if denied else Trouble.UNREADABLE, what)
+        return Loaded(name, Trouble.PERMISSION if denied else Trouble.UNREADABLE, _denied(name) if denied else what)
     return examine(storage, name)
+
+
+def _denied(name: str) -> str:
+    """Whose file it is, and who may read it, as far as the system says even that."""
+    import pwd
+
+    def called(number: int) -> str:
+        try:
+            return pwd.getpwuid(number).pw_name
+        except KeyError:
+            return f"user {number}"
+
+    try:
+        found = os.stat(name)
+    except OSError:
+        return f"{called(os.geteuid())} may not even look into its folder"
+    return f"it belongs to {called(found.st_uid)}, mode {stat.filemode(found.st_mode)}; you are {called(os.geteuid())}"
 
 
 def examine(storage: Storage, name: str) -> Loaded:

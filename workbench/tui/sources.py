@@ -60,7 +60,9 @@ def _source(image: Image, extent: Extent) -> Source:
             text = "external data" if layer.data is not None else "external data (not open)"
             whose = whose if layer.data is not None else Path(layer.meta.data_file_name or "?").name
         if layer.meta.header.crypt_method == 1:
-            note = "; noise? The old AES takes any passphrase: p asks again"
+            note = ", decrypted; noise? The old AES takes any passphrase: p asks again"
+        elif layer.meta.header.crypt_method:
+            note = ", decrypted"
     host = int(extent.host) if extent.host is not None else _stored_at(layer, extent)
     return Source(extent.start, extent.end, text or "data", whose, host, note=note)
 

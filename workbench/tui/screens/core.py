@@ -169,6 +169,7 @@ class BrowserCore(Screen[None]):
         def failed(error: Exception) -> None:
             self.failed(error)
             if self.prepared is None and address != "file":  # an address that was given at the start
+                self.app.refused = error if isinstance(error, QwbError) else None
                 self.jump("header" if address != "header" else "file", record=False)
 
         self.session.background.submit(lambda _job: find_address(outline, address, here), done, failed, title="going")

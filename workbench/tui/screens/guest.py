@@ -54,6 +54,7 @@ class Guest(Unlocking):
             widget.footnote = self.guest_note
             if source != "guest_hex":
                 widget.select(guest, 1)
+            self.fit_panes()
 
         widget.instead = lambda: self.session.guest_wait
         if self.session.guest_pages is None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import Screen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from workbench.tui.commands import BY_ID, bindings
+from workbench.tui.paths import guess_format
+from workbench.tui.screens.gallery import GalleryScreen
 from workbench.tui.session import Loaded, Trouble
 from workbench.tui.widgets.chrome import Footer, Line
 
@@ -54,7 +56,8 @@ class ProblemScreen(Screen[None]):
     """Explains, and offers ways on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        *bindings([BY_ID[ident] for ident in ("open", "help", "palette", "quit", "theme")])
+        *bindings([BY_ID[ident] for ident in ("open", "help", "palette", "quit", "theme")]),
+        Binding("escape", "leave", "back"),
     ]
     DEFAULT_CSS = """
     ProblemScreen { align: center middle; }
@@ -87,7 +90,8 @@ class ProblemScreen(Screen[None]):
             head = self.loaded.meta.head[:16]
             guess = guess_format(self.loaded.meta.head)
             return f"It begins with {head.hex(' ')}." + (f" That looks like {guess}." if guess else "") + "\n"
-        return self.loaded.what.capitalize() + ".\n" if self.loaded.trouble is Trouble.UNREADABLE else ""
+        told = self.loaded.trouble in (Trouble.UNREADABLE, Trouble.PERMISSION)
+        return f"{self.loaded.what[:1].upper()}{self.loaded.what[1:]}.\n" if told else ""
 
     def ways(self) -> list[tuple[str, str]]:
         """What can be done from here."""
@@ -98,7 +102,10 @@ class ProblemScreen(Screen[None]):
                 found.append(("repair", "It should be a qcow2 image: see whether it can be repaired"))
         if self.loaded.trouble is Trouble.DIRECTORY:
             found.append(("files", "Pick a file in it"))
-        return [*found, ("again", "Try again"), ("open", "Open something else"), ("quit", "Quit")]
+        found += [("again", "Try again"), ("open", "Open something else")]
+        if self.app.browsers:
+            found.append(("leave", f"Back to {self.app.browsers[-1].session.title}"))
+        return [*found, ("quit", "Quit")]
 
     def on_mount(self) -> None:
         self.query_one(OptionList).focus()
@@ -110,6 +117,7 @@ class ProblemScreen(Screen[None]):
                 for ident in _COMMANDS
                 for piece in ((f" {self.app.key_of(ident)}", "key", ident), (f" {BY_ID[ident].label} ", "dim", ident))
             ]
+            + [(" Esc", "key", "leave"), (" back ", "dim", "leave")]
         )
 
     @on(OptionList.OptionSelected)
@@ -126,29 +134,26 @@ class ProblemScreen(Screen[None]):
             self.app.open_image(self.loaded.path)
         elif value == "files":
             self.app.do_open(self.loaded.path)
+        elif value == "leave":
+            self.action_leave()
         else:
             self.app.run_command(str(value))
 
     @on(Line.Hit)
     def hit(self, event: Line.Hit) -> None:
-        self.app.run_command(event.value)
+        if event.value == "leave":
+            self.action_leave()
+        else:
+            self.app.run_command(event.value)
+
+    def action_leave(self) -> None:
+        """Back to the image that is open, else to where one can be chosen."""
+        self.dismiss(None)
+        if self.app.browsers:
+            self.app.show_image(len(self.app.browsers) - 1)
+        elif not isinstance(self.app.screen, GalleryScreen):
+            self.app.do_open()
 
     def action_command(self, ident: str) -> None:
         """Run a command of the table."""
         self.app.run_command(ident)
-
-
-_MAGICS: Final = (
-    (b"QFI\xfb", 0, "qcow2"), (b"KDMV", 0, "a VMDK image"), (b"vhdxfile", 0, "a VHDX image"), (b"conectix", 0, "a VHD image"),
-    (b"LUKS\xba\xbe", 0, "a LUKS volume"), (b"\x1f\x8b", 0, "gzip-compressed data"), (b"\xfd7zXZ", 0, "xz-compressed data"), (b"PK\x03\x04", 0, "a zip archive"),
-    (b"<<< ", 0, "a VirtualBox VDI image"), (b"\x28\xb5\x2f\xfd", 0, "zstd-compressed data"), (b"\x55\xaa", 510, "a raw disk with a boot sector"),
-    (b"\x53\xef", 1080, "a raw ext2/3/4 file system"), (b"QED\0", 0, "a QED image"),
-)  # fmt: skip
-
-
-def guess_format(head: bytes) -> str:
-    """What a file that is no qcow2 image may be, from well-known magic numbers; empty when nothing fits."""
-    for magic, at, name in _MAGICS:
-        if head[at : at + len(magic)] == magic:
-            return name
-    return "an area of zeros" if head and not any(head) else ""

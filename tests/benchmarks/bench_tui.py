@@ -194,6 +194,7 @@ async def key_waits(image: Path, folder: Path, keys: list[str]) -> list[tuple[fl
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
         await app.settled()
+        app.pauses.begin(app)
         longest = 0.0
 
         async def heart() -> None:

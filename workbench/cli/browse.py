@@ -17,18 +17,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _view(text: str | None) -> str | None:
-    """The view's own name; the words may be joined by hyphens, underscores or spaces."""
-    from workbench.tui.place import View
-
-    if text is None:
-        return None
-    wanted = text.lower().replace("-", "_").replace(" ", "_")
-    if wanted not in list(View):
-        raise ArgumentError(f"{text!r} is no view", hint=", ".join(each.value.replace("_", "-") for each in View))
-    return wanted
-
-
 @click.command("browse")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @click.option("--at", metavar="ADDRESS", help="Start there: 0x50000, c:5, g:12M, l2:3.17, header, …")
@@ -58,11 +46,11 @@ def command(
     secret_file: Path | None,
 ) -> None:
     """Open images in the terminal workbench; without one: samples, recent files, a file picker. Never writes to an image."""
-    from workbench.tui.app import Workbench, take_picture
+    from workbench.tui.app import Workbench, run, take_picture
 
-    view, cells = _view(view), _size(size)
+    cells = _size(size)
     app = Workbench(images, at=at, view=view, theme=theme, secret=read_secret(secret_file), remember=screenshot is None)
     if screenshot is not None:
         take_picture(app, screenshot, cells)
         return
-    app.run()
+    run(app)

@@ -11,11 +11,13 @@ from typing import ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
+from textual.events import Event, InputEvent
 
 from workbench.errors import QwbError, StorageError
 from workbench.tui.commands import BY_ID, COMMANDS, bindings, key_name
 from workbench.tui.keymap import Keymap, load_keymap
-from workbench.tui.place import Place, View
+from workbench.tui.pauses import Pauses
+from workbench.tui.place import Place, View, view_named
 from workbench.tui.screens.browser import BrowserScreen
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog
@@ -49,9 +51,16 @@ class Workbench(App[None]):
         memory: State | None = None,
         auto_check: bool = True,
     ) -> None:
-        """view, theme: to begin with.  remember: keep places and recent files between runs.  secret: passphrase to try."""
+        """view, theme: to begin with.  remember: keep places and recent files between runs.  secret: passphrase to try.
+
+        Raises ArgumentError for a view that there is none of.
+        """
         super().__init__()
-        self.images, self.at, self.first_view, self.secret = images, at, view, secret
+        self.images, self.at, self.secret = images, at, secret
+        self.first_view = view_named(view) if view is not None else None
+        self.pauses = Pauses()
+        self.alone = False
+        """Whether the process is for this app only."""
         self.auto_check, self.remember = auto_check, remember
         self.user_keys = keymap if keymap is not None else load_keymap()
         self.memory = memory if memory is not None else State.load() if remember else State(Path())
@@ -67,10 +76,17 @@ class Workbench(App[None]):
         self.set_keymap(self.user_keys.keys)
         for complaint in self.user_keys.complaints:
             self.notify(complaint.replace("[", "\\["), severity="warning")
+        if self.alone:
+            self.set_timer(1, lambda: self.pauses.begin(self))
         if not self.images:
             self.do_open()
         if self.images:
             self.run_worker(self._open_all, thread=True, group="open")
+
+    async def on_event(self, event: Event) -> None:
+        if isinstance(event, InputEvent):
+            self.pauses.touched()
+        await super().on_event(event)
 
     # Images
 
@@ -185,7 +201,7 @@ class Workbench(App[None]):
     def start_view(self) -> View | None:
         """The view asked for, for the first image only."""
         wanted, self.first_view = self.first_view, None
-        return View(wanted) if wanted in list(View) else None
+        return wanted
 
     def update_image_tabs(self, screen: BrowserCore) -> None:
         """The strip of open images."""
@@ -307,6 +323,12 @@ class Workbench(App[None]):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(screen.session.background.idle(), 30)
             await asyncio.sleep(0.01)
+
+
+def run(app: Workbench) -> None:
+    """Run the app in this terminal, alone in its process."""
+    app.alone = True
+    app.run()
 
 
 def take_picture(app: Workbench, target: Path, size: tuple[int, int]) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from workbench.errors import ArgumentError
+
 
 class View(StrEnum):
     """The views of the middle pane, in the order of their keys 1..9, 0."""
@@ -34,6 +36,14 @@ VIEW_LABELS = {
     View.REFCOUNTS: "Refcounts",
     View.OVERLAPS: "Overlaps",
 }
+
+
+def view_named(text: str) -> View:
+    """The view of that name, whose words may be joined by hyphens, underscores or spaces; ArgumentError lists them."""
+    wanted = text.lower().replace("-", "_").replace(" ", "_")
+    if wanted not in list(View):
+        raise ArgumentError(f"{text!r} is no view", hint=", ".join(each.value.replace("_", "-") for each in View))
+    return View(wanted)
 
 
 @dataclass(frozen=True, slots=True)

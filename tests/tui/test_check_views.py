@@ -21,7 +21,7 @@ from workbench.tui.app import Workbench
 from workbench.tui.checking import Badges
 from workbench.tui.place import View
 from workbench.tui.screens.browser import BrowserScreen
-from workbench.tui.screens.checked import PATIENCE
+from workbench.tui.screens.check_feeding import PATIENCE
 from workbench.tui.screens.dialogs import TextDialog
 from workbench.tui.widgets.chrome import TitleLine
 from workbench.tui.widgets.explain import ExplainPane, content_of

@@ -59,11 +59,11 @@ def command(image: Path, address: str, as_json: bool, snapshot: str | None, forc
 
 
 def _explain(meta: Metadata, place: Place, snapshot: str | None, as_json: bool) -> None:
-    from workbench.engine.explain import explain_guest, explain_host, find_snapshot, stored_bytes
+    from workbench.engine.explain import explain_guest, explain_host, stored_bytes
     from workbench.render.explain import host_json, host_lines
     from workbench.render.translation import translation_json, translation_lines
 
-    chosen = place.address.snapshot if snapshot is None else find_snapshot(meta, snapshot)
+    chosen = place.address.snapshot if snapshot is None else meta.snapshot_index(snapshot)
     guest, host = _target(meta, place)
     if guest is not None:
         found = explain_guest(meta, guest, chosen)

@@ -14,7 +14,7 @@ from workbench.engine.gate import Gate, OpenRequest, resolve_name
 from workbench.engine.layers import Layer, MissingLayer, Qcow2Layer, RawLayer
 from workbench.engine.metadata import Metadata, Region, load_metadata
 from workbench.engine.opening import require_openable
-from workbench.errors import ArgumentError, CorruptError, ImageError, PassphraseError, QwbError, UnsupportedError
+from workbench.errors import CorruptError, ImageError, PassphraseError, QwbError, UnsupportedError
 from workbench.storage.base import Storage
 from workbench.storage.file import FileStorage
 from workbench.storage.locks import LockMode, acquire
@@ -171,7 +171,7 @@ def _backing_layer(storage: Storage, stored: str | None, opening: Opening, depth
 
 def _qcow2_layer(meta: Metadata, opening: Opening, depth: int, snapshot: str | None) -> Qcow2Layer:
     data, data_error = _data_storage(meta, opening, depth)
-    entry = find_snapshot(meta, snapshot) if snapshot is not None else None
+    entry = meta.snapshots[meta.snapshot_index(snapshot)] if snapshot is not None else None
     l1 = meta.l1 if entry is None else snapshot_l1(meta, entry)
     size = meta.header.size if entry is None or entry.disk_size is None else entry.disk_size
     return Qcow2Layer(meta, data, l1=l1, size=size, data_error=data_error, unlock=_unlocker(meta, opening))
@@ -203,18 +203,6 @@ def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage
     except QwbError as error:
         opening.problem("DATA-FILE-UNAVAILABLE", error, 72, 8)
         return None, error
-
-
-def find_snapshot(meta: Metadata, name: str) -> Snapshot:
-    """A snapshot by ID, else by name, as QEMU looks it up. ArgumentError when there is none."""
-    for each in meta.snapshots:
-        if each.id == name:
-            return each
-    for each in meta.snapshots:
-        if each.name == name:
-            return each
-    known = ", ".join(each.name for each in meta.snapshots[:8]) or "none"
-    raise ArgumentError(f"no snapshot {name!r}", path=meta.storage.path, hint=f"snapshots here: {known}")
 
 
 def snapshot_l1(meta: Metadata, entry: Snapshot) -> NDArray[np.uint64]:

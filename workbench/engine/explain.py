@@ -10,7 +10,7 @@ from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
 from workbench.engine.owners import Cancel, Owner, OwnerKind, Progress, owners_of, refcount_of
 from workbench.engine.tables import Table
-from workbench.errors import ArgumentError, ImageError
+from workbench.errors import ImageError
 from workbench.units import SECTOR_SIZE, GuestOffset, HostOffset
 
 
@@ -114,15 +114,6 @@ class _Walk:
             backing,
             problem,
         )
-
-
-def find_snapshot(meta: Metadata, name: str) -> int:
-    """Index of the snapshot with this ID or else this name (as QEMU looks). Raises ArgumentError."""
-    for key in ("id", "name"):
-        for index, snapshot in enumerate(meta.snapshots):
-            if getattr(snapshot, key) == name:
-                return index
-    raise ArgumentError(f"there is no snapshot {name!r}", path=meta.storage.path, hint="`qwb info` lists them")
 
 
 def explain_guest(meta: Metadata, guest: int, snapshot: int | None = None) -> Translation:

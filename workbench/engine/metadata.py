@@ -30,6 +30,7 @@ from formats.qcow2.extensions import (
 from formats.qcow2.header import MAGIC, V2_LENGTH, Header, parse_header
 from formats.qcow2.snapshots import Snapshot, SnapshotTable, parse_snapshot_table
 from workbench.engine.faults import Fault
+from workbench.errors import ArgumentError
 from workbench.storage.base import Storage
 from workbench.units import Geometry
 
@@ -209,6 +210,14 @@ class Metadata:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         return self.snapshot_table.snapshots
+
+    def snapshot_index(self, name: str) -> int:
+        """Where in `snapshots` the one with this ID or else this name is, as QEMU looks it up. Raises ArgumentError."""
+        for names in ([each.id for each in self.snapshots], [each.name for each in self.snapshots]):
+            if name in names:
+                return names.index(name)
+        known = ", ".join(each.name for each in self.snapshots[:8]) or "none"
+        raise ArgumentError(f"no snapshot {name!r}", path=self.storage.path, hint=f"snapshots here: {known}")
 
     @cached_property
     def bitmaps_extension(self) -> BitmapsExtension | None:

@@ -16,7 +16,7 @@ from formats.qcow2 import limits
 from formats.qcow2.header import INCOMPATIBLE
 from formats.qcow2.snapshots import Snapshot, build_snapshot
 from formats.qcow2.tables import COPIED
-from workbench.engine.chain import find_snapshot, snapshot_l1
+from workbench.engine.chain import snapshot_l1
 from workbench.engine.write.guard import Kind
 from workbench.engine.write.sweep import move_refcounts, references, set_copied
 from workbench.engine.write.tables import encode_words
@@ -69,7 +69,7 @@ def create_snapshot(image: Image, name: str, *, now: float | None = None) -> Sna
 def delete_snapshot(image: Image, name: str) -> None:
     """Forget a snapshot (by ID or name) and free what only it used. ArgumentError when there is none."""
     core = _ready(image)
-    entry = find_snapshot(core.meta, name)
+    entry = core.meta.snapshots[core.meta.snapshot_index(name)]
     tree = array("Q", snapshot_l1(core.meta, entry).tobytes())
     counts = references(core, tree)
     rest = [each for each in core.meta.snapshots if each.offset != entry.offset]
@@ -94,7 +94,7 @@ def apply_snapshot(image: Image, name: str) -> None:
     What was written since is lost, unless another snapshot has it.
     """
     core = _ready(image)
-    entry = find_snapshot(core.meta, name)
+    entry = core.meta.snapshots[core.meta.snapshot_index(name)]
     size = entry.disk_size if entry.disk_size is not None else core.header.size
     tree = array("Q", snapshot_l1(core.meta, entry).tobytes())
     needed = core.geometry.l1_entries_for(size)

@@ -88,6 +88,21 @@ async def test_folders_can_be_left_upwards_and_files_are_described(
         assert screen.query_one(OptionList).display and not tree.display
 
 
+async def test_a_recent_file_is_one_line_that_begins_with_its_name(drive: Drive, tmp_path: Path) -> None:
+    folder = tmp_path / ("a-long-folder-name-" * 5)
+    folder.mkdir()
+    (folder / "disk.qcow2").write_bytes(b"")
+    async with drive(size=(80, 24)) as (app, pilot):
+        app.memory.remember(str(folder / "disk.qcow2"))
+        app.do_open()
+        await settle(app, pilot)
+        listed = app.screen.query_one("#gallery-list", OptionList)
+        lines = ["".join(part.text for part in listed.render_line(row)).rstrip() for row in range(3)]
+        assert lines[0].strip() == "Recent"
+        assert lines[1].startswith("  disk.qcow2  /") and lines[1].endswith("…")
+        assert lines[2].strip() == "Healthy samples"
+
+
 async def test_narrow_gallery_describes_too(drive: Drive) -> None:
     async with drive(size=(60, 20)) as (app, pilot):
         await settle(app, pilot)

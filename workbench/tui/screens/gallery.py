@@ -30,6 +30,11 @@ _COMMANDS = ("help", "quit", "theme", "palette")
 _RECENT_SHOWN = 8
 
 
+def _name_first(path: str) -> Text:
+    """A file by its name, then its folder: on a narrow screen the folder is what is cut."""
+    return Text.assemble(f"  {os.path.basename(path)}", (f"  {os.path.dirname(path)}", "dim"))
+
+
 class GalleryScreen(Screen[None]):
     """`qwb` without an image, and `o`. Files are looked at in workers."""
 
@@ -96,15 +101,12 @@ class GalleryScreen(Screen[None]):
         options: list[Option] = []
         if recent:
             options.append(Option(Text("Recent", style="bold"), disabled=True))
-            options += [Option(Text(f"  {path}", no_wrap=True), id=f"file {path}") for path in recent]
+            options += [Option(_name_first(path), id=f"file {path}") for path in recent]
         for heading, healthy, sign in (("Healthy samples", True, "✓"), ("Damaged samples", False, "✗")):
             rows = [sample for sample in samples if sample.healthy is healthy]
             if rows:
                 options.append(Option(Text(heading, style="bold"), disabled=True))
-                options += [
-                    Option(Text(f"  {sign} {sample.title}", no_wrap=True), id=f"sample {sample.name}")
-                    for sample in rows
-                ]
+                options += [Option(Text(f"  {sign} {sample.title}"), id=f"sample {sample.name}") for sample in rows]
         found = self.query_one("#gallery-list", OptionList)
         found.clear_options()
         found.add_options(options)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,3 +47,32 @@ def test_a_picture_by_the_views_written_name(qwb, tmp_path: Path) -> None:  # ty
     )
     assert result.exit_code == 0, result.stderr
     assert "byte&#160;0x8010" in target.read_text()
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+def test_a_workbench_that_is_ended_remembers_where_it_was_and_gives_the_terminal_back(
+    tmp_path: Path, by: signal.Signals
+) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "workbench", str(sample_path("plain")), "--at", "l2:0"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        until = time.monotonic() + 60
+        while b"0x5000" not in shown and time.monotonic() < until:
+            shown += os.read(ours, 1 << 16)
+        process.send_signal(by)
+        while True:
+            try:
+                shown += os.read(ours, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+        assert process.wait(60) == 128 + by
+    finally:
+        process.kill()
+        os.close(ours)
+    assert b"\x1b[?1049l" in shown, "back from the alternate screen"
+    places = json.loads((tmp_path / "qwb" / "state.json").read_text())["places"]
+    assert [each["place"]["node"] for each in places.values()] == ["l2:0"]

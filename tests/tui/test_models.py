@@ -63,6 +63,21 @@ def test_state_keeps_the_latest_files_and_ignores_garbage(tmp_path: Path) -> Non
     assert State.load(path).recent == []
 
 
+def test_two_workbenches_at_once_keep_each_others_files(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    before = State(path)
+    before.remember("/images/old", {"place": "old"})
+    assert before.save()
+    one, other = State.load(path), State.load(path)
+    one.remember("/images/1", {"place": 1})
+    one.remember("/images/old", {"place": "new"})
+    other.remember("/images/2", {"place": 2})
+    assert one.save() and other.save()
+    last = State.load(path)
+    assert last.recent == ["/images/2", "/images/old", "/images/1"]
+    assert last.places == {"/images/old": {"place": "new"}, "/images/1": {"place": 1}, "/images/2": {"place": 2}}
+
+
 @pytest.mark.parametrize("name", [sample.name for sample in load_manifest() if sample.path.exists()])
 def test_every_item_is_found_again_by_its_key_and_its_way_leads_there(name: str) -> None:
     outline = Outline(meta_of(name))

@@ -53,4 +53,4 @@ def command(
     if screenshot is not None:
         take_picture(app, screenshot, cells)
         return
-    run(app)
+    click.get_current_context().exit(run(app))

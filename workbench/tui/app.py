@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -78,6 +79,8 @@ class Workbench(App[None]):
             self.notify(complaint.replace("[", "\\["), severity="warning")
         if self.alone:
             self.set_timer(1, lambda: self.pauses.begin(self))
+            for each in (signal.SIGHUP, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(each, self.told_to_end, each)
         if not self.images:
             self.do_open()
         if self.images:
@@ -290,12 +293,21 @@ class Workbench(App[None]):
         self.notify(f"Saved qwb-{number}.svg", timeout=4)
 
     def do_quit(self) -> None:
+        self._leave()
+        self.exit()
+
+    def _leave(self) -> None:
+        """Keep what lasts, and let go of the files."""
         for screen in self.browsers:
             self._remember(screen)
             screen.session.close()
         if self.remember:
             self.memory.save()
-        self.exit()
+
+    def told_to_end(self, by: signal.Signals) -> None:
+        """The terminal was closed, or somebody ended the process: nobody is there to be asked, but nothing is lost."""
+        self._leave()
+        self.exit(return_code=128 + by)
 
     def do_interrupt(self) -> None:
         """Quit, but ask first when something is running."""
@@ -325,10 +337,11 @@ class Workbench(App[None]):
             await asyncio.sleep(0.01)
 
 
-def run(app: Workbench) -> None:
-    """Run the app in this terminal, alone in its process."""
+def run(app: Workbench) -> int:
+    """Run the app in this terminal, alone in its process; gives its exit code."""
     app.alone = True
     app.run()
+    return app.return_code or 0
 
 
 def take_picture(app: Workbench, target: Path, size: tuple[int, int]) -> None:

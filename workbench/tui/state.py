@@ -30,6 +30,8 @@ class State:
     recent: list[str] = field(default_factory=list)
     places: dict[str, dict[str, Any]] = field(default_factory=dict)
     theme: str = ""
+    touched: set[str] = field(default_factory=set)
+    """Images noted since it was read; of the others, another workbench may know better."""
 
     @classmethod
     def load(cls, path: Path | None = None) -> State:
@@ -52,6 +54,7 @@ class State:
 
     def remember(self, image: str, place: dict[str, Any] | None = None) -> None:
         """Note that `image` (absolute path) was open, and where."""
+        self.touched.add(image)
         if image in self.recent:
             self.recent.remove(image)
         self.recent.insert(0, image)
@@ -63,8 +66,20 @@ class State:
                 self.places.pop(next(iter(self.places)))
 
     def save(self) -> bool:
-        """Write it, whole or not at all; False when that is not possible."""
-        content = {"recent": self.recent, "places": self.places, "theme": self.theme}
+        """Write it, whole or not at all; False when that is not possible.
+
+        Other workbenches may have saved since this one began: what they noted of images that were not open here is kept.
+        """
+        others = State.load(self.path)
+        known = [each for each in self.recent if each in self.touched]
+        recent = known + [each for each in others.recent if each not in self.touched]
+        places = {k: v for k, v in others.places.items() if k not in self.touched}
+        places |= {k: v for k, v in self.places.items() if k in self.touched}
+        content = {
+            "recent": recent[:RECENT_LIMIT],
+            "places": dict(list(places.items())[-PLACES_LIMIT:]),
+            "theme": self.theme,
+        }
         draft = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,19 @@ def set_one(block: bytearray | memoryview, index: int, order: int, value: int) -
     block[at >> 3] = (block[at >> 3] & ~mask & 0xFF) | (value << (at & 7))
 
 
+def last_counted(block: bytes, order: int, entries: int) -> int | None:
+    """Index of the last entry that is not zero among the first `entries`; None when all of them are zero.
+
+    Works on the bytes, since numpy takes longer to load than everything else that a first look at an image needs.
+    """
+    bits = max(0, entries) << order
+    used = bytearray(block[: (bits + 7) >> 3])
+    if bits & 7 and len(used) > bits >> 3:  # the last byte holds entries that were not asked for
+        used[-1] &= (1 << (bits & 7)) - 1
+    used = used.rstrip(b"\0")
+    return ((len(used) - 1) * 8 + used[-1].bit_length() - 1) >> order if used else None
+
+
 class _Refcounts(Adapter):  # type: ignore[misc]
     """A whole block as a list of ints; the width comes from the parse parameter `refcount_order`."""
 

@@ -150,6 +150,19 @@ def test_refcount_blocks_round_trip_at_every_width(order: int) -> None:
     assert schema.build(schema.parse(data, refcount_order=order), refcount_order=order) == data
 
 
+@pytest.mark.parametrize("order", range(7))
+def test_the_last_counted_entry_is_found_at_every_width(order: int) -> None:
+    random = np.random.default_rng(order)
+    for _ in range(200):
+        filled = int(random.integers(0, 33))
+        block = random.bytes(filled).ljust(48, b"\0")
+        values = refcounts.unpack(block, order)
+        entries = int(random.integers(-1, values.size + 9))
+        counted = np.flatnonzero(values[: max(0, entries)])
+        assert refcounts.last_counted(block, order, entries) == (counted[-1] if counted.size else None)
+    assert refcounts.last_counted(b"", order, 8) is None
+
+
 def test_narrow_refcounts_count_from_the_least_significant_bit() -> None:
     assert refcounts.unpack(b"\x01", 0).tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
     assert refcounts.unpack(b"\xe4", 1).tolist() == [0, 1, 2, 3]

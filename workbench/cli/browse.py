@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -46,9 +47,11 @@ def command(
     secret_file: Path | None,
 ) -> None:
     """Open images in the terminal workbench; without one: samples, recent files, a file picker. Never writes to an image."""
+    cells = _size(size)
+    if screenshot is None:
+        gc.disable()  # nothing of what starting makes is garbage; the app looks for it from its first pause on
     from workbench.tui.app import Workbench, run, take_picture
 
-    cells = _size(size)
     app = Workbench(images, at=at, view=view, theme=theme, secret=read_secret(secret_file), remember=screenshot is None)
     if screenshot is not None:
         take_picture(app, screenshot, cells)

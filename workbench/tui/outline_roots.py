@@ -9,8 +9,8 @@ from typing import Final
 
 from formats.qcow2 import limits
 from formats.qcow2.extensions import ExtensionType
+from formats.qcow2.refcounts import last_counted
 from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
-from workbench.engine import tables
 from workbench.engine.faults import Fault
 from workbench.engine.metadata import Metadata
 from workbench.render.sizes import count
@@ -209,18 +209,23 @@ class OutlineRoots:
     @cached_property
     def _counted_end(self) -> int | None:
         """Host offset behind the last cluster of the file with a refcount; None when the blocks looked at count none."""
-        import numpy as np
-
         meta, geometry = self.meta, self.geometry
         assert geometry is not None
-        clusters = geometry.clusters(meta.file_size)
-        per_block = geometry.refcount_block_entries
-        offsets = meta.refcount_table[: -(-clusters // per_block)] & np.uint64(REFCOUNT_OFFSET_MASK)
-        for number in np.flatnonzero(offsets)[: -TAIL_BLOCKS - 1 : -1].tolist():
-            counts = tables.refcount_block(meta, number, int(offsets[number])).columns(meta, 0, per_block)[:, 0]
-            used = np.flatnonzero(counts[: max(0, clusters - number * per_block)])
-            if len(used):
-                return int(number * per_block + int(used[-1]) + 1) * geometry.cluster_size
+        clusters, per_block = geometry.clusters(meta.file_size), geometry.refcount_block_entries
+        region = meta.refcount_table_region
+        length = min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE, -(-clusters // per_block) * 8)
+        table = meta.storage.read(region.offset, length)
+        for _ in range(TAIL_BLOCKS):
+            table = table.rstrip(b"\0")
+            number = (len(table) - 1) // 8
+            if number < 0:
+                break
+            entry = int.from_bytes(table[number * 8 :].ljust(8, b"\0"), "big")
+            block = meta.storage.read(offset, geometry.cluster_size) if (offset := entry & REFCOUNT_OFFSET_MASK) else b""
+            last = last_counted(block, geometry.refcount_order, clusters - number * per_block)
+            if last is not None:
+                return (number * per_block + last + 1) * geometry.cluster_size
+            table = table[: number * 8]
         return None
 
     # Marks

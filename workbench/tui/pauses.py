@@ -34,6 +34,7 @@ class Pauses:
         """
         gc.freeze()
         gc.set_threshold(ENOUGH, 50, 1_000)
+        gc.enable()
         app.set_interval(REST / 2, self.look)
 
     def look(self) -> None:

@@ -114,7 +114,6 @@ class BrowserCore(Screen[None]):
             self.jump("header", record=False)
         else:
             self.jump("file", record=False)
-        self.start_check()
 
     # The selection
 
@@ -156,6 +155,8 @@ class BrowserCore(Screen[None]):
         self.update_title()
         self.update_footer()
         self.fit_panes()
+        if before is None:
+            self.call_after_refresh(self.start_check)  # what one came to see is painted first
 
     def jump(
         self, address: str, *, record: bool = True, view: View | None = None, then: Callable[[], None] | None = None

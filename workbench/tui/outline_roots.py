@@ -221,7 +221,8 @@ class OutlineRoots:
             if number < 0:
                 break
             entry = int.from_bytes(table[number * 8 :].ljust(8, b"\0"), "big")
-            block = meta.storage.read(offset, geometry.cluster_size) if (offset := entry & REFCOUNT_OFFSET_MASK) else b""
+            offset = entry & REFCOUNT_OFFSET_MASK
+            block = meta.storage.read(offset, geometry.cluster_size) if offset else b""
             last = last_counted(block, geometry.refcount_order, clusters - number * per_block)
             if last is not None:
                 return (number * per_block + last + 1) * geometry.cluster_size

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import DirectoryTree, Input, OptionList, Static
 
+from sample_images import sample_path
 from workbench.errors import QwbError
 from workbench.tui.app import Workbench, take_picture
 from workbench.tui.paths import common_start, describe_file
@@ -86,6 +87,36 @@ async def test_folders_can_be_left_upwards_and_files_are_described(
         await pilot.press("escape")
         await settle(app, pilot)
         assert screen.query_one(OptionList).display and not tree.display
+
+
+async def test_a_sample_opens_as_a_copy_that_is_gone_afterwards_and_never_listed(drive: Drive) -> None:
+    async with drive(size=(80, 24)) as (app, pilot):
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert app.front is not None
+        copy = Path(app.front.session.path)
+        assert copy.read_bytes() == sample_path("plain").read_bytes() and copy != sample_path("plain")
+        app.do_close_tab()
+        await settle(app, pilot)
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert Path(app.front.session.path) == copy, "what was done to it is still there in this run"
+        app.do_quit()
+        await pilot.pause()
+        assert not copy.exists() and str(copy) not in app.memory.recent and str(copy) not in app.memory.places
+
+
+async def test_a_sample_that_cannot_be_copied_is_told(drive: Drive, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with drive(size=(80, 24)) as (app, pilot):
+
+        def full(_name: str) -> Path:
+            raise OSError(28, "No space left on device", "/tmp/qwb")
+
+        monkeypatch.setattr(app.practice, "copy_of", full)
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert isinstance(app.screen, GalleryScreen)
+        assert any("No space left" in each.message for each in app._notifications)
 
 
 async def test_a_recent_file_is_one_line_that_begins_with_its_name(drive: Drive, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from workbench.tui.commands import BY_ID, COMMANDS, bindings, key_name
 from workbench.tui.keymap import Keymap, load_keymap
 from workbench.tui.pauses import Pauses
 from workbench.tui.place import Place, View, view_named
+from workbench.tui.practice import Practice
 from workbench.tui.screens.browser import BrowserScreen
 from workbench.tui.screens.core import BrowserCore
 from workbench.tui.screens.dialogs import ChooseDialog
@@ -59,7 +60,7 @@ class Workbench(App[None]):
         super().__init__()
         self.images, self.at, self.secret = images, at, secret
         self.first_view = view_named(view) if view is not None else None
-        self.pauses = Pauses()
+        self.pauses, self.practice = Pauses(), Practice()
         self.alone = False
         """Whether the process is for this app only."""
         self.auto_check, self.remember = auto_check, remember
@@ -130,7 +131,8 @@ class Workbench(App[None]):
         session.secret = self.secret
         screen = BrowserScreen(session)
         self.browsers.append(screen)
-        self.memory.remember(os.path.abspath(loaded.path))
+        if not self.practice.holds(loaded.path):
+            self.memory.remember(os.path.abspath(loaded.path))
         self._bring(screen)
 
     def _bring(self, screen: BrowserScreen) -> None:
@@ -183,7 +185,8 @@ class Workbench(App[None]):
         self.push_screen(GalleryScreen(folder))
 
     def _remember(self, screen: BrowserScreen) -> None:
-        self.memory.remember(os.path.abspath(screen.session.path), screen.leave())
+        if not self.practice.holds(screen.session.path):
+            self.memory.remember(os.path.abspath(screen.session.path), screen.leave())
 
     def restore_layout(self, screen: BrowserCore) -> None:
         """The panes as they were the last time."""
@@ -269,7 +272,8 @@ class Workbench(App[None]):
         outline = screen.session.outline
 
         def show(names: list[tuple[str, str]]) -> None:
-            self.push_screen(PaletteDialog(screen.available(), names), self._palette_done)
+            if screen.on_top:  # not when it is there already
+                self.push_screen(PaletteDialog(screen.available(), names), self._palette_done)
 
         screen.session.background.submit(lambda _job: structure_names(outline), show, screen.failed, title="structures")
 
@@ -303,6 +307,7 @@ class Workbench(App[None]):
             screen.session.close()
         if self.remember:
             self.memory.save()
+        self.practice.close()
 
     def told_to_end(self, by: signal.Signals) -> None:
         """The terminal was closed, or somebody ended the process: nobody is there to be asked, but nothing is lost."""

@@ -47,7 +47,7 @@ class Chain(BrowserCore):
                 never()
 
         def ask(size: int | None) -> None:
-            self.app.push_screen(gate_dialog(request, size), chosen)
+            self.when_on_top(lambda: self.app.push_screen(gate_dialog(request, size), chosen))
 
         self.session.background.submit(lambda _job: size_of(request.resolved), ask, self.failed, title="looking")
 

@@ -23,6 +23,7 @@ from workbench.tui.outline_items import CHAINED, Item, Kind
 from workbench.tui.place import Place, View
 from workbench.tui.prepare import Prepared, find_address, place_of, prepare
 from workbench.tui.session import Session, Trouble, change_between, identity_of
+from workbench.tui.standing import stands
 from workbench.tui.widgets.chrome import Footer, ImageTabs, Line, TitleLine, ViewTabs
 from workbench.tui.widgets.explain import ExplainPane
 from workbench.tui.widgets.hexview import HexView
@@ -63,6 +64,7 @@ class BrowserCore(Screen[None]):
         self._source = ""
         self._next: Callable[[], None] | None = None
         self.ready = False
+        self._questions: list[Callable[[], object]] = []
         self._was_busy = False
         self.welcome_until = 0.0
         self.filters = {}
@@ -263,7 +265,7 @@ class BrowserCore(Screen[None]):
             found.add("map")
         if view in (View.ENTRIES, View.FINDINGS, View.REFCOUNTS):
             found.add("filterable")
-        if view in (View.ENTRIES, View.FIELDS, View.FINDINGS) or self.focused is self.query_one(StructureTree):
+        if view in (View.ENTRIES, View.FIELDS, View.FINDINGS) or isinstance(self.focused, StructureTree):
             found.add("foldable")
         if view in (View.HEX, View.GUEST_HEX):
             found.add("hex")
@@ -305,7 +307,9 @@ class BrowserCore(Screen[None]):
         return self.place.view is not View.HEX and (found.node is None if found.table is None else found.entry < 0)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "command" and self.is_mounted:
+        if action == "command":
+            if not stands(self):
+                return False
             command = BY_ID.get(str(parameters[0]))
             return command is not None and (not command.where or bool(self.contexts().intersection(command.where)))
         return super().check_action(action, parameters)
@@ -350,7 +354,7 @@ class BrowserCore(Screen[None]):
             self.jump(value)
 
     def on_descendant_focus(self) -> None:
-        self.set_pane_classes(self.focused is self.query_one(StructureTree), "in-tree")
+        self.set_pane_classes(isinstance(self.focused, StructureTree), "in-tree")
         if self.ready:
             self.update_footer()
 
@@ -359,6 +363,8 @@ class BrowserCore(Screen[None]):
             self.call_after_refresh(self._resized)
 
     def _resized(self) -> None:
+        if not stands(self):
+            return
         self.fit_panes()
         self.update_title()
         self.update_footer()
@@ -366,6 +372,20 @@ class BrowserCore(Screen[None]):
 
     def on_screen_resume(self) -> None:
         self.app.update_image_tabs(self)
+        if self._questions:
+            self.call_later(self.when_on_top, self._questions.pop(0))
+
+    @property
+    def on_top(self) -> bool:
+        """Whether one looks at this image, with nothing above it."""
+        return self.app.screen is self
+
+    def when_on_top(self, ask: Callable[[], object]) -> None:
+        """Show what a worker has found out; one who has gone elsewhere meanwhile is met with it on coming back."""
+        if self.on_top:
+            ask()
+        else:
+            self._questions.append(ask)
 
     # Panes
 

@@ -15,6 +15,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from workbench.tui.standing import stands
+
 Answer = Callable[[str, Sequence[tuple[str, str]]], None]
 """What a preview calls: (text, completions). A text that begins with `?` says that there is no such thing."""
 
@@ -84,7 +86,7 @@ class TextDialog(Dialog):
 
     def show(self, text: str, choices: Sequence[tuple[str, str]]) -> None:
         """The preview's answer: a text (beginning with `?` when there is no such place), and (value, label) completions."""
-        if not self.is_mounted:
+        if not stands(self):
             return
         self.refused = text.startswith("?")
         self.query_one("#preview", Static).update(text)

@@ -21,6 +21,7 @@ from sample_images import Sample, load_manifest
 from workbench.render.sizes import count
 from workbench.tui.commands import BY_ID, bindings
 from workbench.tui.paths import common_start, complete_path, describe_file
+from workbench.tui.standing import stands
 from workbench.tui.widgets.chrome import Footer, Line
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class GalleryScreen(Screen[None]):
         yield Footer(id="footer")
 
     def on_mount(self) -> None:
+        if not stands(self):
+            return
         recent = list(self.app.memory.recent)
 
         def look() -> tuple[list[str], list[Sample]]:
@@ -91,7 +94,7 @@ class GalleryScreen(Screen[None]):
 
         def work() -> None:
             found = look()
-            self.app.call_from_thread(lambda: done(found) if self.is_mounted else None)
+            self.app.call_from_thread(lambda: done(found) if stands(self) else None)
 
         self.run_worker(work, thread=True, group="open")
 
@@ -162,9 +165,22 @@ class GalleryScreen(Screen[None]):
     def chosen(self, event: OptionList.OptionSelected) -> None:
         kind, _, name = str(event.option.id).partition(" ")
         if kind == "sample":
-            self.app.open_image(str(self.samples[name].path))
+            self.in_worker(lambda: self._copy(name), self._copied)
         elif kind == "file":
             self.app.open_image(name)
+
+    def _copy(self, name: str) -> Path | str:
+        """In a thread: the copy of a sample, or why there is none."""
+        try:
+            return self.app.practice.copy_of(name)
+        except OSError as error:
+            return f"The sample could not be copied to {error.filename}: {error.strerror}"
+
+    def _copied(self, found: Path | str) -> None:
+        if isinstance(found, Path):
+            self.app.open_image(str(found))
+        else:
+            self.notify(found, severity="warning", markup=False)
 
     @on(Input.Submitted, "#path")
     def typed(self, event: Input.Submitted) -> None:
@@ -281,4 +297,5 @@ def _about(sample: Sample) -> Content:
     elif check.exit_code in (2, 3):
         said = f"{count(check.corruptions, 'corruption')}, {count(check.leaks, 'leak')}"
     parts += ["\n\n", (f"qemu-img check said: {said}", "$text-muted")]
+    parts += ["\n\n", ("Opens as a copy of its own: repair it as you like.", "$text-muted")]
     return Content.assemble(*parts)

@@ -212,10 +212,8 @@ class Moving(BrowserCore):
                 note += " They differ." if facts.refcount else " It counts as free."
             elif len(facts.uses) == 1:
                 note += " Nobody else refers to it."
-        self.app.push_screen(
-            ChooseDialog("Who refers to this cluster", options, note=note, empty="Nothing refers to this cluster."),
-            self._goto_done,
-        )
+        dialog = ChooseDialog("Who refers to this cluster", options, note=note, empty="Nothing refers to this cluster.")
+        self.when_on_top(lambda: self.app.push_screen(dialog, self._goto_done))
 
     # Search
 

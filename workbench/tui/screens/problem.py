@@ -17,6 +17,7 @@ from workbench.tui.commands import BY_ID, bindings
 from workbench.tui.paths import guess_format
 from workbench.tui.screens.gallery import GalleryScreen
 from workbench.tui.session import Loaded, Trouble
+from workbench.tui.standing import stands
 from workbench.tui.widgets.chrome import Footer, Line
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class ProblemScreen(Screen[None]):
         return [*found, ("quit", "Quit")]
 
     def on_mount(self) -> None:
+        if not stands(self):
+            return
         self.query_one(OptionList).focus()
         self.query_one(OptionList).highlighted = 0
         self.query_one(Footer).put(

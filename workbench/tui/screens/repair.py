@@ -22,6 +22,7 @@ from workbench.tui.screens.dialogs import ChooseDialog
 from workbench.tui.screens.repair_flow import Flow
 from workbench.tui.screens.repair_steps import FLOW_BY_ID, FLOW_COMMANDS, GLYPH_STYLES, At
 from workbench.tui.screens.repair_writing import RepairWriting
+from workbench.tui.standing import stands
 from workbench.tui.widgets.choices import ChoiceDetail, ChoicesView
 from workbench.tui.widgets.chrome import LEVEL_GLYPH, Footer, Line
 from workbench.tui.widgets.editdiff import EditDiffView
@@ -98,6 +99,8 @@ class RepairScreen(RepairWriting):
         yield Footer(id="footer")
 
     def on_mount(self) -> None:
+        if not stands(self):
+            return
         self.set_interval(0.2, self._tick)
         if self.flow.plan is not None:
             self.show_plan()
@@ -174,6 +177,8 @@ class RepairScreen(RepairWriting):
                 )
 
     def tell_choice(self) -> None:
+        if not stands(self):
+            return
         found = self.query_one(ChoicesView).current
         detail = self.query_one(ChoiceDetail)
         self.run_worker(detail.show(*(found or (None, None))), group="choice", exclusive=True)
@@ -238,7 +243,7 @@ class RepairScreen(RepairWriting):
             diff.show_step(step, None)
 
             def done(fields: list[tuple[str, str, str]]) -> None:
-                if ticket == self._ticket and self.is_mounted:
+                if ticket == self._ticket and stands(self):
                     diff.show_step(step, fields)
 
             self.background.submit(lambda _job: self.flow.fields(step), done, lambda _error: done([]), title="decoding")

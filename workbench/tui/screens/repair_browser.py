@@ -85,6 +85,8 @@ class Repairing(BrowserCore):
             return session.identity == identity_of(session.path)
 
         def done(fresh: bool) -> None:
+            if not self.on_top:  # the key was pressed twice, or one has gone elsewhere
+                return
             from workbench.tui.screens.repair_flow import Flow
 
             result = outcome.result if fresh and outcome is not None else None
@@ -245,7 +247,7 @@ class Repairing(BrowserCore):
         def done(found: object) -> None:
             if isinstance(found, NotEditable):
                 self.notify(str(found).replace("[", "\\["), severity="warning")
-            else:
+            elif self.on_top:
                 self.app.push_screen(EditScreen(found), self.edited)  # type: ignore[arg-type]
 
         def work() -> object:
@@ -273,7 +275,7 @@ class Repairing(BrowserCore):
             session.repaired_before, found = answer
             if found is not None and not self._asked_before:
                 self._asked_before = True
-                self.ask_interrupted(found)
+                self.when_on_top(lambda: self.ask_interrupted(found))
 
         def work() -> tuple[bool, Repair | None]:
             if not Path(path + CASE_SUFFIX).exists():

@@ -12,6 +12,7 @@ from textual.widgets import Static
 from workbench.tui.commands import Command
 from workbench.tui.screens.repair_flow import Flow
 from workbench.tui.screens.repair_steps import FLOW_BY_ID, FLOW_COMMANDS, GLYPH_STYLES, STEPS, WIDE, At
+from workbench.tui.standing import stands
 from workbench.tui.widgets.chrome import Footer, Line
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class RepairFrame(Screen[str | None]):
         return not command.where or self.at.value in command.where
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "command" and self.is_mounted and str(parameters[0]) in FLOW_BY_ID:
-            return self.allowed(FLOW_BY_ID[str(parameters[0])])
+        if action == "command" and str(parameters[0]) in FLOW_BY_ID:
+            return stands(self) and self.allowed(FLOW_BY_ID[str(parameters[0])])
         return super().check_action(action, parameters)
 
     def action_command(self, ident: str) -> None:
@@ -110,7 +111,7 @@ class RepairFrame(Screen[str | None]):
             self.action_command(event.value)
 
     def on_resize(self) -> None:
-        if self.is_mounted:
+        if stands(self):
             wide = self.size.width >= WIDE
             for ident in ("#split", "#maps"):  # classes of the screen itself would restyle everything in it
                 self.query_one(ident).set_class(wide, "wide")

@@ -22,6 +22,7 @@ from workbench.tui.place import Place
 from workbench.tui.prepare import Prepared
 from workbench.tui.screens.dialogs import TextDialog
 from workbench.tui.screens.repair_flow import Edit
+from workbench.tui.standing import stands
 from workbench.tui.widgets.chrome import Footer, Line
 from workbench.tui.widgets.rows import Part, Rows, cut
 from workbench.units import parse_size
@@ -284,6 +285,8 @@ class EditScreen(Screen[Edit | None]):
         return f"{self.number(data):#x}" if self.target.number else data.hex(" ")
 
     def on_mount(self) -> None:
+        if not stands(self):
+            return
         target = self.target
         self.query_one("#edit-title", Line).put(
             [
@@ -310,8 +313,8 @@ class EditScreen(Screen[Edit | None]):
         return not command.where or isinstance(self.focused, BitsView)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "command" and self.is_mounted and str(parameters[0]) in EDIT_BY_ID:
-            return self.allowed(EDIT_BY_ID[str(parameters[0])])
+        if action == "command" and str(parameters[0]) in EDIT_BY_ID:
+            return stands(self) and self.allowed(EDIT_BY_ID[str(parameters[0])])
         return super().check_action(action, parameters)
 
     def action_command(self, ident: str) -> None:

@@ -23,6 +23,7 @@ from workbench.repair.session import recheck
 from workbench.tui.background import Background
 from workbench.tui.commands import Command, bindings
 from workbench.tui.screens.repair_flow import require_free
+from workbench.tui.standing import stands
 from workbench.tui.widgets.chrome import Footer, Line
 from workbench.tui.widgets.rows import Part, Rows, cut
 from workbench.units import format_size
@@ -118,6 +119,8 @@ class HistoryScreen(Screen[str | None]):
         yield Footer(id="footer")
 
     def on_mount(self) -> None:
+        if not stands(self):
+            return
         self.query_one("#history-title", Line).put([(" Undo ", "here", ""), (f" {self.name_shown}", "name", "")])
         self.query_one(SessionsView).focus()
         self.load()
@@ -128,7 +131,7 @@ class HistoryScreen(Screen[str | None]):
         self.background.submit(lambda _job: undo.sessions(path), self.loaded, self.trouble, title="history")
 
     def loaded(self, found: list[Session]) -> None:
-        if not self.is_mounted:
+        if not stands(self):
             return
         view = self.query_one(SessionsView)
         view.show(found)
@@ -185,8 +188,8 @@ class HistoryScreen(Screen[str | None]):
         return True
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "command" and self.is_mounted and str(parameters[0]) in HISTORY_BY_ID:
-            return self.allowed(HISTORY_BY_ID[str(parameters[0])])
+        if action == "command" and str(parameters[0]) in HISTORY_BY_ID:
+            return stands(self) and self.allowed(HISTORY_BY_ID[str(parameters[0])])
         return super().check_action(action, parameters)
 
     def action_command(self, ident: str) -> None:

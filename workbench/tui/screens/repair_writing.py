@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.text import Text
 from textual import on
@@ -20,6 +20,9 @@ from workbench.tui.screens.dialogs import TextDialog
 from workbench.tui.screens.repair_frame import RepairFrame
 from workbench.tui.screens.repair_steps import At
 from workbench.tui.screens.repair_texts import confirm_text, done_text, write_text
+from workbench.tui.standing import stands
+
+T = TypeVar("T")
 
 
 class RepairWriting(RepairFrame):
@@ -50,12 +53,17 @@ class RepairWriting(RepairFrame):
         self._busy_text = text
         self.go_to(At.BUSY)
         self.banner("Nothing has been written. Escape stops this.")
-        self._job = self.background.submit(what, done, failed or self.trouble, title="repair", long=True)
+        answered, told = self._while_here(done), self._while_here(failed or self.trouble)
+        self._job = self.background.submit(what, answered, told, title="repair", long=True)
         self._tick()
+
+    def _while_here(self, tell: Callable[[T], None]) -> Callable[[T], None]:
+        """An answer that is dropped when the screen is gone by then."""
+        return lambda value: tell(value) if stands(self) else None
 
     def _tick(self) -> None:
         """What runs, in words."""
-        if self.at is At.BUSY and self._job is not None:
+        if self.at is At.BUSY and self._job is not None and stands(self):
             note = self._job.note
             self.query_one("#busy-text", Static).update(
                 f"{self._busy_text}\n\n{note[:1].upper() + note[1:] + ' …' if note else ''}"
@@ -191,7 +199,7 @@ class RepairWriting(RepairFrame):
             latest[:] = [progress]
 
         def show() -> None:
-            if latest and self.is_mounted:
+            if latest and stands(self):
                 now = latest[0]
                 self.query_one("#busy-text", Static).update(write_text(now))
                 bar.update(total=now.total or None, progress=now.done)

@@ -240,9 +240,11 @@ class _Grouping:
         if not rows.size:
             return
         guest = tuple((run.guest or 0, run.length) for run in runs)
+        number = self.count(rows)
+        lie, they = ("lie", "They are") if number > 1 else ("lies", "It is")
         self.add(
             "L2-ENTRIES-LOST", "L2 entries were lost",
-            f"{self.count(rows)} leaked clusters lie between or beside mapped clusters, just where the disk now has nothing. They are most likely the missing data.",
+            f"{many(number, 'leaked cluster')} {lie} between or beside mapped clusters, just where the disk now has nothing. {they} most likely the missing data.",
             0.85, rows, *(f"host {run.offset:#x} fits guest {run.guest or 0:#x}" for run in runs[:4]), guest=guest,
         )  # fmt: skip
 
@@ -288,15 +290,17 @@ class _Grouping:
                          "REFBLOCK-SHARED", "REFTABLE-MISSING", "REFTABLE-TOO-LARGE", "REFTABLE-UNALIGNED",
                          "REFTABLE-OFFSET")  # fmt: skip
         zero = self.findings.rows("REFCOUNT-ZERO")
-        many = self.count(zero) > 16
-        if not rows.size and not many:
+        number = self.count(zero)
+        if not rows.size and number <= 16:
             return
+        which = many(number, "cluster") if number else "some clusters"
+        free = [f"{many(number, 'cluster')} in use {'counts' if number == 1 else 'count'} as free"] if number else []
         more = self.take("REFCOUNT-ZERO", "REFCOUNT-UNREADABLE", "L1-COPIED-WRONG", "L2-COPIED-WRONG")
         self.add(
             "REFCOUNTS-LOST", "Refcounts were lost",
-            f"The refcounts of {self.count(zero) or 'some'} clusters in use are gone. The mapping is not affected: all data can "
+            f"The refcounts of {which} in use are gone. The mapping is not affected: all data can "
             "be read, and the refcounts can be worked out again from it. Nothing may be written before that.",
-            0.9, np.concatenate([rows, more]), f"{self.count(zero)} clusters in use count as free",
+            0.9, np.concatenate([rows, more]), *free,
             *(self.findings[int(row)].message for row in rows[:4]),
         )  # fmt: skip
 

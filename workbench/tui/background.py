@@ -59,6 +59,8 @@ class Background:
         self.jobs: list[Job] = []
         self.pending = 0
         self.closed = False
+        self.over: Callable[[], None] = lambda: None
+        """Called when a long job has ended, after its own callback."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -97,6 +99,8 @@ class Background:
                         done(result)
                     elif failed is not None:
                         failed(error)
+                if long and not self.closed:
+                    self.over()
             finally:
                 self.pending -= 1
                 if self.pending == 0:

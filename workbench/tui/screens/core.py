@@ -88,6 +88,7 @@ class BrowserCore(Screen[None]):
         self.query_one(StructureTree).border_title = "Structures"
         self.query_one(ExplainPane).border_title = "What it means"
         session.on_pages = self.refresh_pages
+        session.background.over = self.update_title
         self.fill_tree(self._arrive)
         self.set_interval(WATCH_SECONDS, self.watch_file)
         self.set_interval(0.25, self.update_title)
@@ -216,6 +217,8 @@ class BrowserCore(Screen[None]):
 
     def update_title(self) -> None:
         """The two lines at the top, and what runs."""
+        if not stands(self):
+            return
         session = self.session
         job = session.background.busy
         if (job is not None) is not self._was_busy:

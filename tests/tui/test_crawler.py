@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from pathlib import Path
 
 import pytest
 
 from sample_images import load_manifest
-from tests.tui.crawl import crawl
+from sample_images.mutate import corrupt
+from tests.tui.crawl import crawl, items_of
+from workbench.tui.prepare import place_of, prepare, views_of
 from workbench.tui.session import Trouble, load
 
 SAMPLES = [sample for sample in load_manifest() if sample.path.exists()]
@@ -31,4 +35,22 @@ def test_a_look_at_anything_never_raises(tmp_path: Path) -> None:
         for item in loaded.outline.roots():
             loaded.outline.children(item)
         assert loaded.trouble is not Trouble.MISSING
+        loaded.storage.close()
+
+
+def test_every_node_of_corrupted_copies_can_be_looked_up(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    for number in range(60):
+        sample = rng.choice(SAMPLES)
+        path = tmp_path / f"{number}.qcow2"
+        shutil.copy(sample.path, path)
+        what = corrupt(path, rng.getrandbits(32), metadata_only=True)
+        loaded = load(path)
+        assert loaded.storage is not None and loaded.outline is not None
+        try:
+            for item in items_of(loaded.outline):
+                for view in views_of(loaded.outline, item)[:3]:
+                    prepare(loaded.outline, place_of(item).seen_in(view))
+        except Exception as error:
+            raise AssertionError(f"{sample.name}, {what}") from error
         loaded.storage.close()

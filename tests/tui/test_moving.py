@@ -184,6 +184,18 @@ def test_the_tail_is_what_lies_behind_the_last_used_cluster() -> None:
     assert tail is not None and "not counted as used" in tail.note and tail.length > 4096
 
 
+@pytest.mark.parametrize("offset", [1 << 63, (1 << 64) - 512, 1 << 50])
+def test_refcounts_that_lie_nowhere_leave_the_tail_its_plain_note(tmp_path: Path, offset: int) -> None:
+    raw = sample_path("plain").read_bytes()
+    table = int.from_bytes(raw[48:56], "big")
+    for place in (48, table):  # the header's pointer to the table, the table's to its block
+        damaged = tmp_path / f"{place}.qcow2"
+        damaged.write_bytes(raw[:place] + offset.to_bytes(8, "big") + raw[place + 8 :])
+        with FileStorage.open(damaged) as storage:
+            tail = Outline(load_metadata(storage)).find("tail")
+        assert tail is not None and "part of a cluster" in tail.note
+
+
 async def test_the_backing_chain_unfolds_in_the_tree_after_asking(drive: Drive, sample: Sample) -> None:
     async with drive(sample("backing-chain"), at="backing-name", size=(120, 40)) as (app, pilot):
         screen = browser(app)

@@ -164,6 +164,10 @@ class Metadata:
         size = self.geometry.cluster_size if self.geometry else 0
         return Region(self.header.refcount_table_offset, self.header.refcount_table_clusters * size)
 
+    def read_bytes(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at host `offset`; fewer, or none, where the file has no more, however absurd the offset."""
+        return self.storage.read(offset, min(length, max(0, self.file_size - offset)))
+
     def read_words(self, region: Region, limit: int) -> NDArray[np.uint64]:
         """Table entries of `region`, native uint64; at most `limit` bytes; past the end of the file they read as zero."""
         import numpy as np
@@ -171,7 +175,7 @@ class Metadata:
         from formats.qcow2.tables import words
 
         length = min(region.length, limit) & ~7
-        data = self.storage.read(region.offset, min(length, max(0, self.file_size - region.offset)))
+        data = self.read_bytes(region.offset, length)
         out = np.zeros(length // 8, dtype=np.uint64)
         found = words(data + bytes(-len(data) % 8))
         out[: found.size] = found

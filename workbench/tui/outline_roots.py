@@ -214,7 +214,7 @@ class OutlineRoots:
         clusters, per_block = geometry.clusters(meta.file_size), geometry.refcount_block_entries
         region = meta.refcount_table_region
         length = min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE, -(-clusters // per_block) * 8)
-        table = meta.storage.read(region.offset, length)
+        table = meta.read_bytes(region.offset, length)
         for _ in range(TAIL_BLOCKS):
             table = table.rstrip(b"\0")
             number = (len(table) - 1) // 8
@@ -222,7 +222,7 @@ class OutlineRoots:
                 break
             entry = int.from_bytes(table[number * 8 :].ljust(8, b"\0"), "big")
             offset = entry & REFCOUNT_OFFSET_MASK
-            block = meta.storage.read(offset, geometry.cluster_size) if offset else b""
+            block = meta.read_bytes(offset, geometry.cluster_size) if offset else b""
             last = last_counted(block, geometry.refcount_order, clusters - number * per_block)
             if last is not None:
                 return (number * per_block + last + 1) * geometry.cluster_size

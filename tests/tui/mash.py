@@ -19,6 +19,7 @@ from workbench.tui.app import Workbench
 from workbench.tui.commands import COMMANDS, NAVIGATION
 from workbench.tui.keymap import Keymap
 from workbench.tui.screens.core import BrowserCore
+from workbench.tui.screens.repair_flow import Flow
 from workbench.tui.screens.repair_writing import RepairWriting
 from workbench.tui.state import State
 
@@ -30,6 +31,21 @@ TEXTS: Final = (
     "g:5M", "0x0", "c:3", "l2:0.1", "header", "zz", "12M", "ff 00", "a", "*", "-1", "g:", "é", "9" * 20, "rb:0",
 )  # fmt: skip
 NAMES: Final = {" ": "space", ":": "colon", ".": "full_stop", "/": "slash", "-": "minus", "*": "asterisk"}
+
+
+@contextlib.contextmanager
+def fenced(folder: Path) -> Iterator[None]:
+    """Whatever is typed as a name to write to, the file lands in `folder`."""
+
+    def inside(write: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        return lambda self, target: write(self, str(folder / Path(target).name))
+
+    with (
+        contextlib.chdir(folder),
+        patch.object(Flow, "copy", inside(Flow.copy)),
+        patch.object(Flow, "copy_orphans", inside(Flow.copy_orphans)),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -58,6 +74,7 @@ class Mash:
     def __init__(self, sample: Sample, folder: Path, seed: int) -> None:
         self.random = random.Random(seed)
         self.log: list[str] = []
+        self.folder = folder
         for each in sample.files:
             if (sample.path.parent / each).exists():
                 shutil.copy(sample.path.parent / each, folder / each)
@@ -72,7 +89,7 @@ class Mash:
     async def run(self, steps: int) -> list[str]:
         """Gives what was swallowed; raises what the workbench dies of."""
         app = self.app
-        with swallowed() as found:
+        with fenced(self.folder), swallowed() as found:
             async with app.run_test(size=self._size()) as pilot:
                 await pilot.pause()
                 await app.settled()

@@ -181,7 +181,12 @@ class RepairScreen(RepairWriting):
             return
         found = self.query_one(ChoicesView).current
         detail = self.query_one(ChoiceDetail)
-        self.run_worker(detail.show(*(found or (None, None))), group="choice", exclusive=True)
+
+        async def show() -> None:
+            await detail.show(*(found or (None, None)))
+
+        # The function, not its coroutine: that would complain when a newer choice overtakes it.
+        self.run_worker(show, group="choice", exclusive=True)  # type: ignore[arg-type]  # Textual's types want no result
         self.frame()
 
     @on(Rows.Moved, "#choices")

@@ -39,6 +39,10 @@ class Step:
     code: the finding that it answers.  fix: the fix that does it.  title: one clause for people.  before, after: the
     first SHOWN bytes of the range.  kind: what the range is (header, l1, l2, refcount-block, … or data).  guest: guest
     ranges concerned as (start, length).  snapshots: IDs of the snapshots concerned.  choice: the alternative taken.
+
+    What the step declares, for the preservation proof: frees: host ranges (start, length) with content that nothing
+    refers to and that goes free.  places: guest ranges (start, length) that get content whose place is certain, in the
+    active disk, or in `snapshots` where those are named.
     """
 
     number: int
@@ -54,6 +58,8 @@ class Step:
     guest: tuple[tuple[int, int], ...] = ()
     snapshots: tuple[str, ...] = ()
     choice: str = ""
+    frees: tuple[tuple[int, int], ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
 
 
 class Workspace:
@@ -142,6 +148,8 @@ class Workspace:
         guest: Sequence[tuple[int, int]] = (),
         snapshots: Sequence[str] = (),
         choice: str = "",
+        frees: Sequence[tuple[int, int]] = (),
+        places: Sequence[tuple[int, int]] = (),
     ) -> bool:
         """Stage `data` at `offset` and log why; False when nothing would change."""
         before = self.overlay.read(offset, len(data))
@@ -163,6 +171,8 @@ class Workspace:
                 guest=tuple(guest),
                 snapshots=tuple(snapshots),
                 choice=choice,
+                frees=tuple(frees),
+                places=tuple(places),
             )
         )
         self.changed()

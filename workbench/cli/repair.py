@@ -23,7 +23,7 @@ from workbench.cli.common import (
     print_lines,
 )
 from workbench.errors import ArgumentError
-from workbench.units import many
+from workbench.units import many, parse_size
 
 if TYPE_CHECKING:
     from workbench.repair.apply import Progress
@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="NEW",
     help="Leave IMAGE as it is; write a repaired copy.",
+)
+@click.option(
+    "--accept-loss",
+    default="0",
+    metavar="BYTES",
+    help="Agree to a repair that gives up, or cannot prove to keep, this much.",
 )
 @click.option("--free-orphans", is_flag=True, help="Free leaked clusters too that may hold lost guest data.")
 @click.option(
@@ -73,7 +79,7 @@ if TYPE_CHECKING:
 @handle_errors
 def command(
     image: Path, leaks: bool, everything: bool, fix: tuple[str, ...], choose: tuple[str, ...], dry_run: bool, yes: bool,
-    target: Path | None, free_orphans: bool, apply_plan: Path | None, recover: bool, complete: bool, force: bool,
+    target: Path | None, accept_loss: str, free_orphans: bool, apply_plan: Path | None, recover: bool, complete: bool, force: bool,
     export_orphans: Path | None, case: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Repair IMAGE: plan, try on an overlay, show, confirm, write; `qwb undo` takes it back bit for bit.
@@ -85,6 +91,10 @@ def command(
 
     if leaks + everything + bool(fix) + (apply_plan is not None) > 1:
         raise ArgumentError("--leaks, --all, --fix and --apply-plan exclude each other")
+    try:
+        accepted = parse_size(accept_loss)
+    except ValueError as error:
+        raise ArgumentError(f"--accept-loss: {error}") from error
     if export_orphans is not None:
         _export(image, export_orphans, as_json)
         return
@@ -93,10 +103,12 @@ def command(
         return
     with _locked(image) as (storage, release), Guide(image, case=case, storage=storage) as guide:
         if apply_plan is not None:
+            guide.choose(accept_loss=accepted)
             _saved_plan(guide, apply_plan, release, as_json, yes)
             return
         interactive = not (leaks or everything or fix)
         _set_policy(guide, leaks, fix, choose, free_orphans)
+        guide.choose(accept_loss=accepted)
         groups = guide.look()
         if interactive:
             _ask(guide, groups, dry_run)
@@ -109,6 +121,7 @@ def command(
         if dry_run or plan.empty:
             _finish_dry(plan, as_json, dry_run)
             return
+        plan.require_accepted()
         _confirm(plan, yes)
         if target is not None:
             from workbench.repair.copying import repaired_copy
@@ -305,7 +318,7 @@ def _finish_dry(plan: Plan, as_json: bool, dry_run: bool) -> None:
         print_json(
             plan.as_json() if dry_run else {**plan.result_after.as_json(plan.base.path), **_fixed(plan, plan.after)}
         )
-    raise click.exceptions.Exit(_code(plan.after))
+    raise click.exceptions.Exit(_code(plan.after) if plan.accepted else 1)
 
 
 def _code(verdict: Verdict) -> int:

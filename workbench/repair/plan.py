@@ -9,7 +9,7 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from workbench.check import check
@@ -23,7 +23,9 @@ from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
 from workbench.repair.fixes import FINISH, RULES, Rule, rules_for
 from workbench.repair.policy import Mode, Policy
+from workbench.repair.preserve import Proof, prove
 from workbench.repair.triage import orphans
+from workbench.repair.withhold import Withheld, harmless_part
 from workbench.repair.workspace import Step, Workspace
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
@@ -43,7 +45,18 @@ _SHAPE_IN_DOUBT: Final = {
 
 
 class PlanRefused(QwbError):
-    """Carrying out the plan would leave the image worse than it is."""
+    """The plan would give something up, or cannot be proven not to, and nobody agreed to that. proof: what and where."""
+
+    def __init__(self, proof: Proof, *, path: str) -> None:
+        lost = (*proof.gives_up.ranges, *proof.unproven.ranges)
+        where = f"{lost[0].start:#x}, {lost[0].length} bytes of the {'guest' if lost[0].guest else 'file'}: {lost[0].reason}"
+        more = f" (and {many(len(lost) - 1, 'more range')})" if len(lost) > 1 else ""
+        super().__init__(
+            f"the repair cannot be proven to lose nothing: {proof}; at {where}{more}",
+            path=path,
+            hint=f"nothing was changed; see all ranges with --dry-run, or agree with --accept-loss {proof.loss}",
+        )
+        self.proof = proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +132,20 @@ class Plan:
     fingerprint: dict[str, Any]
     result_before: CheckResult
     result_after: CheckResult
+    proof: Proof = field(default_factory=Proof)
+    """What becomes of every byte that the plan touches."""
+    withheld: Withheld | None = None
+    """What was left out of the plan since it could not be proven to lose nothing."""
+
+    @property
+    def accepted(self) -> bool:
+        """Nothing is lost, or the person agreed to at least as much."""
+        return self.proof.harmless or 0 < self.proof.loss <= self.policy.accept_loss
+
+    def require_accepted(self) -> None:
+        """Raise PlanRefused for a loss that nobody agreed to."""
+        if not self.accepted:
+            raise PlanRefused(self.proof, path=self.base.path)
 
     @property
     def empty(self) -> bool:
@@ -126,7 +153,9 @@ class Plan:
 
     @property
     def tier(self) -> Tier:
-        """The highest risk among the steps."""
+        """Destructive when anything is given up or unproven, else the highest risk among the steps."""
+        if not self.proof.harmless:
+            return Tier.DESTRUCTIVE
         order = (Tier.SAFE, Tier.JUDGEMENT, Tier.DESTRUCTIVE)
         return max((step.tier for step in self.steps), key=order.index, default=Tier.SAFE)
 
@@ -172,7 +201,10 @@ class Plan:
             "risk": self.tier.value,
             "steps": [step_json(step, self) for step in self.steps[:limit]],
             "notes": list(self.notes),
+            **self.proof.as_json(),
         }
+        if self.withheld is not None:
+            out["withheld"] = {"fixes": list(self.withheld.titles), **self.withheld.proof.as_json()}
         if len(self.steps) > limit:
             out["steps-omitted"] = len(self.steps) - limit
         return out
@@ -231,15 +263,34 @@ def make_plan(
     on_phase: OnPhase | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Plan:
-    """Try the fixes that `policy` allows on an overlay, and check the result.
+    """Try the fixes that `policy` allows on an overlay, check the result, and prove what becomes of every byte.
+
+    What cannot be proven to lose nothing is left out (`withheld`), unless the policy accepts its loss or nothing would
+    be left: then the plan is whole, and `require_accepted` refuses it.
 
     before: the check of the image when there is one already.  on_phase: told what is being done, in a few words.
-    Raises PlanRefused when the result would be worse, CheckCancelled when `cancel` says so.
+    Raises CheckCancelled when `cancel` says so.
     """
     chosen = policy or Policy()
     tell = on_phase or (lambda _: None)
     tell("checking the image")
     found = before if before is not None else check(load_metadata(storage), cancel=cancel)
+
+    def attempt(policy: Policy) -> Plan:
+        plan = _attempt(storage, policy, found, tell, cancel)
+        tell("proving that nothing is lost")
+        return replace(plan, proof=prove(storage, plan.overlay, plan.steps))
+
+    plan = attempt(chosen)
+    if plan.accepted or chosen.accept_loss:
+        return plan
+    return harmless_part(attempt, chosen, plan) or plan
+
+
+def _attempt(
+    storage: Storage, chosen: Policy, found: CheckResult, tell: OnPhase, cancel: Callable[[], bool] | None
+) -> Plan:
+    """The plan without its proof."""
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
     space.found = found
@@ -264,12 +315,10 @@ def make_plan(
     if after is None or len(space.steps) != steps:
         tell("checking the repaired image")
         after = check(load_metadata(space.overlay), cancel=cancel)
-    plan = Plan(
+    return Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
     )  # fmt: skip
-    _require_better(plan)
-    return plan
 
 
 def _is_settled(result: CheckResult) -> bool:
@@ -319,18 +368,6 @@ def _run(space: Workspace, rule: Rule) -> None:
         rule.run(space)
     except (ImageError, ArgumentError) as error:
         space.note(f"{rule.title}: {error.what}")
-
-
-def _require_better(plan: Plan) -> None:
-    before, after = plan.before, plan.after
-    if not before.openable or plan.empty:
-        return
-    if not after.openable or after.corruptions + after.check_errors > before.corruptions + before.check_errors:
-        raise PlanRefused(
-            f"the plan would leave the image worse: {after}, now {before}",
-            path=plan.base.path,
-            hint="nothing was changed; choose fewer fixes with --fix",
-        )
 
 
 def problem_severity(code: str) -> Severity:

@@ -24,7 +24,8 @@ class Policy:
 
     codes: problem codes for Mode.CODES.  choices: fix id -> alternative id, instead of the default one.  skip: fix ids
     that must not run.  free_orphans: give leaked clusters back although they may be guest data.  destructive: fixes
-    that drop something may run.  secret: passphrase, only to look into an encrypted image; never stored.
+    that drop something may run.  cautious: nothing goes free, no refcount goes down.  accept_loss: bytes that the person
+    agreed to give up, or to see unproven.
     """
 
     mode: Mode = Mode.ALL
@@ -33,6 +34,8 @@ class Policy:
     skip: frozenset[str] = frozenset()
     free_orphans: bool = False
     destructive: bool = False
+    cautious: bool = False
+    accept_loss: int = 0
 
     def choice(self, fix: str, default: str) -> str:
         """The alternative to take for a fix."""

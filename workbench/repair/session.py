@@ -125,6 +125,7 @@ class Guide:
         choices: dict[str, str] | None = None,
         free_orphans: bool | None = None,
         destructive: bool | None = None,
+        accept_loss: int | None = None,
     ) -> Policy:
         """Change the choices (those not given stay); the next `plan` follows them. ArgumentError for unknown ones."""
         for fix, alternative in (choices or {}).items():
@@ -139,13 +140,14 @@ class Guide:
             choices={**now.choices, **(choices or {})},
             free_orphans=now.free_orphans if free_orphans is None else free_orphans,
             destructive=now.destructive if destructive is None else destructive,
+            accept_loss=now.accept_loss if accept_loss is None else accept_loss,
         )
         return self.policy
 
     # -- plan, apply, undo
 
     def plan(self, *, on_phase: OnPhase | None = None, cancel: Callable[[], bool] | None = None) -> Plan:
-        """The plan for the choices made, with its simulated verdict. Raises PlanRefused, CheckCancelled."""
+        """The plan for the choices made, with its simulated verdict and its proof. Raises CheckCancelled."""
         self.current = make_plan(self.storage, self.policy, before=self.found, on_phase=on_phase, cancel=cancel)
         return self.current
 

@@ -1,0 +1,163 @@
+"""The preservation proof's look at named objects: snapshots, extensions, keys and bitmaps that were sound stay sound.
+
+Each function yields (host offset, length in bytes, reason) for what it cannot prove to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2 import limits
+from formats.qcow2.bitmaps import Bitmap
+from formats.qcow2.extensions import ExtensionType
+from formats.qcow2.snapshots import Snapshot
+from formats.qcow2.tables import BITMAP_TABLE_ENTRY
+from workbench.engine.metadata import Metadata, Region
+from workbench.repair.preserve.walk import Reading
+
+Unproven = tuple[int, int, str]
+Touch = Callable[[int, int], bool]
+_COMPARED_APART = {
+    ExtensionType.BITMAPS,
+    ExtensionType.ENCRYPTION,
+    ExtensionType.DATA_FILE,
+    ExtensionType.BACKING_FORMAT,
+}
+
+
+def objects_kept(base: Reading, after: Reading, touch: Touch) -> Iterator[Unproven]:
+    """Snapshot records, header extensions, the LUKS header, the raw data file's bit. touch: whether [start, end) changes."""
+    yield from _snapshots(base, after)
+    yield from _extensions(base.meta, after.meta)
+    yield from _keys(base.meta, after.meta, touch)
+    one, other = base.meta.header, after.meta.header
+    if one.has("data_file_raw") and one.has("data_file") and not other.has("data_file_raw"):
+        yield 88, 8, "the data file would no longer count as raw"
+
+
+def _snapshots(base: Reading, after: Reading) -> Iterator[Unproven]:
+    ids = [each.id for each in base.meta.snapshots]
+    later = list(after.meta.snapshots)
+    for each in base.meta.snapshots:
+        if not _sound_record(each):
+            continue
+        twin = next((other for other in later if _same_record(each, other)), None)
+        if twin is None:
+            yield each.offset, len(each.raw), "the snapshot's record is gone, or says something else"
+            continue
+        later.remove(twin)
+        if twin.id != each.id and ids.count(each.id) < 2:
+            yield each.offset, len(each.raw), "the snapshot gets another ID"
+        covered = base.shape.l1_entries_for(each.disk_size or 0) <= each.l1_size
+        if twin.disk_size != each.disk_size and each.disk_size is not None and covered:
+            yield each.offset, len(each.raw), "the snapshot gets another disk size"
+
+
+def _sound_record(each: Snapshot) -> bool:
+    return 0 < each.l1_size * 8 <= limits.MAX_L1_SIZE
+
+
+def _same_record(one: Snapshot, other: Snapshot) -> bool:
+    """The same snapshot: fields that no repair has a reason to change."""
+    return (
+        one.name == other.name
+        and (one.date_seconds, one.date_nanoseconds) == (other.date_seconds, other.date_nanoseconds)
+        and (one.vm_clock, one.vm_state_size) == (other.vm_clock, other.vm_state_size)
+    )
+
+
+def _extensions(base: Metadata, after: Metadata) -> Iterator[Unproven]:
+    if base.area.overrun is not None or not base.area.ended:
+        return
+    kept = {(each.type, each.data) for each in after.extensions}
+    for each in base.extensions:
+        if each.type not in _COMPARED_APART and (each.type, each.data) not in kept:
+            yield 0, len(base.head), f"header extension {each.type:#x} is gone"
+
+
+def _keys(base: Metadata, after: Metadata, touch: Touch) -> Iterator[Unproven]:
+    pointer = base.encryption
+    if pointer is None or base.header.crypt_method != 2 or base.luks is None:
+        return
+    if pointer.offset % base.header.cluster_size or pointer.offset + 592 > base.file_size:
+        return
+    length = min(pointer.length, base.file_size - pointer.offset, limits.MAX_LUKS_HEADER_SIZE)
+    here = after.encryption
+    if here is None or here.offset != pointer.offset:
+        yield pointer.offset, length, "the LUKS header would not be found any more"
+    elif touch(pointer.offset, pointer.offset + length):
+        yield pointer.offset, length, "the LUKS header or a key would be written over"
+
+
+# -- bitmaps
+
+
+def bitmaps_kept(base: Reading, after: Reading, touch: Touch) -> Iterator[Unproven]:
+    """Valid bitmaps keep name, state and bits, or are marked as not to be trusted."""
+    later = {each.name: each for each in _bitmaps(after.meta)}
+    for each in _bitmaps(base.meta):
+        table = Region(each.table_offset, each.table_size * 8)
+        inside = table.offset % (1 << base.bits) == 0 and table.offset > 0 and table.end <= base.size
+        if each.in_use or not inside:
+            continue
+        twin = later.get(each.name)
+        if twin is None:
+            yield each.offset, len(each.raw), "a bitmap is gone: the next backup would not know what changed"
+        elif not twin.in_use and not _same_bits(base, after, each, twin, touch):
+            yield each.offset, len(each.raw), "a bitmap says something else than before"
+
+
+def _bitmaps(meta: Metadata) -> tuple[Bitmap, ...]:
+    return meta.bitmap_directory.bitmaps if meta.header.has("bitmaps") and meta.bitmaps_extension else ()
+
+
+def _same_bits(base: Reading, after: Reading, one: Bitmap, other: Bitmap, touch: Touch) -> bool:
+    if (one.granularity_bits, one.flags, one.table_size) != (other.granularity_bits, other.flags, other.table_size):
+        return False
+    words, size = _table(base, one), 1 << base.bits
+    if not np.array_equal(words, _table(after, other)):
+        return False
+    return not any(touch(place, place + size) for place in BITMAP_TABLE_ENTRY["offset"].get(words).tolist() if place)
+
+
+def _table(reading: Reading, bitmap: Bitmap) -> NDArray[np.uint64]:
+    room = max(0, reading.size - bitmap.table_offset)
+    found: NDArray[np.uint64] = reading.meta.read_words(Region(bitmap.table_offset, bitmap.table_size * 8), room)
+    return found
+
+
+def marked_in_bitmaps(after: Reading, ranges: Iterable[tuple[int, int]]) -> Iterator[Unproven]:
+    """Every enabled bitmap must call dirty what the guest's disk (start, length in bytes) gains or loses."""
+    enabled = [each for each in _bitmaps(after.meta) if each.auto and not each.in_use]
+    if not enabled:
+        return
+    wanted = list(ranges)
+    for each in enabled:
+        words, size = _table(after, each), 1 << after.bits
+        for start, length in wanted:
+            first, last = start >> each.granularity_bits, (start + length - 1) >> each.granularity_bits
+            if not _all_set(after, words, size, first, last):
+                reason = "an enabled bitmap does not say that the disk's content changed: a backup would miss it"
+                yield each.offset, len(each.raw), reason
+                break
+
+
+def _all_set(after: Reading, words: NDArray[np.uint64], size: int, first: int, last: int) -> bool:
+    """Whether bits first to last are all ones."""
+    per_cluster = size * 8
+    for index in range(first // per_cluster, last // per_cluster + 1):
+        if index >= words.size:
+            return True  # behind the end of the disk
+        place = int(BITMAP_TABLE_ENTRY["offset"].get(int(words[index])))
+        if not place:
+            if not int(words[index]) & 1:
+                return False
+            continue
+        bits = np.unpackbits(np.frombuffer(after.read(place, size), dtype=np.uint8), bitorder="little")
+        low, high = max(first - index * per_cluster, 0), min(last - index * per_cluster, per_cluster - 1)
+        if not bits[low : high + 1].all():
+            return False
+    return True

@@ -14,9 +14,10 @@ from typing import Any, Final
 from workbench.check import CheckResult, check
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.engine.metadata import load_metadata
+from workbench.engine.naming import dependents
 from workbench.errors import ArgumentError
 from workbench.repair import recovery, undo
-from workbench.repair.apply import Applied, Change, OnProgress, apply
+from workbench.repair.apply import Applied, Change, OnProgress, apply, require_length
 from workbench.repair.casefile import Session
 from workbench.repair.fixes import RULES, Alternative, Rule, rules_for
 from workbench.repair.plan import OnPhase, Plan, make_plan, verdict_of
@@ -108,6 +109,10 @@ class Guide:
 
     # -- choose
 
+    def dependents(self) -> list[Path]:
+        """qcow2 files beside the image that name it as their backing file: what a repair changes shows through in them."""
+        return dependents(self.path)[0]
+
     def interrupted(self) -> Session | None:
         """A session that was cut off and must be ended first (`recover`)."""
         return recovery.interrupted(self.path, case=self.case)
@@ -144,10 +149,20 @@ class Guide:
 
     # -- plan, apply, undo
 
-    def plan(self, *, on_phase: OnPhase | None = None, cancel: Callable[[], bool] | None = None) -> Plan:
-        """The plan for the choices made, with its simulated verdict. Raises PlanRefused, CheckCancelled."""
-        self.current = make_plan(self.storage, self.policy, before=self.found, on_phase=on_phase, cancel=cancel)
-        return self.current
+    def plan(
+        self, *, on_phase: OnPhase | None = None, cancel: Callable[[], bool] | None = None, in_place: bool = True
+    ) -> Plan:
+        """The plan for the choices made, with its simulated verdict.
+
+        in_place: it is meant for the image itself, not for a copy: then StorageError when a block device is too small.
+        Raises PlanRefused, CheckCancelled.
+        """
+        self.current = None
+        made = make_plan(self.storage, self.policy, before=self.found, on_phase=on_phase, cancel=cancel)
+        if in_place:
+            require_length(self.storage, made.sizes[1])
+        self.current = made
+        return made
 
     def apply(self, *, progress: OnProgress | None = None, change: Change | None = None) -> Applied:
         """Carry out the newest plan (or `change`, a saved plan or an edit by hand) and check again."""
@@ -162,8 +177,10 @@ class Guide:
         """All sessions of this image, oldest first."""
         return undo.sessions(self.path, case=self.case)
 
-    def undo(self, number: int | None = None, *, force: bool = False, progress: OnProgress | None = None) -> Session:
-        """Take the newest (or the given) session back."""
+    def undo(
+        self, number: int | None = None, *, force: bool = False, progress: OnProgress | None = None
+    ) -> undo.Undone:
+        """Take the newest (or the given) session back; says what is then true of the image."""
         self.found = self.current = None
         return undo.undo(self.path, number, case=self.case, force=force, progress=progress)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from workbench.units import format_size
 
 _BLOCK = 64 << 10
 _READ = 4 << 20
+_ZEROS = memoryview(bytes(_BLOCK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +79,18 @@ def content_bytes(source: Storage, enough: int | None = None) -> int:
         position = source.next_data(end) if end < size else None
     if enough is None or total <= enough:
         return total
-    return sum(end - start for low, high in ranges for start, end in data_blocks(source, low, high))
+    return sum(len(data) for low, high in ranges for _, data in data_runs(source, low, high))
 
 
-def data_blocks(source: Storage, start: int, end: int) -> Iterable[tuple[int, int]]:
-    """(start, end) of the blocks of 64 KiB within a range that are not all zeros."""
+def data_runs(source: Storage, start: int, end: int) -> Iterator[tuple[int, memoryview]]:
+    """(offset, bytes) of a range, 4 MiB at a time and without its blocks of 64 KiB that are all zeros."""
     for at in range(start, end, _READ):
-        data = source.read(at, min(_READ, end - at))
-        for low in range(0, len(data), _BLOCK):
-            block = data[low : low + _BLOCK]
-            if block.count(0) != len(block):
-                yield at + low, at + low + len(block)
+        data = memoryview(source.read(at, min(_READ, end - at)))
+        low = 0
+        while low < len(data):
+            high = low
+            while high < len(data) and data[high : high + _BLOCK] != _ZEROS[: min(_BLOCK, len(data) - high)]:
+                high = min(high + _BLOCK, len(data))
+            if high > low:
+                yield at + low, data[low:high]
+            low = high + _BLOCK if high < len(data) else high

@@ -21,6 +21,7 @@ from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_p
 from workbench.storage.base import Storage
 from workbench.storage.file import FileStorage, device_full
 from workbench.storage.locks import LockMode, acquire
+from workbench.storage.overlay import Overlay
 from workbench.storage.space import Want, existing_folder, require_room
 
 _HEAD: Final = 64 << 10
@@ -185,6 +186,17 @@ def recording(casefile: CaseFile, done: str) -> Iterator[None]:
             hint="keep this file: it holds the old bytes. Free some space, then `qwb repair IMAGE --recover`"
             " goes back to them, with --complete to the new ones",
         ) from error
+
+
+def staged(storage: Storage, change: Change) -> Overlay:
+    """The image as `change` makes it, on top of a file that stays as it is. ImageError when it does not fit the image."""
+    require_fit(storage, change.fingerprint)
+    view = Overlay(storage)
+    for edit in _checked(storage, change.edits()):
+        if edit.new:
+            view.write(edit.offset, edit.new)
+    view.truncate(change.size_after)
+    return view
 
 
 def require_fit(storage: Storage, expected: dict[str, Any]) -> None:

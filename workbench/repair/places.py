@@ -7,9 +7,7 @@ file of each repaired file is: so it is found through hard links in other folder
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 from pathlib import Path
 from typing import Final
 
@@ -114,6 +112,9 @@ def _neighbours(folder: Path) -> list[Path]:
 
 def _device_key(device: Identity) -> str:
     """A file name for a block device that outlives a reboot: by what the device says of itself, if it says anything."""
+    import hashlib
+    import re
+
     sysfs = f"/sys/dev/block/{device[1]}:{device[2]}"
     below = loop_file(device)
     under = identity(below) if below is not None else None

@@ -52,7 +52,7 @@ class Undone:
             return "the image is what it was before"
         if self.truth is Truth.WRITTEN_SINCE:
             return (
-                "all that the repair changed is what it was before; the file was written to since,"
+                "all that the repair changed holds its old bytes again; the file was written to since,"
                 " and what was written elsewhere is kept"
             )
         lost = f"{self.overwritten} bytes written there since are overwritten" if self.overwritten else ""

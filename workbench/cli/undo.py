@@ -63,7 +63,7 @@ def command(
     if cut is not None:
         _confirm(f"Session {cut.id} ({cut.title}) was interrupted. Roll it back?", yes)
         ended = recovery.recover(image, case=case, force=force)
-        session, exact = (ended.session, not ended.foreign) if ended else (cut, True)
+        session, exact = (ended.session, ended.faithful) if ended else (cut, True)
         said = str(ended) if ended else "nothing was left to do"
     else:
         done = [each for each in found if each.state is State.DONE]
@@ -72,7 +72,7 @@ def command(
         chosen = next((each for each in done if each.id == number), done[-1]) if number is not None else done[-1]
         _confirm(f"Undo session {chosen.id} of {chosen.when} ({chosen.title})?", yes)
         undone = undo.undo(image, number, case=case, force=force)
-        session, exact, said = undone.session, undone.truth is undo.Truth.EXACT, str(undone)
+        session, exact, said = undone.session, undone.faithful, str(undone)
     if as_json:
         print_json(
             {

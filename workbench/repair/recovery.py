@@ -38,6 +38,11 @@ class Recovered:
     completed: bool
     foreign: bool = False
 
+    @property
+    def faithful(self) -> bool:
+        """Whether the image is wholly what it was, or wholly what was planned."""
+        return not self.foreign
+
     def __str__(self) -> str:
         """What is true of the image now, in one clause."""
         if self.completed:

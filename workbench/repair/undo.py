@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from workbench.errors import ArgumentError, ImageError
 from workbench.repair import fingerprint
@@ -23,6 +24,8 @@ class Truth(Enum):
     WRITTEN_SINCE = "written to since"
     """All that the repair changed, and the metadata, were as the repair left them and are now as before it; the file's time
     stamp says that something was written in between, and that is kept."""
+    UNTOLD = "as far as can be told"
+    """As WRITTEN_SINCE, but there is no time stamp to go by: block devices have none."""
     MIXED = "old and new"
     """Forced: the repair's ranges hold their old bytes, what was written into them is gone, all else is kept."""
 
@@ -37,6 +40,11 @@ class Undone:
     overwritten: int = 0
     kept: int = 0
     first: Changed | None = None
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the image is what it was before the repair, as far as can be told."""
+        return self.truth is Truth.EXACT
 
     @property
     def id(self) -> int:
@@ -54,6 +62,11 @@ class Undone:
             return (
                 "all that the repair changed holds its old bytes again; the file was written to since,"
                 " and what was written elsewhere is kept"
+            )
+        if self.truth is Truth.UNTOLD:
+            return (
+                "all that the repair changed holds its old bytes again;"
+                " whether something else was written in between cannot be told here"
             )
         lost = f"{self.overwritten} bytes written there since are overwritten" if self.overwritten else ""
         tail = f"{self.kept} bytes that were added at its end since are kept" if self.kept else ""
@@ -110,8 +123,7 @@ def undo_in(
             offset=first.offset,
             hint="undoing would mix old and new; --force does it all the same",
         )
-    left = casefile.left()
-    truth = Truth.WRITTEN_SINCE if left and fingerprint.touched_since(storage, left) else Truth.EXACT
+    truth = _since(storage, casefile.left() or session.fingerprint_after or {})
     overwritten = kept = 0
     if first is not None:
         truth = Truth.MIXED
@@ -122,6 +134,14 @@ def undo_in(
     with recording(casefile, "the undo is written"):
         casefile.move(session.id, State.UNDONE, note=truth.value, left=fingerprint.stamp(storage))
     return Undone(casefile.session(session.id), truth, overwritten, kept, first)
+
+
+def _since(storage: Storage, left: dict[str, Any]) -> Truth:
+    """Whether something was written since the image was left, as far as its time stamp tells."""
+    was, now = left.get("mtime_ns"), fingerprint.stamp(storage).get("mtime_ns")
+    if was is None or now is None or not storage.growable:  # writing to a device leaves no time
+        return Truth.UNTOLD
+    return Truth.EXACT if was == now else Truth.WRITTEN_SINCE
 
 
 def _differing(storage: Storage, edit: ByteEdit, longer: bool) -> int:

@@ -16,14 +16,14 @@ from workbench.check import check
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckCancelled, CheckResult
 from workbench.engine.metadata import load_metadata
-from workbench.errors import ArgumentError, ImageError, QwbError
+from workbench.errors import ArgumentError, ImageError
 from workbench.repair import fingerprint
 from workbench.repair.apply import Change
 from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
 from workbench.repair.fixes import FINISH, RULES, Rule, rules_for
 from workbench.repair.policy import Mode, Policy
-from workbench.repair.preserve import Proof, prove
+from workbench.repair.preserve import PlanRefused, Proof, prove
 from workbench.repair.triage import orphans
 from workbench.repair.withhold import Withheld, harmless_part
 from workbench.repair.workspace import Step, Workspace
@@ -42,21 +42,6 @@ _SHAPE_IN_DOUBT: Final = {
     "L1-TABLE-OFFSET",
 }
 """Faults of the header under which L1 and L2 tables may be read wrongly."""
-
-
-class PlanRefused(QwbError):
-    """The plan would give something up, or cannot be proven not to, and nobody agreed to that. proof: what and where."""
-
-    def __init__(self, proof: Proof, *, path: str) -> None:
-        lost = (*proof.gives_up.ranges, *proof.unproven.ranges)
-        where = f"{lost[0].start:#x}, {lost[0].length} bytes of the {'guest' if lost[0].guest else 'file'}: {lost[0].reason}"
-        more = f" (and {many(len(lost) - 1, 'more range')})" if len(lost) > 1 else ""
-        super().__init__(
-            f"the repair cannot be proven to lose nothing: {proof}; at {where}{more}",
-            path=path,
-            hint=f"nothing was changed; see all ranges with --dry-run, or agree with --accept-loss {proof.loss}",
-        )
-        self.proof = proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +171,9 @@ class Plan:
     def change(self) -> Change:
         """What `apply` carries out."""
         before, after = self.sizes
-        return Change(self.title, self.edits, before, after, self.fingerprint, self.summary())
+        return Change(
+            self.title, self.edits, before, after, self.fingerprint, self.summary(), self.steps, self.policy.accept_loss
+        )
 
     def summary(self, limit: int = 1000) -> dict[str, Any]:
         """JSON values: verdicts and steps (at most `limit`), without the bytes of the edits."""
@@ -194,6 +181,7 @@ class Plan:
         out: dict[str, Any] = {
             "tool": tool_version(),
             "mode": self.policy.mode.value,
+            "policy": self.policy.as_json(),
             "before": self.before.as_json(),
             "after": self.after.as_json(),
             "size-before": before,

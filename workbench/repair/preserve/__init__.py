@@ -5,7 +5,7 @@ and host byte that the plan touches is sorted: equal, regained, given up, freed 
 declarations (`frees`, `places`) are claims: they are believed only where nothing in the base speaks against them.
 """
 
-from workbench.repair.preserve.account import Account, Fate, Proof, Stretch
+from workbench.repair.preserve.account import Account, Fate, PlanRefused, Proof, Stretch
 from workbench.repair.preserve.proof import prove
 
-__all__ = ["Account", "Fate", "Proof", "Stretch", "prove"]
+__all__ = ["Account", "Fate", "PlanRefused", "Proof", "Stretch", "prove"]

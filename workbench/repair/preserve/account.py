@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from workbench.errors import QwbError
 from workbench.repair.preserve.walk import View
-from workbench.units import format_size
+from workbench.units import format_size, many
 
 
 class Fate(Enum):
@@ -85,6 +86,21 @@ class Proof:
     def as_json(self) -> dict[str, Any]:
         pairs = zip(Fate, (self.regains, self.gives_up, self.frees_content, self.unproven), strict=True)
         return {fate.value: account.as_json() for fate, account in pairs}
+
+
+class PlanRefused(QwbError):
+    """The plan would give something up, or cannot be proven not to, and nobody agreed to that. proof: what and where."""
+
+    def __init__(self, proof: Proof, *, path: str) -> None:
+        lost = (*proof.gives_up.ranges, *proof.unproven.ranges)
+        where = f"{lost[0].start:#x}, {lost[0].length} bytes of the {'guest' if lost[0].guest else 'file'}: {lost[0].reason}"
+        more = f" (and {many(len(lost) - 1, 'more range')})" if len(lost) > 1 else ""
+        super().__init__(
+            f"the repair cannot be proven to lose nothing: {proof}; at {where}{more}",
+            path=path,
+            hint=f"nothing was changed; see all ranges with --dry-run, or agree with --accept-loss {proof.loss}",
+        )
+        self.proof = proof
 
 
 def _size(count: int) -> str:

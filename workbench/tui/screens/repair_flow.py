@@ -151,6 +151,7 @@ class Flow:
         with self._busy:
             require_free(self.path)
             assert self.guide is not None and self.plan is not None
+            self.guide.choose(accept_loss=self.plan.proof.loss if self.drops else 0)
             self.applied = self.guide.apply(progress=tell, change=self.change())
         return self.applied
 

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import ClusterType
 from formats.qcow2.tables import OFFSET_MASK, words
-from workbench.engine.mapping import ClusterType, MappingRules, Runs, decode_l2, join, one_run
+from workbench.engine.mapping import MappingRules, Runs, decode_l2, join, one_run
 from workbench.storage.base import Storage
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
+from formats.qcow2.entries import NO_HOST, ClusterType
 from formats.qcow2.tables import OFFSET_MASK, compressed_range
 from workbench.engine.codecs import decompress
 from workbench.engine.l2 import L2Walker
-from workbench.engine.mapping import NO_HOST, ClusterType, MappingRules, Runs, diagnose, join, one_run
+from workbench.engine.mapping import MappingRules, Runs, diagnose, join, one_run
 from workbench.engine.metadata import Metadata
 from workbench.errors import CorruptError, ImageError, QwbError
 from workbench.storage.base import Storage

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import ClusterType
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
-from workbench.engine.mapping import ClusterType
 from workbench.engine.write.reading import cluster_kind, is_zero, read_guest
 from workbench.units import SECTOR_SIZE, SUBCLUSTERS
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import NO_HOST, ClusterType
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
 from workbench.engine.layers import fill_zeros
-from workbench.engine.mapping import NO_HOST, ClusterType, diagnose
+from workbench.engine.mapping import diagnose
 from workbench.engine.reading import read_chain
 from workbench.errors import CorruptError
 from workbench.units import SUBCLUSTERS

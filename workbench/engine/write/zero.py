@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import ClusterType
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
-from workbench.engine.mapping import ClusterType
 from workbench.engine.write.guest import write_guest
 from workbench.engine.write.reading import cluster_kind, is_zero
 from workbench.errors import UnsupportedError

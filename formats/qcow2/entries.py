@@ -223,6 +223,15 @@ def is_compressed(word: Any) -> Any:
 
 
 @overload
+def has_zero_flag(word: int) -> bool: ...
+@overload
+def has_zero_flag(word: Words) -> Flags: ...
+def has_zero_flag(word: Any) -> Any:
+    """Whether bit 0 of an L2 entry is set: the zero flag of standard entries, of no meaning in others."""
+    return (word & ZERO) != 0
+
+
+@overload
 def descriptor_of(word: int) -> int: ...
 @overload
 def descriptor_of(word: Words) -> Words: ...
@@ -238,6 +247,11 @@ def packed_range(word: Words, shape: Shape) -> tuple[Words, Words]: ...
 def packed_range(word: Any, shape: Shape) -> tuple[Any, Any]:
     """Host bytes [start, end) of a compressed entry's sectors; the end is a bound. Flags may be there or not."""
     return compressed_range(word, shape.cluster_bits)
+
+
+def holds_cluster(word: int, shape: Shape) -> bool:
+    """Whether an L2 entry has host clusters to give back: data, kept zeros or compressed data."""
+    return bool(word & (OFFSET_MASK | COMPRESSED)) or (shape.data_file and bool(word & COPIED))
 
 
 def offset_bits(shape: Shape) -> int:

@@ -359,7 +359,11 @@ def first_blocking(faults: int) -> Fault | None:
     return next((each for each in _MET_FIRST if faults & each), None)
 
 
-def subclusters(bitmap: int) -> tuple[int, int]:
+@overload
+def subclusters(bitmap: int) -> tuple[int, int]: ...
+@overload
+def subclusters(bitmap: Words) -> tuple[Words, Words]: ...
+def subclusters(bitmap: Any) -> Any:
     """(allocated, zero) of a subcluster bitmap: bit n for subcluster n."""
     return bitmap & _HALF, bitmap >> SUBCLUSTERS
 
@@ -528,10 +532,11 @@ class L2Entries:
 
     def beyond(self, file_size: int) -> Flags:
         """Entries that name host bytes past the end of a file of `file_size` bytes (see `past_end`)."""
-        found = self.placed & past_end(self.offset, self.shape.cluster_size, file_size, self.shape.cluster_size)
+        size = self.shape.cluster_size
+        found = self.placed & past_end(self.offset, size, file_size, size)
         if self.odd and self.packed.any():
             start, end = packed_range(self.words[self.packed], self.shape)
-            found[self.packed] = past_end(start, end - start, file_size, self.shape.cluster_size)
+            found[self.packed] = past_end(start, end - start, file_size, size)
         return found
 
     def fault(self, fault: Fault) -> Flags:
@@ -674,7 +679,9 @@ class Pointers:
 
     def beyond(self, file_size: int) -> Flags:
         """Entries that point past the end of a file of `file_size` bytes (see `past_end`)."""
-        return past_end(self.offset, self.shape.cluster_size, file_size, self.shape.cluster_size)
+        size = self.shape.cluster_size
+        found: Flags = self.offset != 0
+        return found & past_end(self.offset, size, file_size, size)
 
     def fault(self, fault: Fault) -> Flags:
         """Which entries have this fault."""

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Final
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import block_of
 from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.refcounts import last_counted
-from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.engine.faults import Fault
 from workbench.engine.metadata import Metadata
 from workbench.render.sizes import count
@@ -221,7 +221,7 @@ class OutlineRoots:
             if number < 0:
                 break
             entry = int.from_bytes(table[number * 8 :].ljust(8, b"\0"), "big")
-            offset = entry & REFCOUNT_OFFSET_MASK
+            offset = block_of(entry)
             block = meta.read_bytes(offset, geometry.cluster_size) if offset else b""
             last = last_counted(block, geometry.refcount_order, clusters - number * per_block)
             if last is not None:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 
 from formats.bitfields import U64, BitLayout
-from formats.qcow2.tables import (
+from formats.qcow2.layouts import (
     ALL_ONES,
     BITMAP_TABLE_ENTRY,
     COMPRESSED,

@@ -27,6 +27,7 @@ from formats.qcow2.layouts import (
     REFCOUNT_OFFSET_MASK,
     REFCOUNT_TABLE_ENTRY,
     ZERO,
+    compressed_entry,
     compressed_layout,
     compressed_range,
 )
@@ -855,6 +856,11 @@ def with_copied(word: Words) -> Words: ...
 def with_copied(word: Any) -> Any:
     """The entry with its COPIED flag set."""
     return word | COPIED
+
+
+def packed_entry(host: int, length: int, shape: Shape) -> int:
+    """L2 entry of `length` bytes of compressed data at host offset `host`."""
+    return compressed_entry(host, length, shape.cluster_bits)
 
 
 def with_zero_flag(word: int) -> int:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import offset_of
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE, build_header
 from formats.qcow2.snapshots import Snapshot
-from formats.qcow2.tables import OFFSET_MASK
 from workbench.engine.write.allocator import Allocator
 from workbench.engine.write.cache_sizes import cache_sizes
 from workbench.engine.write.guard import Guard, guard_kinds
@@ -207,7 +207,7 @@ class Core:
         """Host offsets of a snapshot's L2 tables."""
         import numpy as np
 
-        offsets = self.meta.snapshot_l1(snapshot) & np.uint64(OFFSET_MASK)
+        offsets = offset_of(self.meta.snapshot_l1(snapshot))
         found: list[int] = np.unique(offsets[offsets != 0]).tolist()
         return found
 

@@ -75,7 +75,7 @@ class OutlineParts(OutlineRoots):
         note = layer.format + (f", {format_size(layer.size)}" if not layer.problem else "")
         return Item(
             f"layer:{number}", printable(os.path.basename(layer.path))[:40], Kind.LAYER,
-            header.backing_file_offset if number == 1 else 0, min(header.backing_file_size, 1023) if number == 1 else 0, note,
+            header.backing_file_offset if number == 1 else 0, min(header.backing_file_size, limits.MAX_BACKING_NAME) if number == 1 else 0, note,
             "bad" if layer.problem else "", layer.problem, branch=bool(layer.backing_name), index=number,
         )  # fmt: skip
 

@@ -43,7 +43,9 @@ def _identity(meta: Metadata) -> Iterator[Fault]:
         yield Fault("FILE-EMPTY", "the file is empty", 0, 0, Refusal.ALWAYS)
         return
     if not meta.is_qcow2:
-        yield Fault("HEADER-MAGIC", "not a qcow2 image: the magic 'QFI\\xfb' is missing", 0, 4, Refusal.ALWAYS)
+        yield Fault(
+            "HEADER-MAGIC", "not a qcow2 image: the magic 'QFI\\xfb' is missing", *field("magic"), Refusal.ALWAYS
+        )
         return
     if meta.file_size < V2_LENGTH:
         yield Fault("HEADER-TRUNCATED", "the file ends inside the header", 0, meta.file_size, Refusal.ALWAYS)
@@ -51,8 +53,7 @@ def _identity(meta: Metadata) -> Iterator[Fault]:
         yield Fault(
             "HEADER-VERSION",
             f"unsupported qcow2 version {header.version}",
-            4,
-            4,
+            *field("version"),
             Refusal.ALWAYS,
             {"version": header.version},
         )

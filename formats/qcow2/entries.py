@@ -849,15 +849,6 @@ def without_copied(word: Any) -> Any:
     return word & (COPIED - 1)
 
 
-@overload
-def with_copied(word: int) -> int: ...
-@overload
-def with_copied(word: Words) -> Words: ...
-def with_copied(word: Any) -> Any:
-    """The entry with its COPIED flag set."""
-    return word | COPIED
-
-
 def packed_entry(host: int, length: int, shape: Shape) -> int:
     """L2 entry of `length` bytes of compressed data at host offset `host`."""
     return compressed_entry(host, length, shape.cluster_bits)

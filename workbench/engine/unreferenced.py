@@ -78,7 +78,7 @@ class L1Like:
 class Unreferenced:
     """Result of a scan. content: bool per host cluster: nothing refers to it and it is not all zeros (as far as it was
     looked at).  mapped: bool per host cluster: nothing refers to it, but a lost table maps it.  looked_at: bytes read.
-    unseen: clusters that were not looked at.
+    unseen: clusters that were not looked at.  looked_at_mask: bool per host cluster: referred to, or looked at.
     """
 
     content: NDArray[np.bool_]
@@ -87,6 +87,7 @@ class Unreferenced:
     l1: tuple[L1Like, ...]
     looked_at: int
     unseen: int
+    looked_at_mask: NDArray[np.bool_]
 
     @property
     def evidence(self) -> NDArray[np.bool_]:
@@ -94,6 +95,12 @@ class Unreferenced:
         found = self.mapped.copy()
         found[[each.cluster for each in self.tables] + [each.cluster for each in self.l1]] = True
         return found
+
+
+def nothing(clusters: int) -> Unreferenced:
+    """The result of not having looked at all."""
+    none = np.zeros(clusters, dtype=bool)
+    return Unreferenced(none, none, (), (), 0, clusters, none)
 
 
 def scan(
@@ -124,7 +131,7 @@ def scan(
     for each in tables:
         mapped[each.targets[each.targets < mapped.size]] = True
     mapped &= ~referenced
-    return Unreferenced(work.content, mapped, tuple(tables), tuple(l1), work.read, work.unseen)
+    return Unreferenced(work.content, mapped, tuple(tables), tuple(l1), work.read, work.unseen, work.seen)
 
 
 class _Scan:
@@ -136,6 +143,7 @@ class _Scan:
         self.size = storage.size()
         self.bits = self.geometry.cluster_bits
         self.content = np.zeros(referenced.size, dtype=bool)
+        self.seen = np.ones(referenced.size, dtype=bool)
         self.read = self.unseen = 0
 
     def clusters(self, limit: int | None, cancel: Callable[[], bool] | None) -> Iterator[tuple[int, U64]]:
@@ -155,6 +163,7 @@ class _Scan:
                 last = min(end, at + step, max(hole, at + 1))
                 if (limit is not None and self.read >= limit) or (cancel is not None and cancel()):
                     self.unseen += end - at
+                    self.seen[at:end] = False
                     break
                 raw = self.storage.read(at * size, (last - at) * size).ljust((last - at) * size, b"\0")
                 self.read += len(raw)

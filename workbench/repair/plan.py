@@ -262,7 +262,7 @@ def make_plan(
     chosen = policy or Policy()
     tell = on_phase or (lambda _: None)
     tell("checking the image")
-    found = before if before is not None else check(load_metadata(storage), cancel=cancel)
+    found = before if before is not None else check(load_metadata(storage), deep=True, cancel=cancel)
 
     def attempt(policy: Policy) -> Plan:
         plan = _attempt(storage, policy, found, tell, cancel)
@@ -294,7 +294,7 @@ def _attempt(
             after = after or (found if not space.overlay.changed else None)
             break
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
         if _is_settled(after):
             break
     steps = len(space.steps)
@@ -302,7 +302,7 @@ def _attempt(
         _run(space, FINISH)
     if after is None or len(space.steps) != steps:
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
     return Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,

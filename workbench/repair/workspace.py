@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from workbench.check.result import CheckResult
     from workbench.repair.ledger import Ledger
+    from workbench.repair.preserve.keeping import Keeper
 
 SHOWN: Final = 512
 """Bytes of a step's before and after images that a plan keeps for display; the rest is in the byte edits."""
@@ -75,6 +76,8 @@ class Workspace:
         self.fix = ""
         self.found: CheckResult | None = None
         """The check of the image as it was found, for evidence that repairs take away."""
+        self.keeper: Keeper | None = None
+        """Why clusters of the image as it was found must stay counted; made by `repair.triage` when it is first asked."""
         self._meta: Metadata | None = None
         self._ledger: Ledger | None = None
 

@@ -1,6 +1,8 @@
 """Refcounts counted anew: what opening a dirty image for writing needs (lazy refcounts; QEMU: qcow2_check_refcounts).
 
 Only images that are otherwise sound are mended here. Anything else is for `qwb repair`, which shows its plan first.
+QEMU frees whatever no table refers to. We do not: content without an owner may be data whose mapping was lost, so it stays
+counted where it was counted, and is counted where a lost table maps it. Only what is all zeros goes free.
 """
 
 from __future__ import annotations
@@ -25,14 +27,20 @@ if TYPE_CHECKING:
 def rebuild_refcounts(core: Core) -> int:
     """Make all refcounts, and the active disk's COPIED flags, what the tables say. Returns how many refcounts changed.
 
-    Raises CorruptError when a table or cluster lies outside the file: then nothing was written.
-    Memory: 8 bytes per cluster of the file.
+    Raises CorruptError when a table or cluster lies outside the file, or snapshots cannot be read, whose clusters would
+    pass for free: then nothing was written.  Memory: some 12 bytes per cluster of the file.
     """
     import numpy as np
 
     size = core.cluster_size
+    if core.meta.snapshots_hidden:
+        raise CorruptError(
+            "the image is dirty and its snapshots cannot all be read: their clusters would be counted as free",
+            path=core.path,
+            hint=f"see `qwb check {core.path}`, then `qwb repair {core.path}`",
+        )
     census = _Census(core)
-    counts = census.count()
+    counts = _with_orphans(core, census.count(), census.tables)
     refcounts, changed = core.refcounts, 0
     limit = core.geometry.refcount_max
     if len(counts) and int(counts.max()) > limit:
@@ -60,6 +68,31 @@ def rebuild_refcounts(core: Core) -> int:
     _fix_copied(core, size)
     core.file.sync()
     return changed
+
+
+def _with_orphans(core: Core, counts: NDArray[np.int64], tables: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`counts`, where content that nothing refers to stays counted, and lost tables with what they map are counted.
+
+    Beside an L1 table that nobody names any more no refcount goes down: a lost snapshot may share the cluster.
+    """
+    import numpy as np
+
+    from workbench.engine.unreferenced import scan
+
+    found = scan(core.file.storage, core.meta, counts > 0, tables)
+    stored = np.zeros_like(counts)
+    per_block, refcounts = core.refcounts.per_block, core.refcounts
+    for index in range(min(len(refcounts.table), div_round_up(len(counts), per_block))):
+        if refcounts.table[index]:
+            part = stored[index * per_block : (index + 1) * per_block]
+            values = refcounts.cache.get(refcounts.table[index]).data[: len(part)]
+            part[:] = np.minimum(values.astype(np.uint64), np.uint64(1 << 62)).astype(np.int64)
+    kept = (counts == 0) & (((stored > 0) & found.content) | found.evidence)
+    out = counts.copy()
+    out[kept] = np.maximum(stored[kept], 1)
+    if any(stored[each.cluster] for each in found.l1):
+        out = np.maximum(out, stored)
+    return out
 
 
 def _fix_block(core: Core, index: int, counts: NDArray[np.int64]) -> int:
@@ -120,6 +153,14 @@ class _Census:
         self._size = core.cluster_size
         self._total = div_round_up(core.file.storage.size(), self._size)
         self._counts: NDArray[np.int64] = np.zeros(self._total, dtype=np.int64)
+        self._l2: list[int] = []
+
+    @property
+    def tables(self) -> NDArray[np.int64]:
+        """Host cluster numbers of the L2 tables that were counted."""
+        import numpy as np
+
+        return np.array(self._l2, dtype=np.int64) // self._size
 
     def count(self) -> NDArray[np.int64]:
         core, header, meta = self._core, self._core.header, self._core.meta
@@ -149,6 +190,7 @@ class _Census:
         core = self._core
         offsets = [entry & OFFSET_MASK for entry in l1 if entry & OFFSET_MASK]
         self._many(offsets, "an L2 table")
+        self._l2 += offsets
         step = core.geometry.l2_entry_size // 8
         for offset in offsets:
             entries = words(core.file.read(offset, self._size))[::step]

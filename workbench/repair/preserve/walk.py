@@ -423,6 +423,17 @@ class Reading:
             if place:
                 yield place, cluster, Use.COUNTS
 
+    def count_structures(self, into: Sparse) -> None:
+        """Add everything but L2 tables and guest data, and mark the L2 tables that the active L1 calls COPIED."""
+        for offset, length, use in self.structures():
+            if length > 0 and offset < self.size:
+                first, last = offset >> self.bits, (min(offset + length, self.size) - 1) >> self.bits
+                into.add_run(first, last - first + 1, 1, use)
+        for view in self.views():
+            if view.snapshot is None:
+                marked = view.l1[(view.l1 & _COPIED) != 0] & _OFFSET
+                into.mark((marked >> np.uint64(self.bits)).astype(np.int64), Use.FLAGGED)
+
     # -- refcounts as stored
 
     def block_offsets(self) -> U64:
@@ -445,19 +456,6 @@ class Reading:
         if not place:
             return np.zeros(per_block, np.uint8)
         return refcounts.unpack(self.read(place, 1 << self.bits), self.shape.refcount_order)
-
-    # -- snapshots that may hide references
-
-    def hidden_references(self) -> bool:
-        """The snapshots cannot all be read, so clusters may be in use that no table shows."""
-        header, table = self.meta.header, self.meta.snapshot_table
-        if header.nb_snapshots != len(table.snapshots) or table.broken is not None:
-            return True
-        if bool(header.nb_snapshots) != bool(header.snapshots_offset) or header.snapshots_offset % (1 << self.bits):
-            return True
-        readable = sum(view.snapshot is not None for view in self.views())
-        lost = any(each.l1_size == 0 and (each.disk_size or 0) > 0 for each in table.snapshots)
-        return readable != len(table.snapshots) or lost
 
 
 def same_reading(one: Reading, other: Reading) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from tests.repair.cuts import change_of
 from workbench.errors import StorageError
 from workbench.repair.apply import apply
 from workbench.repair.casefile import ByteEdit, CaseFile, State, case_path, peek
-from workbench.repair.places import find_case, new_place
+from workbench.repair.places import find_case, new_place, remember
 from workbench.repair.recovery import recover
 from workbench.repair.undo import Truth, sessions, undo
 from workbench.storage import space
+from workbench.storage.identity import identity_of
 
 OLD = bytes(20) + (16).to_bytes(4, "big") + bytes(range(232)) + bytes(range(256)) * 1023
 NEW = OLD[:1000] + b"changed" + OLD[1007:200_000] + b"more" + OLD[200_004:] + b"appended" * 100
@@ -95,6 +97,21 @@ def test_a_renamed_image_keeps_its_case_file(image: Path) -> None:
     moved = image.rename(image.with_name("renamed.qcow2"))
     assert peek(moved) is not None
     assert recover(moved) is not None and moved.read_bytes() == OLD
+
+
+def test_a_new_file_with_the_inode_of_an_old_one_is_another_file(image: Path) -> None:
+    cut_off(image)
+    case = case_path(image)
+    other = image.with_name("other.qcow2")
+    for content in (os.urandom(len(OLD)), OLD[:1000] + b"?" + OLD[1001:], OLD + b"longer"):
+        other.write_bytes(content)
+        image.unlink(missing_ok=True)
+        with CaseFile(case) as casefile:  # as if the number had been given anew
+            casefile._fact("files", [list(identity_of(other.stat())[1:])])
+        remember(other, case)
+        assert find_case(other) is None and peek(other) is None, content[:10]
+    other.write_bytes(OLD)  # the very content: it was renamed
+    assert find_case(other) == case
 
 
 def test_without_a_state_directory_hard_links_beside_are_found_all_the_same(
@@ -317,6 +334,42 @@ def test_the_estimate_of_a_case_file_is_enough_and_not_absurd(image: Path, piece
             title="t", image=str(image), size_before=0, size_after=0, fingerprint={}, plan={}, edits=edits
         )  # fmt: skip
         assert casefile.size() <= room_for(edits) <= 2 * casefile.size() + (1 << 20)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1M", "none", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no small file system here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=False)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_disk_that_is_really_full_leaves_the_image_alone(
+    image: Path, small: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    big = os.urandom(len(OLD))
+    here = small / "image.qcow2"
+    here.write_bytes(OLD)
+    if not known:  # as where a quota is the limit
+        monkeypatch.setattr(space, "free_bytes", lambda _: None)
+        (small / "ballast").write_bytes(bytes(400_000))
+    else:
+        (small / "ballast").write_bytes(bytes(300_000))
+    with pytest.raises(StorageError) as caught:
+        apply(change_of(OLD, big), here)
+    assert ("are missing" if known else "full") in str(caught.value) and "free some space" in str(caught.value)
+    assert here.read_bytes() == OLD
+    (small / "ballast").unlink()
+    monkeypatch.undo()
+    monkeypatch.setattr(space, "free_bytes", lambda _: None)
+    assert peek(here) is None
 
 
 def _full(*_: object, **__: object) -> None:

@@ -175,11 +175,20 @@ def test_other_names_know_of_an_interrupted_repair(qwb: Run, image: Path, tmp_pa
         other.symlink_to(image)
     else:
         os.link(image, other)
+    other_image = tmp_path / "other.qcow2"
+    assert qwb("create", other_image, "1M").exit_code == 0
     for used, asked in ((image, other), (other, image)):
         cut_off(used, 1)
         assert "was interrupted" in qwb("info", asked).stderr
-        refused = qwb("resize", asked, "+1M")
-        assert refused.exit_code == 1 and "--recover" in refused.stderr
+        for words in (
+            ["resize", asked, "+1M"],
+            ["io", "-c", "write 0 4k", asked],
+            ["snapshot", "-c", "x", asked],
+            ["create", asked, "1M"],
+            ["convert", "-O", "qcow2", other_image, asked],
+        ):
+            refused = qwb(*words)
+            assert refused.exit_code == 1 and "--recover" in refused.stderr
         assert "rolled back" in qwb("repair", asked, "--recover").stderr
         assert image.read_bytes() == before
 

@@ -116,6 +116,14 @@ def test_a_saved_plan_goes_to_the_copy_too(qwb: Run, image: Path, tmp_path: Path
     assert image.read_bytes() == before and qemu_check(new).code == 0
 
 
+def test_orphans_are_copied_out_as_private_as_the_image(qwb: Run, base_images: BaseImages, tmp_path: Path) -> None:
+    image = base_images.copy(base_images.damaged("l2-zeroed"), tmp_path / "lost")
+    image.chmod(0o600)
+    assert qwb("repair", image, "--export-orphans", tmp_path / "out").exit_code == 0
+    found = [each for each in (tmp_path / "out").iterdir() if each.suffix == ".raw"]
+    assert found and all(stat.S_IMODE(each.stat().st_mode) == 0o600 for each in found)
+
+
 # -- undo
 
 

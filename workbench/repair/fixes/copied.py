@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.fixes.refcounts import sharing_unknown
+from workbench.repair.gate import Reach
 from workbench.repair.ledger import batches
 from workbench.repair.workspace import Workspace
 
 
 def run(space: Workspace) -> None:
-    """Correct the flags of the active L1 table and of its L2 tables."""
+    """Correct the flags of the active L1 table and of its L2 tables.
+
+    Where something may be shared that nobody sees, none is set that was not set: a guest's write would go through it.
+    """
     ledger = space.ledger
     meta, bits = space.meta, np.uint64(space.geometry.cluster_bits)
     flag, external = np.uint64(COPIED), meta.header.has("data_file")
+    keep_clear = not external and sharing_unknown(space)
+
+    def corrected(words: NDArray[np.uint64], once: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        return np.where(once, words if keep_clear else words | flag, words & ~flag)
+
     if meta.l1.size and meta.header.l1_table_offset % space.cluster == 0:
         words = meta.l1.copy()
         offset = words & np.uint64(OFFSET_MASK)
         numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
-        once = (offset > 0) & (ledger.counts[numbers] == 1)
-        new = np.where(offset > 0, np.where(once, words | flag, words & ~flag), words)
+        once = (offset > 0) & (ledger.counts[numbers] == 1) & (ledger.stored[numbers] <= 1)
+        new = np.where(offset > 0, corrected(words, once), words)
         space.put_words(
             meta.header.l1_table_offset,
             new,
@@ -35,9 +46,11 @@ def run(space: Workspace) -> None:
         words = batch.words
         offset = words & np.uint64(OFFSET_MASK)
         numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
-        once = np.ones(words.shape, bool) if external else ledger.counts[numbers] == 1
+        once = np.ones(words.shape, bool)
+        if not external:
+            once = (ledger.counts[numbers] == 1) & (ledger.stored[numbers] <= 1)
         judged = (offset > 0) & ((words & np.uint64(COMPRESSED)) == 0)
-        new = np.where(judged, np.where(once, words | flag, words & ~flag), words)
+        new = np.where(judged, corrected(words, once), words)
         for row in np.flatnonzero((new != words).any(axis=1)).tolist():
             if not ledger.tables.active[batch.rows[row]]:
                 continue
@@ -62,5 +75,13 @@ def run(space: Workspace) -> None:
 
 
 RULES = (
-    Rule("copied", "Correct COPIED flags", codes("L1-COPIED-WRONG", "L2-COPIED-WRONG"), Tier.SAFE, run, always=True),
+    Rule(
+        "copied",
+        "Correct COPIED flags",
+        codes("L1-COPIED-WRONG", "L2-COPIED-WRONG"),
+        Tier.SAFE,
+        run,
+        always=True,
+        reach=Reach.FLAGS,
+    ),
 )

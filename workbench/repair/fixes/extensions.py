@@ -99,7 +99,8 @@ def run_backing(space: Workspace) -> None:
                 tier=Tier.JUDGEMENT,
                 guest=[(0, header.size)],
             )
-    _backing_format(space)
+    if space.rows.has("BACKING-FORMAT-TOO-LONG"):
+        _backing_format(space)
 
 
 def _moved_name(space: Workspace) -> None:
@@ -140,10 +141,10 @@ def _is_name(raw: bytes) -> bool:
 
 
 def _backing_format(space: Workspace) -> None:
-    """A recorded format that the backing file cannot have. Only plain local files are looked at, only their magic."""
+    """A recorded format that is no format's name. Only plain local files are looked at, only their magic."""
     meta = space.meta
     name, recorded = meta.backing_name, meta.backing_format
-    if not name or recorded is None or recorded == "raw" or "://" in name or name.startswith("json:"):
+    if not name or recorded is None or "://" in name or name.startswith("json:"):
         return
     path = os.path.join(os.path.dirname(space.base.path), name)
     try:
@@ -152,35 +153,11 @@ def _backing_format(space: Workspace) -> None:
     except OSError:
         space.note(f"the backing file {name!r} cannot be opened: put it back, or name another with `qwb amend`")
         return
-    is_qcow2 = magic == b"QFI\xfb"
-    if recorded == "qcow2" and not is_qcow2:
-        found = "raw"
-    elif recorded not in _FORMATS:
-        found = "qcow2" if is_qcow2 else "raw"
-    else:
-        return
+    found = "qcow2" if magic == b"QFI\xfb" else "raw"
     add_extension(
-        space, ExtensionType.BACKING_FORMAT, found.encode(), code="BACKING-FORMAT-MISSING",
-        title=f"record the backing file's format as {found}: it is no {recorded} file",
+        space, ExtensionType.BACKING_FORMAT, found.encode(), code="BACKING-FORMAT-TOO-LONG",
+        title=f"record the backing file's format as {found}: there is no format of the name that stands there",
     )  # fmt: skip
-
-
-_FORMATS: Final = {
-    "raw",
-    "qcow2",
-    "qcow",
-    "qed",
-    "vdi",
-    "vmdk",
-    "vpc",
-    "vhdx",
-    "parallels",
-    "bochs",
-    "cloop",
-    "dmg",
-    "luks",
-    "file",
-}
 
 
 def run_data_file_name(space: Workspace) -> None:
@@ -293,7 +270,7 @@ RULES = (
     Rule(
         "backing-name",
         "Mend the backing file reference",
-        codes("BACKING-OFFSET", "BACKING-NAME-TOO-LONG", "BACKING-FORMAT-MISSING", "BACKING-FORMAT-TOO-LONG"),
+        codes("BACKING-OFFSET", "BACKING-NAME-TOO-LONG", "BACKING-FORMAT-TOO-LONG"),
         Tier.JUDGEMENT,
         run_backing,
     ),

@@ -34,8 +34,11 @@ def run_tables(space: Workspace) -> None:
     _, first = np.unique(offset[used], return_index=True)
     again = np.setdiff1d(np.arange(used.size), first)
     place = meta.header.l1_table_offset
+    named = set(space.rows.spans("L2-TABLE-SHARED"))
     for index in used[again].tolist()[:4096]:
         source = int(offset[index])
+        if (source, source + space.cluster) not in named:
+            continue
         new = space.append()
         guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
         title = f"copy the L2 table that L1 entry {index} shares with another"
@@ -55,7 +58,7 @@ def run_tables(space: Workspace) -> None:
 def run_data(space: Workspace) -> None:
     """Guest data on metadata, on compressed data, or on other guest data."""
     ledger = space.ledger
-    wanted = np.flatnonzero(_conflicts(ledger))
+    wanted = np.flatnonzero(_conflicts(ledger) & space.rows.clusters(ledger.cluster_bits, ledger.clusters))
     if not wanted.size:
         return
     if wanted.size > _MOST:
@@ -94,7 +97,7 @@ class _Mover:
     def __init__(self, space: Workspace, ledger: Ledger) -> None:
         self.space = space
         self.ledger = ledger
-        self.hit = _conflicts(ledger)
+        self.hit = _conflicts(ledger) & space.rows.clusters(ledger.cluster_bits, ledger.clusters)
         self.kept: set[int] = set()
         """Cross-linked clusters whose first owner has been met."""
         self.moved: dict[tuple[int, int], int] = {}
@@ -107,7 +110,7 @@ class _Mover:
         at_header = ~packed & (numbers == 0) & ((words & np.uint64(OFFSET_MASK)) != 0)
         chosen = np.zeros(words.shape, dtype=bool)
         chosen[inside] = self.hit[numbers[inside]]
-        chosen |= at_header
+        chosen |= at_header & bool(self.hit[0])
         for row, column in np.argwhere(chosen).tolist():
             self._plain(batch, row, column, int(numbers[row, column]))
         if packed.any():

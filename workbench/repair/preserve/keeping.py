@@ -41,7 +41,7 @@ class Keeper:
     @cached_property
     def hidden(self) -> bool:
         """Clusters may be in use by snapshots that cannot be read."""
-        return self.reading.meta.snapshots_hidden or any(self._counted(each.cluster) for each in self.found.l1)
+        return self.reading.meta.snapshots_hidden or any(self.stored(each.cluster) != 0 for each in self.found.l1)
 
     @cached_property
     def gap(self) -> str:
@@ -66,7 +66,7 @@ class Keeper:
             return "it was a table that cannot be read"
         if uses:
             return ""
-        if number < self.evidence.size and self.evidence[number]:
+        if number < self.evidence.size and bool(self.evidence[number]):
             return "it is, or is mapped by, a lost table"
         return self.gap
 
@@ -86,11 +86,15 @@ class Keeper:
     def _tables(self) -> dict[int, tuple[int, bool]]:
         return self.reading.l2_tables()
 
-    def _counted(self, cluster: int) -> bool:
-        """Whether the image counts a cluster as in use, or cannot say."""
+    def stored(self, cluster: int) -> int | None:
+        """The refcount of a cluster as the image has it, None where it cannot be read."""
         index, inner = divmod(cluster, self.reading.shape.refcount_block_entries)
-        stored = self.reading.stored(index, self.reading.block_offsets())
-        return stored is None or bool(stored[inner])
+        values = self.reading.stored(index, self._blocks)
+        return None if values is None else int(values[inner])
+
+    @cached_property
+    def _blocks(self) -> NDArray[np.uint64]:
+        return self.reading.block_offsets()
 
 
 def refers(reading: Reading) -> References:
@@ -107,7 +111,9 @@ def _foreign(reading: Reading, entries: NDArray[np.uint64]) -> bool:
     used = entries[entries != 0]
     plain = (used & np.uint64(COMPRESSED)) == 0
     offset = used & _OFFSET
-    odd = plain & (((offset & np.uint64((1 << reading.bits) - 1)) != 0) | (offset >= np.uint64(reading.size)))
+    odd = plain & ((offset & np.uint64((1 << reading.bits) - 1)) != 0)
+    if not reading.external:
+        odd |= plain & (offset >= np.uint64(reading.size))
     start, _ = compressed_range(used & np.uint64(~COPIED & ((1 << 64) - 1)), reading.bits)
     odd |= ~plain & (start >= np.uint64(reading.size))
     return bool(used.size) and int(odd.sum()) * 2 > used.size

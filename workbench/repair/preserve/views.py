@@ -16,6 +16,8 @@ from workbench.repair.preserve.case import Case
 from workbench.repair.preserve.walk import Cell, Reading, Use, View
 
 _OFFSET: Final = np.uint64(OFFSET_MASK)
+Table = tuple[NDArray[np.uint64], NDArray[np.uint64] | None]
+"""(entries, subcluster bitmaps) of an L2 table."""
 
 
 class Views:
@@ -60,14 +62,15 @@ class Views:
         if twin.size < view.size:
             self._cut_off(view, twin.size)
 
-    def _cells(self, view: View, guest: int, before: Any, later: Any) -> None:
+    def _cells(self, view: View, guest: int, before: Table | None, later: Table | None) -> None:
         """Compare one L2 table's cells, before and after (None: unreadable)."""
         a, b = self.base, self.after
         blank = np.zeros(a.shape.l2_entries, np.uint64)
-        kinds, hosts = a.cells(*before) if before else a.cells(blank, blank if a.shape.extended_l2 else None)
+        none: Table = (blank, blank if a.shape.extended_l2 else None)
+        kinds, hosts = a.cells(*(before or none), guest)
         if before is None:
             kinds = np.full_like(kinds, Cell.ERROR)
-        kinds_after, hosts_after = b.cells(*later) if later else b.cells(blank, blank if b.shape.extended_l2 else None)
+        kinds_after, hosts_after = b.cells(*(later or none), guest)
         if later is None:
             kinds_after = np.full_like(kinds_after, Cell.ERROR)
         stored = (kinds == Cell.DATA) | (kinds == Cell.PACKED)
@@ -147,17 +150,24 @@ class Views:
         declared = self.case.places.get(view.name)
         if declared is None or not declared.cover(start, unit):
             self.ledger.add(Fate.UNPROVEN, start, unit, "content appears whose place is not certain", view=view)
-        elif not self.base.external and self._owned(new):
+        elif not self.base.external and self._owned(view, new):
             reason = "content appears that others refer to already"
             self.ledger.add(Fate.UNPROVEN, start, unit, reason, view=view)
         else:
             self.ledger.add(Fate.REGAINED, start, unit, "its place is certain", view=view)
 
-    def _owned(self, cell: tuple[Cell, int]) -> bool:
-        """Whether the base refers to the cluster (a wrong entry that was put right counts once)."""
+    def _owned(self, view: View, cell: tuple[Cell, int]) -> bool:
+        """Whether the base refers to the cluster (a wrong entry that was put right counts once).
+
+        A snapshot shares clusters, as often as their refcounts have room for it.
+        """
         if self.base.geometry is None or cell[0] is not Cell.DATA:
             return False
-        count, uses = self.case.refs.one(cell[1] >> self.after.bits)
+        number = cell[1] >> self.after.bits
+        count, uses = self.case.refs.one(number)
+        if view.snapshot is not None and not uses & Use.COUNTS:
+            stored = self.case.keeper.stored(number)
+            return stored is not None and stored <= count
         return count > 1 or bool(uses & (Use.TABLE | Use.COUNTS))
 
     def _content(self, reading: Reading, cell: tuple[Cell, int], unit: int, column: int) -> bytes | None:
@@ -200,7 +210,7 @@ class Views:
                 table = a.table(int(view.l1[index]))
                 if table is None:
                     continue
-                kinds, hosts = a.cells(*table)
+                kinds, hosts = a.cells(*table, index * a.shape.l2_coverage)
                 start, end = compressed_range(hosts, a.bits)
                 packed = kinds == Cell.PACKED
                 low = np.where(packed, start, hosts) >> bits
@@ -214,7 +224,7 @@ class Views:
 
     def _hit_cells(self, view: View, guest: int, cells: tuple[Any, Any, Any], later: Any) -> None:
         kinds, hosts, hit = cells
-        after = self.after.cells(*later) if later else None
+        after = self.after.cells(*later, guest) if later else None
         unit = self.base.shape.subcluster_size
         for row, column in zip(*(each.tolist() for each in np.nonzero(hit)), strict=True):
             cell = (Cell(int(kinds[row, column])), int(hosts[row, column]))
@@ -232,7 +242,7 @@ class Views:
             table = reading.table(int(view.l1[index]))
             if table is None:
                 continue
-            kinds, _ = reading.cells(*table)
+            kinds, _ = reading.cells(*table, index * reading.shape.l2_coverage)
             wanted = (kinds == Cell.DATA) | (kinds == Cell.PACKED)
             if holes:
                 wanted |= kinds == Cell.HOLE
@@ -274,9 +284,10 @@ def _twin(view: View, others: list[View]) -> View | None:
     if view.snapshot is None:
         return next((each for each in others if each.snapshot is None), None)
     mine = view.snapshot
-    named = [each for each in others if each.snapshot is not None and each.snapshot.name == mine.name]
-    near = [
-        each for each in named if each.snapshot is not None and each.snapshot.l1_table_offset == mine.l1_table_offset
+    found = [each for each in others if each.snapshot is not None]
+    near = [each for each in found if each.snapshot and each.snapshot.l1_table_offset == mine.l1_table_offset]
+    named = [each for each in near if each.snapshot and each.snapshot.name == mine.name] or [
+        each for each in found if each.snapshot and each.snapshot.name == mine.name and each.snapshot.id == mine.id
     ]
-    exact = [each for each in near or named if each.snapshot is not None and each.snapshot.id == mine.id]
-    return next(iter(exact or near), None)
+    exact = [each for each in named if each.snapshot and each.snapshot.id == mine.id]
+    return next(iter(exact or named or near), None)

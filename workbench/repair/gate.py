@@ -140,14 +140,22 @@ _L1_LOST: Final = frozenset({"L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET"})
 _REFTABLE_LOST: Final = frozenset({"REFTABLE-UNALIGNED", "REFTABLE-OFFSET"})
 _L1_ENTRIES: Final = ("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO")
 _EXTENSIONS: Final = ("EXTENSION-", "ENCRYPTION-", "LUKS-", "BACKING-", "DATA-FILE-", "BITMAP")
-_NOT_STRUCTURES: Final = ("CLUSTER-LEAKED", "REFCOUNT-", "DATA-CROSS", "DATA-OVERLAPS", "METADATA-", "REGION-", "FILE-TAIL")
+_NOT_STRUCTURES: Final = (
+    "CLUSTER-LEAKED",
+    "REFCOUNT-",
+    "DATA-CROSS",
+    "DATA-OVERLAPS",
+    "METADATA-",
+    "REGION-",
+    "FILE-TAIL",
+)
 """Rows that name clusters rather than entries or records: their bytes are somebody's and stay."""
 _POINTED_AT: Final = frozenset({
     "L2-TABLE-FOREIGN", "L2-TABLE-EMPTY", "L2-TABLE-SHARED", "METADATA-OVERLAP", "DATA-CROSS-LINKED",
     "DATA-OVERLAPS-METADATA", "DATA-OVERLAPS-COMPRESSED", "REFBLOCK-SHARED", "REFCOUNT-OVERFLOW",
 })  # fmt: skip
 """Rows that name clusters: entries that point there may be changed."""
-_ENTRY_KINDS: Final = frozenset({"l1", "l2", "bitmap-table"})
+_ENTRY_KINDS: Final = frozenset({"l1", "l2", "bitmap-table", "bitmap-offset"})
 
 
 def nothing_readable(rows: Rows, space: Workspace) -> bool:

@@ -96,7 +96,12 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
     snapshots = () if table.snapshot == ACTIVE else (space.meta.snapshots[table.snapshot].id,)
 
     def put(
-        new: NDArray[np.uint64], code: str, title: str, tier: Tier = Tier.SAFE, *, placed: NDArray[np.intp] | None = None
+        new: NDArray[np.uint64],
+        code: str,
+        title: str,
+        tier: Tier = Tier.SAFE,
+        *,
+        placed: NDArray[np.intp] | None = None,
     ) -> NDArray[np.uint64]:
         index = np.flatnonzero(new != words)
         if index.size and not has(code):
@@ -229,9 +234,17 @@ def _named(space: Workspace) -> list[int]:
 
 def run_subclusters(space: Workspace) -> None:
     """Mend the subcluster bitmaps of extended L2 entries."""
-    if space.geometry.extended_l2:
-        for row in _named(space):
-            _L2Mender(space, row, set()).run_bitmaps()
+    if not space.geometry.extended_l2:
+        return
+    for row in _named(space):
+        mender = _L2Mender(space, row, set())
+        as_standard = content_of(space, mender.raw, wide=False)
+        if as_standard.valid and not as_standard.foreign and not as_standard.beyond:
+            space.note(
+                f"the L2 table at {mender.offset:#x} is without fault when read as standard entries: it is left alone"
+            )
+            continue
+        mender.run_bitmaps()
 
 
 def run_l2(space: Workspace) -> None:
@@ -499,7 +512,9 @@ class _L2Mender:
             bitmaps = self.raw[1::2].copy()
             both = np.where(packed, np.uint64(0), bitmaps & low & (bitmaps >> np.uint64(32)))
             shows = self.space.policy.choice("subclusters", "data") == "data"
-            new, what = (bitmaps & ~(both << np.uint64(32)), "show the data") if shows else (bitmaps & ~both, "read zeros")
+            new, what = (
+                (bitmaps & ~(both << np.uint64(32)), "show the data") if shows else (bitmaps & ~both, "read zeros")
+            )
             title = f"let the contradicting subclusters of {{}} {what}"
             self.put(words, "SUBCLUSTER-CONFLICT", title, Tier.JUDGEMENT, new)
 

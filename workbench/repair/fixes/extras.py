@@ -174,7 +174,14 @@ def run_extend(space: Workspace) -> None:
 
 RULES = (
     Rule("extend-file", "Fill the last cluster", codes("REGION-BEYOND-EOF"), Tier.SAFE, run_extend, on_request=True),
-    Rule("bitmap-tail", "Clear bitmap bits behind the disk", codes("BITMAP-TAIL-BITS"), Tier.SAFE, run_tail_bits, on_request=True),
+    Rule(
+        "bitmap-tail",
+        "Clear bitmap bits behind the disk",
+        codes("BITMAP-TAIL-BITS"),
+        Tier.SAFE,
+        run_tail_bits,
+        on_request=True,
+    ),
     Rule("raw-bit", "Clear the raw data file bit", codes("DATA-FILE-RAW-BACKING"), _J, run_raw_bit),
     Rule(
         "bitmaps-in-use",

@@ -155,7 +155,7 @@ _POINTED_AT: Final = frozenset({
     "DATA-OVERLAPS-METADATA", "DATA-OVERLAPS-COMPRESSED", "REFBLOCK-SHARED", "REFCOUNT-OVERFLOW",
 })  # fmt: skip
 """Rows that name clusters: entries that point there may be changed."""
-_ENTRY_KINDS: Final = frozenset({"l1", "l2", "bitmap-table"})
+_ENTRY_KINDS: Final = frozenset({"l1", "l2", "bitmap-table", "bitmap-offset"})
 
 
 def nothing_readable(rows: Rows, space: Workspace) -> bool:

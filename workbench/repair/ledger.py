@@ -138,18 +138,18 @@ def build_ledger(space: Workspace) -> Ledger:
 
 
 def plain_claims(meta: Metadata) -> Iterator[Claim]:
-    """The structures that header and snapshot table name, as far as they lie in the file."""
+    """The structures that header and snapshot table name, as far as they lie in the file; of L1 tables the aligned ones."""
     header, geometry = meta.header, meta.geometry
     assert geometry is not None
     cluster = geometry.cluster_size
     yield Claim(Owner.HEADER, 0, cluster)
-    if header.l1_size and header.l1_table_offset < meta.file_size:
+    if header.l1_size and header.l1_table_offset < meta.file_size and not header.l1_table_offset % cluster:
         yield Claim(Owner.ACTIVE_L1, header.l1_table_offset, min(header.l1_size * 8, limits.MAX_L1_SIZE))
     if meta.snapshots:
         start = header.snapshots_offset
         yield Claim(Owner.SNAPSHOT_TABLE, start, meta.snapshot_table.end - start)
     for number, each in enumerate(meta.snapshots):
-        if each.l1_size and each.l1_table_offset < meta.file_size:
+        if each.l1_size and each.l1_table_offset < meta.file_size and not each.l1_table_offset % cluster:
             length = min(each.l1_size * 8, limits.MAX_L1_SIZE)
             yield Claim(Owner.INACTIVE_L1, each.l1_table_offset, length, snapshot=number)
     extension = meta.bitmaps_extension

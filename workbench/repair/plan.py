@@ -285,18 +285,19 @@ def _attempt(
     space.found = found
     after = found
     for number in range(1, ROUNDS + 1):
-        steps = len(space.steps)
+        steps, waiting = len(space.steps), False
         for rule in _chosen(chosen):
             if cancel is not None and cancel():
                 raise CheckCancelled("planning was cancelled; nothing was changed", path=storage.path)
             tell(f"trying fixes, round {number}: {rule.title}")
             if _run(space, rule, after) and not rule.reads_tables and not rule.always:
+                waiting = True
                 break  # what the tables say may be something else now: they wait for the next check
         if len(space.steps) == steps:
             break
         tell("checking the repaired image")
         after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
-        if _is_settled(after):
+        if not waiting and _is_settled(after):
             break
     asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
     if asked and _run(space, FINISH, after):

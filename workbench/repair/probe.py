@@ -80,10 +80,13 @@ class Masks:
     offset: NDArray[np.uint64]
 
 
-def l2_masks(space: Workspace, words: NDArray[np.uint64]) -> Masks:
-    """Sort the entries of L2 tables by what is wrong with them. words: uint64 without subcluster bitmaps."""
+def l2_masks(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None = None) -> Masks:
+    """Sort the entries of L2 tables by what is wrong with them. words: uint64 without subcluster bitmaps.
+
+    wide: take them for extended entries or not, whatever the header says.
+    """
     geometry = space.geometry
-    layout = L2_EXTENDED if geometry.extended_l2 else L2_STANDARD
+    layout = L2_EXTENDED if (geometry.extended_l2 if wide is None else wide) else L2_STANDARD
     external = space.meta.header.has("data_file")
     packed = (words & np.uint64(COMPRESSED)) != 0
     offset = words & np.uint64(OFFSET_MASK)
@@ -125,10 +128,10 @@ def bitmap_trouble(
     return trouble
 
 
-def content_of(space: Workspace, words: NDArray[np.uint64]) -> Content:
-    """Judge table content (without subcluster bitmaps)."""
+def content_of(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None = None) -> Content:
+    """Judge table content (without subcluster bitmaps). wide: as in `l2_masks`."""
     used = words[words != 0]
-    masks = l2_masks(space, used)
+    masks = l2_masks(space, used, wide=wide)
     foreign = masks.reserved | masks.unaligned | masks.packed_copied  # COPIED alone is harmless
     beyond = masks.beyond & ~foreign
     good = ~foreign & ~masks.beyond

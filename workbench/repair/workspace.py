@@ -86,6 +86,8 @@ class Workspace:
         """(offset, end) of bytes that must stay counted though nothing refers to them any more."""
         self.evidence: tuple[NDArray[np.bool_], bool] | None = None
         """What the refcount fix found out about unreferenced clusters, for those that follow it."""
+        self.floor: NDArray[np.uint64] | None = None
+        """Stored refcounts of the image as it was found."""
         self.found: CheckResult | None = None
         """The check of the image as it was found, for evidence that repairs take away."""
         self.keeper: Keeper | None = None

@@ -234,9 +234,17 @@ def _named(space: Workspace) -> list[int]:
 
 def run_subclusters(space: Workspace) -> None:
     """Mend the subcluster bitmaps of extended L2 entries."""
-    if space.geometry.extended_l2:
-        for row in _named(space):
-            _L2Mender(space, row, set()).run_bitmaps()
+    if not space.geometry.extended_l2:
+        return
+    for row in _named(space):
+        mender = _L2Mender(space, row, set())
+        as_standard = content_of(space, mender.raw, wide=False)
+        if as_standard.valid and not as_standard.foreign and not as_standard.beyond:
+            space.note(
+                f"the L2 table at {mender.offset:#x} is without fault when read as standard entries: it is left alone"
+            )
+            continue
+        mender.run_bitmaps()
 
 
 def run_l2(space: Workspace) -> None:

@@ -240,15 +240,37 @@ def _later_records(space: Workspace, start: int, end: int) -> list[Extension]:
 
 
 def run_duplicates(space: Workspace) -> None:
-    """Of several extensions of one type the last one counts for QEMU, and stays; unless the one before it fits better."""
+    """Of several extensions of one type the last one counts for QEMU, and stays, where they say the same.
+
+    Of backing formats that differ, the one stays that fits the backing file.
+    """
     kinds = [each.type for each in space.meta.extensions]
     if len(set(kinds)) == len(kinds):
         return
-    last = {each.type: each for each in space.meta.extensions}
-    kept = [each for each in space.meta.extensions if last[each.type] is each]
-    write_area(
-        space, kept, code="EXTENSION-DUPLICATE", title="keep one header extension of each type (the one QEMU uses)"
-    )
+    chosen = {each.type: each for each in space.meta.extensions}  # the last one, as QEMU
+    for kind in chosen:
+        every = [each for each in space.meta.extensions if each.type == kind]
+        if all(each.data == every[0].data for each in every):
+            continue
+        fits = [each for each in every if kind == ExtensionType.BACKING_FORMAT and _fits_backing(space, each)]
+        if not fits:
+            space.note(f"header extension {every[0].name!r} is there twice, with different content: both are kept")
+            return
+        chosen[kind] = fits[-1]
+    kept = [each for each in space.meta.extensions if chosen[each.type] is each]
+    write_area(space, kept, code="EXTENSION-DUPLICATE", title="keep one header extension of each type")
+
+
+def _fits_backing(space: Workspace, each: Extension) -> bool:
+    """Whether the backing file is of the format that the extension records, as far as its first bytes tell."""
+    name = space.meta.backing_name
+    if not name or "://" in name or name.startswith("json:"):
+        return False
+    try:
+        with open(os.path.join(os.path.dirname(space.base.path), name), "rb") as file:
+            return (file.read(4) == b"QFI\xfb") == (each.data.rstrip(b"\0") == b"qcow2")
+    except OSError:
+        return False
 
 
 RULES = (

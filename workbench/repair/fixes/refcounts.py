@@ -21,7 +21,7 @@ from workbench.check.problems import Tier
 from workbench.repair import triage
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.gate import Reach
-from workbench.repair.ledger import Ledger, good_blocks
+from workbench.repair.ledger import Claim, Ledger, good_blocks
 from workbench.repair.policy import Mode
 from workbench.repair.workspace import Workspace, header_field
 from workbench.units import div_round_up, many
@@ -97,11 +97,24 @@ def _judged(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
     return kept & (ledger.counts == 0), known[1]
 
 
+def _floor(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
+    """Refcounts as the image had them (what a plan raised itself may be lowered again)."""
+    known = space.floor
+    if known is None:
+        base = Workspace(space.base, space.policy)
+        same = base.meta.geometry is not None and base.meta.geometry.cluster_bits == ledger.cluster_bits
+        known = space.floor = base.ledger.stored if same else np.zeros(0, dtype=np.uint64)
+    floor = np.zeros(ledger.clusters, dtype=np.uint64)
+    length = min(known.size, floor.size)
+    floor[:length] = np.minimum(known[:length], ledger.stored[:length])
+    return floor
+
+
 def leaks_kept(space: Workspace) -> int:
     """Clusters of the image as it is now whose refcount is higher than needed, on purpose."""
     ledger = space.ledger
     kept, shared = _judged(space, ledger)
-    high = (ledger.counts > 0) & (ledger.stored > ledger.counts) & shared
+    high = (ledger.counts > 0) & (_floor(space, ledger) > ledger.counts) if shared else np.zeros(0, dtype=bool)
     return int((kept & (ledger.stored > 0)).sum() + high.sum())
 
 
@@ -163,11 +176,13 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
     kept, shared = _judged(space, ledger)
     values[kept] = np.maximum(ledger.stored[kept], np.uint64(1))
     if shared:
-        space.note(
-            "something in the file has lost its owner (a table, a snapshot or guest data): what it may share keeps its"
-            " refcount"
-        )
-        values = np.where(ledger.counts > 0, np.maximum(values, np.minimum(ledger.stored, most)), values)
+        held = (ledger.counts > 0) & (_floor(space, ledger) > values)
+        if held.any():
+            values[held] = np.minimum(_floor(space, ledger)[held], most)
+            space.note(
+                f"{many(int(held.sum()), 'cluster')} may be shared with something that has lost its place (a table, a"
+                " snapshot): the refcount is kept"
+            )
     return _Wanted(values, kept)
 
 
@@ -354,13 +369,39 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
 
 
 def _forget_structures(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> None:
-    """The old table and blocks are not counted any more (each was counted once for being one)."""
+    """The old table and blocks are not counted any more (each was counted once for being one).
+
+    What they were said to be and are not, as a table that is too long says of what lies behind it, stays counted.
+    """
     for claim in ledger.claims:
-        if claim.owner in (Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK):
-            first = claim.offset >> ledger.cluster_bits
-            last = min(div_round_up(claim.offset + claim.length, space.cluster), ledger.clusters)
-            part = wanted[first:last]
-            part[part > 0] -= np.uint64(1)
+        if claim.owner not in (Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK):
+            continue
+        first = claim.offset >> ledger.cluster_bits
+        last = min(div_round_up(claim.offset + claim.length, space.cluster), ledger.clusters)
+        is_real = _is_table_part if claim.owner is Owner.REFCOUNT_TABLE else _is_block
+        for number in range(first, last):
+            if wanted[number] > 1 or (wanted[number] == 1 and is_real(space, claim, number)):
+                wanted[number] -= np.uint64(1)
+            elif wanted[number]:
+                space.keep(number << ledger.cluster_bits, space.cluster)
+
+
+def _is_table_part(space: Workspace, _: Claim, number: int) -> bool:
+    """Whether a cluster holds entries of a refcount table, or nothing."""
+    words = space.words(number << space.ledger.cluster_bits, space.cluster // 8)
+    words = words[words != 0]
+    good = (words & np.uint64(space.cluster - 1)) == 0
+    return bool((good & (words < np.uint64(space.end))).all())
+
+
+def _is_block(space: Workspace, claim: Claim, number: int) -> bool:
+    """Whether a cluster holds refcounts: of its part of the file, most are as they ought to be."""
+    ledger, per_block = space.ledger, space.geometry.refcount_block_entries
+    values = refcounts.unpack(space.read_cluster(number << ledger.cluster_bits), space.geometry.refcount_order)
+    if not values.any():
+        return True
+    part = ledger.counts[claim.index * per_block : (claim.index + 1) * per_block]
+    return bool((values[: part.size] == part).sum() * 2 > part.size)
 
 
 def _table_code(space: Workspace) -> str:

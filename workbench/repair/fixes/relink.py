@@ -89,12 +89,12 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
     if len(taken) < len(found):
         return {}
     rest = [table for table in lost if table.offset not in found]
-    if len(rest) == 1 and len(free - taken) == 1 and rest[0] in mine:
-        found[rest[0].offset] = next(iter(free - taken))
-    elif len(rest) == 1 and rest[0] in mine:
-        shared = _among_shared(space, rest[0].offset)
-        if shared is not None and free - taken == {shared[0], shared[1]}:
-            found[rest[0].offset] = shared[1]
+    if len(rest) == 1 and rest[0] in mine:
+        # One table and one place for it; or one place that had a table, as the damage in it shows.
+        left = free - taken
+        damaged = {index for index in left if int(words[index])}
+        if len(left) == 1 or len(damaged) == 1:
+            found[rest[0].offset] = next(iter(damaged or left))
     return found
 
 
@@ -129,18 +129,6 @@ def _has_other_owners(space: Workspace, lost: list[LostTable]) -> bool:
             )
             return True
     return False
-
-
-def _among_shared(space: Workspace, offset: int) -> tuple[int, int] | None:
-    """Two L1 entries on one table, and one table lost: (entry that keeps it, entry that the order in the file speaks for)."""
-    words = space.meta.l1 & np.uint64(OFFSET_MASK)
-    used = np.flatnonzero(words)
-    values, times = np.unique(words[used], return_counts=True)
-    if (times > 1).sum() != 1 or times.max() != 2:
-        return None
-    shared = int(values[np.argmax(times)])
-    first, second = (int(index) for index in used[words[used] == np.uint64(shared)])
-    return (first, second) if offset > shared else (second, first)
 
 
 def _link(space: Workspace, table: LostTable, index: int, *, certain: bool) -> None:

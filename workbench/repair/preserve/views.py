@@ -222,7 +222,7 @@ class Views:
                     later = self.after.table(int(twin.l1[index])) if twin and index < twin.l1.size else None
                     self._hit_cells(view, index * a.shape.l2_coverage, (kinds, hosts, hit), later)
 
-    def _hit_cells(self, view: View, guest: int, cells: tuple[Any, Any, Any], later: Any) -> None:
+    def _hit_cells(self, view: View, guest: int, cells: tuple[Any, Any, Any], later: Table | None) -> None:
         kinds, hosts, hit = cells
         after = self.after.cells(*later, guest) if later else None
         unit = self.base.shape.subcluster_size

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from workbench.repair.ledger import Ledger
     from workbench.repair.preserve.keeping import Keeper
 
+WHOLE: Final = ((0, 1 << 62),)
+"""What a step places that lets a whole disk be read again."""
 SHOWN: Final = 512
 """Bytes of a step's before and after images that a plan keeps for display; the rest is in the byte edits."""
 

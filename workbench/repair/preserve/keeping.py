@@ -92,6 +92,17 @@ class Keeper:
         values = self.reading.stored(index, self._blocks)
         return None if values is None else int(values[inner])
 
+    def stored_many(self, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Refcounts of many clusters, of any shape; -1 where they cannot be read."""
+        out = np.full(clusters.shape, -1, dtype=np.int64)
+        blocks, inner = np.divmod(clusters, self.reading.shape.refcount_block_entries)
+        for index in np.unique(blocks).tolist():
+            values = self.reading.stored(index, self._blocks) if index >= 0 else None
+            if values is not None:
+                here = blocks == index
+                out[here] = np.minimum(values[inner[here]], np.uint64(1 << 40)).astype(np.int64)
+        return out
+
     @cached_property
     def _blocks(self) -> NDArray[np.uint64]:
         return self.reading.block_offsets()

@@ -99,8 +99,8 @@ class Views:
         unit = self.base.shape.subcluster_size
         if self.base.external:
             return np.zeros_like(placed)
-        counts, uses = self.case.refs.at((hosts >> np.uint64(self.after.bits)).astype(np.int64))
-        ours: NDArray[np.bool_] = placed & (counts <= 1) & ((uses & (Use.TABLE | Use.COUNTS)) == 0)
+        ours = placed.copy()
+        ours[placed] = ~self._owned(hosts[placed])
         flat = np.flatnonzero(ours.reshape(-1))
         for run in np.split(flat, np.flatnonzero(np.diff(flat) != 1) + 1):
             if run.size:
@@ -150,25 +150,29 @@ class Views:
         declared = self.case.places.get(view.name)
         if declared is None or not declared.cover(start, unit):
             self.ledger.add(Fate.UNPROVEN, start, unit, "content appears whose place is not certain", view=view)
-        elif not self.base.external and self._owned(view, new):
+        elif (
+            self.base.geometry is not None
+            and not self.base.external
+            and new[0] is Cell.DATA
+            and self._owned(np.array([new[1]], dtype=np.uint64)).any()
+        ):
             reason = "content appears that others refer to already"
             self.ledger.add(Fate.UNPROVEN, start, unit, reason, view=view)
         else:
             self.ledger.add(Fate.REGAINED, start, unit, "its place is certain", view=view)
 
-    def _owned(self, view: View, cell: tuple[Cell, int]) -> bool:
-        """Whether the base refers to the cluster (a wrong entry that was put right counts once).
+    def _owned(self, hosts: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether clusters (by host offset) that get a place belong to others as well: more often than their refcounts say.
 
-        A snapshot shares clusters, as often as their refcounts have room for it.
+        What is counted as shared may be: a snapshot has it, too. Refcounts that are lost (0) say nothing.
         """
-        if self.base.geometry is None or cell[0] is not Cell.DATA:
-            return False
-        number = cell[1] >> self.after.bits
-        count, uses = self.case.refs.one(number)
-        if view.snapshot is not None and not uses & Use.COUNTS:
-            stored = self.case.keeper.stored(number)
-            return stored is not None and stored <= count
-        return count > 1 or bool(uses & (Use.TABLE | Use.COUNTS))
+        numbers = (hosts >> np.uint64(self.after.bits)).astype(np.int64)
+        before, _ = self.case.refs.at(numbers)
+        later, uses = self.case.refs_after.at(numbers)
+        stored = self.case.keeper.stored_many(numbers)
+        owned: NDArray[np.bool_] = np.where(stored < 0, before > 1, later > np.maximum(stored, 1))
+        owned |= (uses & (Use.TABLE | Use.COUNTS)) != 0
+        return owned
 
     def _content(self, reading: Reading, cell: tuple[Cell, int], unit: int, column: int) -> bytes | None:
         """What the guest reads (ciphertext where it is encrypted); None for an error or what lies in another file."""

@@ -281,7 +281,7 @@ def _overlay(base: Base, raw: Path) -> None:
 
 def _later(base: Base, raw: Path, number: int) -> None:
     old = raw.with_name("before.raw")
-    shutil.copyfile(raw, old)
+    copy_sparse(raw, old)
     change_raw(raw, base.fs, base.later, _seed(base) + number + 1)
     _write_pieces(base, raw, _differences(old, raw), shuffled=base.how == "random")
     old.unlink()
@@ -340,6 +340,21 @@ def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         yield start, end
         at = end
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file's data; holes stay holes."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        size = os.fstat(old.fileno()).st_size
+        for start, end in data_ranges(old.fileno(), size):
+            os.lseek(new.fileno(), start, os.SEEK_SET)
+            at = start
+            while at < end:
+                done = os.sendfile(new.fileno(), old.fileno(), at, min(end - at, 64 << 20))
+                if not done:
+                    break
+                at += done
+        os.truncate(new.fileno(), size)
 
 
 def _write_pieces(base: Base, raw: Path, ranges: list[tuple[int, int]], *, shuffled: bool) -> None:

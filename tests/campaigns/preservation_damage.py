@@ -87,7 +87,7 @@ class Damager:
         return int((self.walk.l2_tables[ACTIVE][:wanted] == 0).sum())
 
     def tables(self) -> list[int]:
-        return self.walk.all_tables().tolist()
+        return [int(each) for each in self.walk.all_tables()]
 
     def rows(self) -> Rows:
         return self.walk.rows[ACTIVE]

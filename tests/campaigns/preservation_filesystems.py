@@ -17,6 +17,7 @@ from pathlib import Path
 from sample_images.kit import noise, text
 
 SOURCES = ("/usr/lib/python3", "/usr/lib/python3.11", "/usr/share/perl5", "/usr/share/doc", "/usr/share/zoneinfo")
+_BLOCK = 8 << 20
 _UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 _ENVIRONMENT = {"E2FSPROGS_FAKE_TIME": "1700000000", "SOURCE_DATE_EPOCH": "1700000000", "MTOOLS_SKIP_CHECK": "1"}
 _SMALL_XFS = {"TEST_DIR": "1", "TEST_DEV": "1", "QA_CHECK_FS": "1"}
@@ -79,8 +80,10 @@ def collect(folder: Path, size: int, seed: int, *, biggest: int = 4 << 20) -> di
     while left > 64 << 10:
         length = min(left, biggest)
         path = folder / f"made-{seed}-{left}"
-        half = length // 2
-        path.write_bytes(text(half, seed + left) + noise(length - half, seed + left))
+        with open(path, "wb") as file:
+            file.write(text(min(length // 2, _BLOCK), seed + left))
+            while file.tell() < length:
+                file.write(noise(min(_BLOCK, length - file.tell()), seed + file.tell()))
         chosen[path.name] = path
         left -= length
     return chosen

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sample_images.qemu import Verdict, check
-from tests.campaigns.preservation_bases import ACTIVE, IMAGE, Built, data_ranges, inside, qemu_io
+from tests.campaigns.preservation_bases import ACTIVE, IMAGE, Built, copy_sparse, data_ranges, inside, qemu_io
 from tests.campaigns.preservation_damage import Damage
 from tests.campaigns.preservation_views import (
     Seen,
@@ -195,21 +195,6 @@ def deadline(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def copy_sparse(source: Path, target: Path) -> None:
-    """Copy a file's data; holes stay holes."""
-    with open(source, "rb") as old, open(target, "wb") as new:
-        size = os.fstat(old.fileno()).st_size
-        for start, end in data_ranges(old.fileno(), size):
-            os.lseek(new.fileno(), start, os.SEEK_SET)
-            at = start
-            while at < end:
-                done = os.sendfile(new.fileno(), old.fileno(), at, min(end - at, 64 << 20))
-                if not done:
-                    break
-                at += done
-        os.truncate(new.fileno(), size)
 
 
 def same_file(one: Path, other: Path) -> bool:

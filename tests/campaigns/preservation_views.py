@@ -184,8 +184,9 @@ def compare(reader: Reader, truth: Truth, how: str) -> Seen:
         if mask is None:
             continue
         padded = np.concatenate([mask, np.ones(-len(mask) % truth.unit, dtype=bool)])
-        seen.masks[chunk] = padded.reshape(-1, truth.unit).all(axis=1)
-        equal = np.repeat(seen.masks[chunk], truth.unit)[:length]
+        units: Mask = np.all(padded.reshape(-1, truth.unit), axis=1)
+        seen.masks[chunk] = units
+        equal = np.repeat(units, truth.unit)[:length]
         seen.equal -= int((~equal[: size - start]).sum())
     return seen
 

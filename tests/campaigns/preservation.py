@@ -65,10 +65,12 @@ class Trial:
     certain: bool
     judged: Judged
     seconds: float
+    among: str
+    """The options that choose the base images: without them the number means another image."""
 
     @property
     def repro(self) -> str:
-        return f"preservation.py --only {self.seed}:{self.number}"
+        return f"preservation.py {self.among}--only {self.seed}:{self.number}"
 
     @property
     def told(self) -> bool:
@@ -83,6 +85,16 @@ class Shelf:
     root: Path
     only: Sequence[str]
     opened: dict[str, tuple[Built, Walk, dict[str, Truth]]]
+
+    @property
+    def among(self) -> str:
+        """The options that stand for `only`."""
+        if len(self.only) == len(BASES):
+            return ""
+        groups = {BASES[name].group for name in self.only}
+        if all(each.name in self.only for each in BASES.values() if each.group in groups):
+            return f"--sizes {','.join(sorted(groups))} "
+        return f"--bases {','.join(self.only)} "
 
     def take(self, base: Base) -> tuple[Built, Walk, dict[str, Truth]]:
         if base.name not in self.opened:
@@ -123,7 +135,19 @@ def run_trial(shelf: Shelf, seed: int, number: int, scratch: Path, repairer: Rep
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.perf_counter() - started
-    return Trial(seed, number, base.name, base.group, mode.value, done.kinds, done.words, done.certain, judged, seconds)
+    return Trial(
+        seed,
+        number,
+        base.name,
+        base.group,
+        mode.value,
+        done.kinds,
+        done.words,
+        done.certain,
+        judged,
+        seconds,
+        shelf.among,
+    )
 
 
 # -- many of them ------------------------------------------------------------------------------------------------------
@@ -187,16 +211,18 @@ def _campaign(options: argparse.Namespace, root: Path, only: Sequence[str], scra
     trials: list[Trial] = []
     started = time.monotonic()
     numbers = range(options.first, options.first + options.images)
-    for trial in run_all(root, only, scratch, options.seed, numbers, options.jobs):
-        trials.append(trial)
-        for each in trial.judged.violations:
-            print(f"VIOLATION ({each.rule}) {each.kind}: {trial.repro}\n    {trial.base} --{trial.mode}: {trial.words}\n    {each.words}", flush=True)  # fmt: skip
-        spent = time.monotonic() - started
-        if len(trials) % 50 == 0:
-            broken = sum(bool(each.judged.violations) for each in trials)
-            print(f"... {len(trials)} images in {spent:.0f} s, {broken} broke a rule", flush=True)
-        if options.time and spent > options.time:
-            break
+    try:
+        for trial in run_all(root, only, scratch, options.seed, numbers, options.jobs):
+            trials.append(trial)
+            _tell(trial)
+            spent = time.monotonic() - started
+            if len(trials) % 50 == 0:
+                broken = sum(bool(each.judged.violations) for each in trials)
+                print(f"... {len(trials)} images in {spent:.0f} s, {broken} broke a rule", flush=True)
+            if options.time and spent > options.time:
+                break
+    except KeyboardInterrupt:
+        print("stopped; the figures of what is done:", flush=True)
     found = figures(trials)
     found["seconds"] = round(time.monotonic() - started)
     print(table(found))
@@ -205,6 +231,12 @@ def _campaign(options: argparse.Namespace, root: Path, only: Sequence[str], scra
             json.dumps(found | {"broken": [asdict(t) for t in trials if t.judged.violations]}, indent=1)
         )
     return int(bool(found["violations"]))
+
+
+def _tell(trial: Trial) -> None:
+    for each in trial.judged.violations:
+        print(f"VIOLATION ({each.rule}) {each.kind}: {trial.repro}", flush=True)
+        print(f"    {trial.base} --{trial.mode}: {trial.words}\n    {each.words}", flush=True)
 
 
 def choose_bases(sizes: Sequence[str], names: Sequence[str]) -> list[str]:

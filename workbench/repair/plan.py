@@ -22,6 +22,7 @@ from workbench.repair.apply import Change
 from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
 from workbench.repair.fixes import FINISH, RULES, Rule, rules_for
+from workbench.repair.fixes.follow import distrust_bitmaps
 from workbench.repair.fixes.refcounts import leaks_kept
 from workbench.repair.gate import Gate, GateError, Rows
 from workbench.repair.policy import Mode, Policy
@@ -299,8 +300,9 @@ def _attempt(
         after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
         if not waiting and _is_settled(after):
             break
+    distrust_bitmaps(space)
     asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
-    if asked and _run(space, FINISH, after):
+    if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):
         tell("checking the repaired image")
         after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
     return Plan(

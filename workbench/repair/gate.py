@@ -43,6 +43,7 @@ class Rows:
         self.findings = findings
         self.numbers = findings.rows(*codes)
         self.codes = frozenset(findings.codes[code] for code in np.unique(findings.columns["code"][self.numbers]))
+        self._tables: dict[str, frozenset[int]] = {}
 
     def __len__(self) -> int:
         return int(self.numbers.size)
@@ -60,6 +61,17 @@ class Rows:
         """Host offsets of the tables whose entries are named, in order, each once."""
         found: NDArray[np.uint64] = np.unique(self.findings.columns["table"][self._numbers(codes)])
         return found[found > 0]
+
+    def name(self, table: int, code: str) -> bool:
+        """Whether a row with that code names an entry of the table at a host offset."""
+        if code not in self._tables:
+            self._tables[code] = frozenset(self.tables(code).tolist())
+        return table in self._tables[code]
+
+    def snapshots(self, *codes: str) -> set[int]:
+        """Numbers of the snapshots that are concerned."""
+        found = np.unique(self.findings.columns["snapshot"][self._numbers(codes)])
+        return set(found[found >= 0].tolist())
 
     def spans(self, *codes: str) -> list[tuple[int, int]]:
         """(offset, end) of the bytes that are named."""
@@ -289,7 +301,7 @@ class Gate:
         for code in self.rows.codes:
             if not code.startswith(_NOT_STRUCTURES):
                 yield from self.rows.spans(code)
-        numbers = {row.snapshot for row in self.rows.each("REGION-BEYOND-EOF", *_L1_ENTRIES, "L2-TABLE-FOREIGN")}
+        numbers = self.rows.snapshots("REGION-BEYOND-EOF", *_L1_ENTRIES, "L2-TABLE-FOREIGN")
         overlaps = self.rows.spans("METADATA-OVERLAP")
         for number, record in enumerate(meta.snapshots):
             in_overlap = any(start <= record.l1_table_offset < end for start, end in overlaps)

@@ -42,6 +42,7 @@ _SHAPE_IN_DOUBT: Final = {
     "L1-TABLE-UNALIGNED",
     "L1-TABLE-TOO-LARGE",
     "L1-TABLE-OFFSET",
+    "L1-TABLE-TOO-SMALL",
 }
 """Faults of the header under which L1 and L2 tables may be read wrongly."""
 

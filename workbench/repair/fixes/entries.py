@@ -7,8 +7,7 @@ and what it pointed at stays where it is, and counted. A table in which most lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +56,16 @@ def _lost_choice(space: Workspace) -> str:
 def run_l1(space: Workspace) -> None:
     """Mend the entries of the L1 tables that the rows name, the active one's and the snapshots'."""
     named = set(space.rows.tables().tolist())
+    if space.rows.has("METADATA-OVERLAP"):
+        for table in list(l1_tables(space)):
+            _part_from_others(space, table)
     for table in list(l1_tables(space)):
-        if table.offset not in named and not space.rows.has("METADATA-OVERLAP"):
+        if table.offset not in named or not table.entries.any() or table.snapshot >= len(space.meta.snapshots):
             continue
-        if table.entries.any() and table.snapshot < len(space.meta.snapshots):
-            if _shared_with_structures(space, table):
-                space.note(f"the L1 table at {table.offset:#x} overlaps other metadata: its entries are left alone")
-                continue
-            _mend_l1(space, table)
+        if _shared_with_structures(space, table):
+            space.note(f"the L1 table at {table.offset:#x} overlaps other metadata: its entries are left alone")
+            continue
+        _mend_l1(space, table)
 
 
 def _shared_with_structures(space: Workspace, table: L1Table) -> bool:
@@ -155,31 +156,29 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
         Tier.JUDGEMENT,
     )
     nowhere = (words != 0) & ((words & np.uint64(OFFSET_MASK)) == 0)
-    words = put(np.where(nowhere, np.uint64(0), words), "L1-ENTRY-OFFSET-ZERO", "clear L1 entry{}, which has no table")
-    if not has("METADATA-OVERLAP"):
-        return
+    put(np.where(nowhere, np.uint64(0), words), "L1-ENTRY-OFFSET-ZERO", "clear L1 entry{}, which has no table")
+
+
+def _part_from_others(space: Workspace, table: L1Table) -> None:
+    """L1 entries on clusters that other structures own: nothing is read there, or a copy of it, as now."""
+    words = table.entries.copy()
     suspects = _suspects(space, words)
+    snapshots = () if table.snapshot == ACTIVE else (space.meta.snapshots[table.snapshot].id,)
+    why = {"code": "METADATA-OVERLAP", "tier": Tier.JUDGEMENT, "snapshots": snapshots}
     for word in suspects[[_is_not_l2(space, int(word) & OFFSET_MASK) for word in suspects]].tolist():
         for index in np.flatnonzero(words == np.uint64(word)).tolist():
-            words = _part(space, words, index, put)
-
-
-def _part(space: Workspace, words: NDArray[np.uint64], index: int, put: Callable[..., Any]) -> NDArray[np.uint64]:
-    """An L1 entry on a cluster that another structure owns: nothing is read there, or a copy of it, as now."""
-    source, new = int(words[index]) & OFFSET_MASK, words.copy()
-    why = {"code": "METADATA-OVERLAP", "tier": Tier.JUDGEMENT}
-    guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
-    if l2_content(space, source).may_be_table:
-        copy = space.append()
-        title = f"copy what L1 entry {index} takes for an L2 table: its cluster is another structure's"
-        space.put(copy, space.read_cluster(source), title=title, kind="l2", guest=guest, **why)  # type: ignore[arg-type]
-        new[index] = np.uint64(copy | COPIED)
-        text = "point L1 entry{} at its own copy"
-    else:
-        new[index] = np.uint64(_nowhere(space, "METADATA-OVERLAP", index))
-        text = "drop L1 entry{}: its cluster is another structure's, and no L2 table"
-    done: NDArray[np.uint64] = put(new, "METADATA-OVERLAP", text, Tier.JUDGEMENT)
-    return done
+            source = word & OFFSET_MASK
+            guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
+            if l2_content(space, source).may_be_table:
+                target = space.append() | COPIED
+                title = f"copy what L1 entry {index} takes for an L2 table: its cluster is another structure's"
+                space.put(target & ~COPIED, space.read_cluster(source), title=title, kind="l2", guest=guest, **why)  # type: ignore[arg-type]
+                title = f"point L1 entry {index} at its own copy"
+            else:
+                target = _nowhere(space, "METADATA-OVERLAP", index)
+                title = f"drop L1 entry {index}: its cluster is another structure's, and no L2 table"
+            place = table.offset + index * 8
+            space.put(place, target.to_bytes(8, "big"), title=title, kind="l1", guest=guest, **why)  # type: ignore[arg-type]
 
 
 def _nowhere(space: Workspace, code: str, index: int) -> int:
@@ -343,7 +342,7 @@ class _L2Mender:
 
     def has(self, code: str) -> bool:
         """Whether a row names this table with that code."""
-        return self.offset in self.space.rows.tables(code)
+        return self.space.rows.name(self.offset, code)
 
     @property
     def backed_v2(self) -> bool:

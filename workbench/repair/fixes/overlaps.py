@@ -111,6 +111,10 @@ class _Mover:
         chosen = np.zeros(words.shape, dtype=bool)
         chosen[inside] = self.hit[numbers[inside]]
         chosen |= at_header & bool(self.hit[0])
+        tables = self.ledger.tables.offset
+        for row in np.flatnonzero(chosen.any(axis=1)).tolist():
+            if self.ledger.claims_at(int(tables[batch.rows[row]])):
+                chosen[row] = False  # another structure's cluster: its bytes are not entries
         for row, column in np.argwhere(chosen).tolist():
             self._plain(batch, row, column, int(numbers[row, column]))
         if packed.any():
@@ -144,7 +148,7 @@ class _Mover:
         if new is None:
             new = self.space.append()
             title = f"copy the cluster at {number << self.ledger.cluster_bits:#x}, which {what} owns too"
-            content = self.space.read_cluster(number << self.ledger.cluster_bits)
+            content = self._original(number << self.ledger.cluster_bits, self.space.cluster)
             self.space.put(
                 new,
                 content,
@@ -168,6 +172,13 @@ class _Mover:
             guest=[(guest, self.space.cluster)],
             snapshots=ids,
         )
+
+    def _original(self, offset: int, length: int) -> bytes:
+        """What the guest reads there: its bytes as the image has them, not as the metadata was mended since."""
+        space = self.space
+        if any(start <= offset < end for start, end in space.fresh):
+            return space.read(offset, length)
+        return space.base.read(offset, length).ljust(length, b"\0")
 
     def _owner(self, number: int) -> str:
         claims = self.ledger.claims_at(number << self.ledger.cluster_bits)
@@ -193,7 +204,7 @@ class _Mover:
                 "guest": [(guest, self.space.cluster)],
                 "snapshots": ids,
             }
-            data = self.space.read(begin, stop - begin)
+            data = self._original(begin, stop - begin)
             self.space.put(new + inner, data, title="copy compressed data out of metadata", kind="data", **why)  # type: ignore[arg-type]
             value = word - begin + new + inner
             title = f"point the compressed cluster of guest offset {guest:#x} at its own copy"

@@ -54,8 +54,10 @@ _SNAPSHOTS_READ: Final = frozenset({"SNAPSHOT-DUPLICATE-ID", "SNAPSHOT-DISK-SIZE
 _LOST: Final = frozenset({
     "L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "L1-TABLE-TOO-SMALL", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF",
     "L1-ENTRY-OFFSET-ZERO", "L2-TABLE-FOREIGN", "L2-ENTRY-UNALIGNED", "SUBCLUSTER-UNALLOCATED", "READ-ERROR",
+    "ENCRYPTION-MISSING", "ENCRYPTION-EXTENSION", "ENCRYPTION-UNEXPECTED", "LUKS-UNALIGNED", "LUKS-BEYOND-EOF",
+    "LUKS-LENGTH", "LUKS-MAGIC", "EXTENSION-OVERRUN",
 })  # fmt: skip
-"""Rows about entries that do not say any more which clusters are theirs."""
+"""Rows about entries and pointers that do not say any more which clusters are theirs."""
 
 
 def _snapshots_unread(space: Workspace, findings: Findings) -> bool:
@@ -81,9 +83,6 @@ def _evidence(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool
     unread = any(_snapshots_unread(space, each) for each in (*now, *then))
     if unread or any(not _LOST.isdisjoint(each.by_code) for each in then):
         kept |= leaked
-    for start, end in space.kept:
-        kept[start >> ledger.cluster_bits : end >> ledger.cluster_bits] = True
-    kept &= ledger.counts == 0
     return kept, unread or space.policy.cautious or triage.keeper_of(space).hidden or bool((kept & leaked).any())
 
 
@@ -94,6 +93,8 @@ def _judged(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
         known = space.evidence = _evidence(space, ledger)
     kept = np.zeros(ledger.clusters, dtype=bool)
     kept[: known[0].size] = known[0]
+    for start, end in space.kept if not space.policy.free_orphans else ():
+        kept[start >> ledger.cluster_bits : end >> ledger.cluster_bits] = True
     return kept & (ledger.counts == 0), known[1]
 
 
@@ -378,30 +379,30 @@ def _forget_structures(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint
             continue
         first = claim.offset >> ledger.cluster_bits
         last = min(div_round_up(claim.offset + claim.length, space.cluster), ledger.clusters)
-        is_real = _is_table_part if claim.owner is Owner.REFCOUNT_TABLE else _is_block
         for number in range(first, last):
-            if wanted[number] > 1 or (wanted[number] == 1 and is_real(space, claim, number)):
+            if wanted[number] > 1 or (wanted[number] == 1 and _is_refcounts(space, claim, number)):
                 wanted[number] -= np.uint64(1)
             elif wanted[number]:
                 space.keep(number << ledger.cluster_bits, space.cluster)
 
 
-def _is_table_part(space: Workspace, _: Claim, number: int) -> bool:
-    """Whether a cluster holds entries of a refcount table, or nothing."""
-    words = space.words(number << space.ledger.cluster_bits, space.cluster // 8)
-    words = words[words != 0]
-    good = (words & np.uint64(space.cluster - 1)) == 0
-    return bool((good & (words < np.uint64(space.end))).all())
-
-
-def _is_block(space: Workspace, claim: Claim, number: int) -> bool:
-    """Whether a cluster holds refcounts: of its part of the file, most are as they ought to be."""
+def _is_refcounts(space: Workspace, claim: Claim, number: int) -> bool:
+    """Whether a cluster holds entries of a refcount table, or refcounts most of which are as they ought to be."""
     ledger, per_block = space.ledger, space.geometry.refcount_block_entries
-    values = refcounts.unpack(space.read_cluster(number << ledger.cluster_bits), space.geometry.refcount_order)
-    if not values.any():
+    offset = number << ledger.cluster_bits
+    words = space.words(offset, space.cluster // 8)
+    words = words[words != 0]
+    if bool(((words & np.uint64(space.cluster - 1)) == 0).all() and (words < np.uint64(space.end)).all()):
         return True
-    part = ledger.counts[claim.index * per_block : (claim.index + 1) * per_block]
-    return bool((values[: part.size] == part).sum() * 2 > part.size)
+    values = refcounts.unpack(space.read_cluster(offset), space.geometry.refcount_order)
+    last = div_round_up(ledger.clusters, per_block)
+    for index in (claim.index,) if claim.index >= 0 else range(min(last, 64)):
+        part = ledger.counts[index * per_block : (index + 1) * per_block]
+        have = values[: part.size].astype(np.uint64)
+        # A table that is said to be far too long counts every cluster once more.
+        if ((have == part) | (have + np.uint64(1) == part)).sum() * 2 > part.size:
+            return True
+    return False
 
 
 def _table_code(space: Workspace) -> str:
@@ -428,6 +429,7 @@ RULES = (
         Tier.SAFE,
         run,
         always=True,
+        reads_tables=True,
         reach=Reach.REFCOUNTS,
     ),
 )  # fmt: skip

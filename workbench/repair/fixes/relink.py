@@ -38,7 +38,7 @@ def run(space: Workspace) -> None:
             free.discard(index)
             _link(space, table, index, certain=not asked)
             continue
-        shown = ", ".join(map(str, [each for each in table.fits if each in free][:8])) or "none that is free"
+        shown = ", ".join(map(str, sorted(each for each in table.fits if each in free)[:8])) or "none that is free"
         space.note(
             f"a lost L2 table lies at {table.offset:#x} ({table.leaked} leaked clusters); it may belong to L1 entry"
             f" {shown}: it is kept, choose its place to link it"

@@ -324,13 +324,14 @@ def _is_impossible(space: Workspace, number: int) -> bool:
     each, rows = space.meta.snapshots[number], space.rows
     if _named(space, each, "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-OFFSET"):
         return True
-    if any(row.snapshot == number for row in rows.each("REGION-BEYOND-EOF")):
+    if number in rows.snapshots("REGION-BEYOND-EOF"):
         return True
     if not each.l1_table_offset:
         return rows.has("METADATA-OVERLAP")
     codes_of_entries = ("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO")
-    in_rows = any(row.snapshot == number for row in rows.each(*codes_of_entries, "L2-TABLE-FOREIGN"))
-    return in_rows and leads_nowhere(space, space.meta.snapshot_l1(each))
+    return number in rows.snapshots(*codes_of_entries, "L2-TABLE-FOREIGN") and leads_nowhere(
+        space, space.meta.snapshot_l1(each)
+    )
 
 
 def _mend_ids(space: Workspace) -> None:

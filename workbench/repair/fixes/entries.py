@@ -515,7 +515,9 @@ class _L2Mender:
                 (bitmaps & ~(both << np.uint64(32)), "show the data") if shows else (bitmaps & ~both, "read zeros")
             )
             title = f"let the contradicting subclusters of {{}} {what}"
-            self.put(words, "SUBCLUSTER-CONFLICT", title, Tier.JUDGEMENT, new)
+            size = self.space.cluster
+            places = [(self.first_guest + int(index) * size, size) for index in np.flatnonzero(both)] if shows else ()
+            self.put(words, "SUBCLUSTER-CONFLICT", title, Tier.JUDGEMENT, new, places=places)
 
 
 RULES = (

@@ -338,6 +338,7 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
     _forget_structures(space, ledger, wanted)
     gone = held & (wanted == 0)  # what the old structure took
     gone |= ((ledger.stored > 0) | ~ledger.known) & (ledger.counts == 0) & ~held
+    gone |= ledger.stored > wanted
     start = ledger.clusters
     total = start
     while True:

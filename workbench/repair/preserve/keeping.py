@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
 from workbench.engine import unreferenced
 from workbench.repair.preserve.walk import Reading, References, Sparse, Tally, Use, nonzero
+from workbench.units import div_round_up
 
 _OFFSET: Final = np.uint64(OFFSET_MASK)
 _MANY: Final = 128
@@ -50,9 +51,25 @@ class Keeper:
             return "a snapshot that cannot be read may need it"
         if self.reading.gaps:
             return "a part of the mapping is damaged: it may belong there"
+        if self._strays:
+            return "an entry points where it should not: what it meant may be this"
         if int(self.found.content.sum()) > _MANY:
             return "more content has no owner than interrupted writes leave"
         return ""
+
+    @cached_property
+    def _strays(self) -> bool:
+        """Some cluster is referred to more often than its refcount says, which other clusters' refcounts do not share."""
+        per_block = self.reading.shape.refcount_block_entries
+        clusters = self.reading.clusters
+        for index in range(div_round_up(clusters, per_block)):
+            values = self.reading.stored(index, self._blocks)
+            if values is None or not values.any():
+                continue  # lost, not wrong: the rebuild says nothing about the mapping
+            counts, _ = self.refs.span(index * per_block, min((index + 1) * per_block, clusters))
+            if (counts > np.minimum(values[: counts.size], np.uint64(1 << 40)).astype(np.int64)).any():
+                return True
+        return False
 
     def reason(self, number: int) -> str:
         """Why cluster `number`, to which the image as it would be does not refer, must stay; empty when it may go.

@@ -30,19 +30,20 @@ class Keeper:
     @cached_property
     def found(self) -> unreferenced.Unreferenced:
         """What lies where nothing refers to: reads all of it, once."""
-        tables = np.array(sorted(self._tables), dtype=np.int64) >> self.reading.bits
-        referenced = self.refs.referenced(self.reading.clusters)
-        return unreferenced.scan(self.reading.storage, self.reading.meta, referenced, tables)
+        reading, referenced = self.reading, self.refs.referenced(self.reading.clusters)
+        return unreferenced.scan(reading.storage, reading.shape, referenced, external=reading.external)
 
     @cached_property
     def evidence(self) -> NDArray[np.bool_]:
         """Clusters that are a lost table, or mapped by one; bool per host cluster."""
-        return self.found.evidence & ~self.refs.referenced(self.reading.clusters)
+        return (self.found.mapped | self.found.is_table) & ~self.refs.referenced(self.reading.clusters)
 
     @cached_property
     def hidden(self) -> bool:
         """Clusters may be in use by snapshots that cannot be read."""
-        return self.reading.meta.snapshots_hidden or any(self.stored(each.cluster) != 0 for each in self.found.l1)
+        return self.reading.meta.snapshots_hidden or any(
+            self.stored(each.offset >> self.reading.bits) != 0 for each in self.found.l1
+        )
 
     @cached_property
     def gap(self) -> str:

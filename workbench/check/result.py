@@ -84,6 +84,13 @@ class CheckResult:
         size = self.meta.geometry.cluster_size if self.meta.geometry else 1
         return sum(run.length for run in self.orphans if run.keep) // size
 
+    @property
+    def do_not_open(self) -> bool:
+        """QEMU would free what may be guest data as soon as it opens the image for writing: it is marked dirty."""
+        header = self.meta.header
+        at_risk = bool(self.lost_tables) or any(run.keep for run in self.orphans)
+        return self.meta.geometry is not None and header.version >= 3 and header.has("dirty") and at_risk
+
     def by_severity(self) -> dict[Severity, int]:
         """Items found per severity (counted by qemu-img or not)."""
         from workbench.check.problems import PROBLEMS
@@ -112,6 +119,8 @@ class CheckResult:
                 out[key] = value
         if self.aborted is not None:
             out["aborted"] = self.aborted
+        if self.do_not_open:
+            out["do-not-open-writable"] = True
         out["summary"] = {code: {"items": items, "counted": n} for code, (items, n) in self.findings.by_code.items()}
         out["causes"] = [each.as_json() for each in self.causes]
         out["lost-tables"] = [each.as_json() for each in self.lost_tables]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from formats.qcow2.tables import COPIED
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
-from workbench.check.extras import log_tail, log_unused, table_notes
+from workbench.check.extras import MOST, log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
 from workbench.check.luks import check_luks
 from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workbench.check.causes import Cause
+    from workbench.check.findings import Findings
     from workbench.check.passes_l2 import Flags
-    from workbench.check.triage import LeakRun, LostTable
+    from workbench.check.triage import LeakRun, LostTable, Triage
+    from workbench.engine.unreferenced import Unreferenced
 
+LOOK_AT: Final = 256 << 20
+"""Bytes of unreferenced content that a check looks at unless it is told to look at all."""
 _COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
 
 
@@ -45,6 +49,7 @@ def check(
     meta: Metadata,
     *,
     fast: bool = False,
+    deep: bool = False,
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
@@ -54,11 +59,12 @@ def check(
 ) -> CheckResult:
     """Check an image. Never writes, never raises on content.
 
-    fast: no content probes (leak triage without reading leaked clusters).  progress: called now and then from this
+    fast: no content probes (leak triage without reading leaked clusters).  deep: look at all content that nothing refers
+    to, not at LOOK_AT bytes of it only (before a repair lets anything go).  progress: called now and then from this
     thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
     log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).
     """
-    run = _Check(meta, fast, progress, cancel, window, threads)
+    run = _Check(meta, fast, deep, progress, cancel, window, threads)
     if log is not None:
         run.log = log
     return run.run(aborted)
@@ -69,6 +75,7 @@ class _Check:
         self,
         meta: Metadata,
         fast: bool,
+        deep: bool,
         progress: ProgressSink | None,
         cancel: Cancel | None,
         window: int,
@@ -76,6 +83,7 @@ class _Check:
     ) -> None:
         self.meta = meta
         self.fast = fast
+        self.deep = deep
         self.progress = progress
         self.cancel = cancel
         self.window = window
@@ -246,6 +254,28 @@ class _Check:
     def _lap(self, name: str, started: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def _unreferenced(self, census: Census) -> Unreferenced:
+        """What lies where nothing refers to: all of it, or (unless deep) as much as LOOK_AT bytes."""
+        from workbench.engine.unreferenced import scan
+
+        geometry = self.meta.geometry
+        assert geometry is not None
+        referenced = census.counts[: geometry.clusters(self.meta.file_size)] > 0
+        limit = 0 if self.fast else None if self.deep else LOOK_AT
+        external = self.meta.header.has("data_file")
+        return scan(self.meta.storage, geometry, referenced, external=external, limit=limit, cancel=self._cancelled)
+
+    def _with_lost(self, triage: Triage, geometry: Geometry, findings: Findings) -> Findings:
+        """The findings, with a row for each lost table: qemu-img counts none, but a repair may act on it."""
+        for each in triage.lost[:MOST]:
+            where = {}
+            if each.fits and each.certain:
+                guest = int(geometry.guest_offset(each.fits[0], 0))
+                where = {"index": each.fits[0], "guest": guest, "guest_length": geometry.l2_coverage}
+            numbers = {"entries": each.entries, "lost": each.leaked}
+            self.log.add("L2-TABLE-LOST", each.offset, geometry.cluster_size, numbers=numbers, **where)
+        return self.log.freeze() if triage.lost else findings
+
     # -- outcome -------------------------------------------------------------------------------------------------------
 
     def _result(self, aborted: str | None, census: Census | None, regions: Regions, tables: L2Set) -> CheckResult:
@@ -268,17 +298,19 @@ class _Check:
         lost: tuple[LostTable, ...] = ()
         causes: tuple[Cause, ...] = ()
         started = time.perf_counter()
-        if geometry is not None and len(findings):
+        loose = self._unreferenced(census) if geometry is not None and census is not None else None
+        if geometry is not None and (len(findings) or (loose is not None and loose.tables)):
             # Imported here: clean images, the most frequent, do without.
             from workbench.check.causes import find_causes
             from workbench.check.triage import Judge, Triage
 
             triage = Triage()
-            if census is not None:
+            if census is not None and loose is not None:
                 triage = Judge(
-                    self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
+                    self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign, loose,
                     fast=self.fast, cancelled=self._cancelled,
                 ).run()  # fmt: skip
+                findings = self._with_lost(triage, geometry, findings)
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
         elif len(findings):

@@ -8,9 +8,11 @@ a table, a compressed stream or a recognisable file system.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,6 +28,7 @@ from workbench.check.findings import Findings
 from workbench.check.neighbours import guest_of_clusters, is_unmapped
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
+from workbench.engine.unreferenced import Grade, TableLike, Unreferenced, read_table
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
@@ -34,7 +37,11 @@ if TYPE_CHECKING:
 MAX_RUNS: Final = 4096
 """Leaked runs that are judged one by one."""
 MAX_PROBES: Final = 1024
-"""Leaked clusters whose content is looked at."""
+"""Leaked runs whose content is described."""
+MANY: Final = 128
+"""Leaked clusters with content that interrupted writes leave at most; more, and a mapping was lost."""
+_LIKELY: Final = 0.6
+"""Confidence of what is not certain: no repair links it unasked."""
 _PROBE: Final = 72 << 10
 
 
@@ -94,6 +101,11 @@ class LostTable:
     confidence: float
     evidence: tuple[str, ...]
 
+    @property
+    def certain(self) -> bool:
+        """No other place is possible: a repair may link it unasked."""
+        return self.confidence >= 0.85
+
     def as_json(self) -> dict[str, Any]:
         return {
             "offset": self.offset,
@@ -137,12 +149,14 @@ class Judge:
         active_l1: NDArray[np.uint64],
         empty: NDArray[np.intp],
         foreign: NDArray[np.intp],
+        unreferenced: Unreferenced,
         *,
         fast: bool,
         cancelled: Callable[[], None],
     ) -> None:
         self.meta, self.geometry, self.census, self.tables = meta, geometry, census, tables
         self.findings = findings
+        self.unreferenced = unreferenced
         self.l1 = active_l1
         self.empty, self.foreign = empty, foreign
         self.fast = fast
@@ -156,11 +170,11 @@ class Judge:
     def run(self) -> Triage:
         starts, ends = self._runs()
         self.out.gaps = self._gaps()
-        if not starts.size:
-            return self.out
         if not self.fast:
             self._probe(starts, ends)
-        self._judge(starts, ends)
+            self._lost_tables()
+        if starts.size:
+            self._judge(starts, ends)
         return self.out
 
     def _runs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -207,131 +221,118 @@ class Judge:
     # -- content -------------------------------------------------------------------------------------------------------
 
     def _probe(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        """Look into leaked clusters: all of them, or a spread of MAX_PROBES; then weigh the tables found."""
-        total = int((ends - starts).sum())
-        if total <= MAX_PROBES:
-            chosen = np.concatenate([np.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
-        else:
-            firsts = starts[:: max(1, -(-starts.size // (MAX_PROBES // 2)))]
-            lengths = ends - starts
-            position = np.linspace(0, total - 1, MAX_PROBES // 2).astype(np.int64)
-            base = np.cumsum(lengths) - lengths
-            run = np.searchsorted(base, position, side="right") - 1
-            chosen = np.unique(np.concatenate([firsts, starts[run] + position - base[run]]))
-        size = self.geometry.cluster_size
-        likely: list[tuple[int, int, NDArray[np.int64]]] = []
-        old: list[tuple[int, NDArray[np.uint64]]] = []
-        for number, cluster in enumerate(chosen.tolist()):
+        """What the first cluster of each leaked run holds, for people: of at most MAX_PROBES runs, spread over all."""
+        lost = {each.offset >> self.bits for each in self.unreferenced.tables}
+        old = {each.offset >> self.bits for each in self.unreferenced.l1}
+        for number, cluster in enumerate(starts[:: max(1, -(-starts.size // MAX_PROBES))].tolist()):
             if number % 64 == 0:
                 self.cancelled()
-            data = self.meta.storage.read(cluster << self.bits, min(size, _PROBE))
+            data = self.meta.storage.read(cluster << self.bits, min(self.geometry.cluster_size, _PROBE))
             self.contents[cluster] = content.describe(data, self.meta.file_size, self.bits)
-            if self.contents[cluster] in ("zeros", "text", "a refcount block"):
-                continue
-            if size > _PROBE:
-                data = self.meta.storage.read(cluster << self.bits, size)
-            plain = data if not self.geometry.extended_l2 else b"".join(data[at : at + 8] for at in range(0, size, 16))
-            likeness, targets = content.table_likeness(plain, self.meta.file_size, self.bits)
-            if likeness >= 0.95 and targets.size:
-                likely.append((cluster, int(targets.size), targets))
-            table = content.l1_likeness(data, self.meta.file_size, self.bits)
-            if table.size:
-                old.append((cluster, table))
-        self._weigh(likely, old)
+        self.contents.update(dict.fromkeys(lost, "an L2 table"))
+        self.contents.update(dict.fromkeys(old, "an L1 table"))
 
-    def _is_leaked(self, clusters: NDArray[np.int64]) -> NDArray[np.bool_]:
-        here = (clusters >= self.census.first) & (clusters < self.census.end)
-        out = np.zeros(clusters.size, dtype=bool)
-        at = clusters[here] - self.census.first
-        out[here] = (self.census.counts[at] == 0) & ((self.census.flags[at] & kinds.STORED) != 0)
-        return out
-
-    def _weigh(
-        self, likely: list[tuple[int, int, NDArray[np.int64]]], old: list[tuple[int, NDArray[np.uint64]]]
-    ) -> None:
-        """Which of the likely tables are lost L2 tables: their clusters are leaked, and they are not L1 tables."""
-        candidates = {cluster for cluster, _, _ in likely}
-        for cluster, table in old:
-            used = ((table[table != 0] & np.uint64(OFFSET_MASK)) >> np.uint64(self.bits)).astype(np.int64)
-            known = np.isin(used, list(candidates)) | np.isin(
-                used, (self.tables.offset >> np.uint64(self.bits)).astype(np.int64)
-            )
-            if known.all():
-                self.out.old_l1.append(cluster << self.bits)
-                self.contents[cluster] = "an L1 table"
-        copies = {offset >> self.bits for offset in self.out.old_l1}
-        tables = [(cluster, table) for cluster, table in old if cluster in copies]
-        for cluster, entries, targets in likely:
-            if cluster in copies:
-                continue
-            leaked = int(self._is_leaked(targets).sum())
-            if leaked * 2 < targets.size:
-                continue
-            self.contents[cluster] = "an L2 table"
-            for target in targets.tolist():
-                self.claimed.setdefault(target, cluster)
-            self.out.lost.append(self._fit(cluster, entries, leaked, tables))
+    def _lost_tables(self) -> None:
+        """The tables among what nothing refers to, and where each may belong."""
+        self.out.old_l1 = [each.offset for each in self.unreferenced.l1]
+        external = self.meta.header.has("data_file")
+        for each in self.unreferenced.tables[:MAX_RUNS]:
+            found = read_table(self.meta.storage, self.geometry, each.offset, external=external)
+            for target in found[1].tolist() if found is not None else ():
+                self.claimed.setdefault(target, each.offset >> self.bits)
+            self.out.lost.append(self._fit(each))
         self._share_out()
 
+    def _counted(self, cluster: int) -> bool:
+        """Whether the refcount says that a cluster is in use."""
+        here = self.census.first <= cluster < self.census.end
+        return here and bool(self.census.flags[cluster - self.census.first] & kinds.STORED)
+
     def _share_out(self) -> None:
-        """Lost tables with the same choice of L1 entries get different first ones, in the order they have in the file."""
+        """Lost tables with the same choice of L1 entries get different first ones, in the order they have in the file.
+
+        Which of them belongs to an entry that several could fill is then no more than likely.
+        """
+        wanted = Counter(table.fits[0] for table in self.out.lost if table.fits)
         taken: set[int] = set()
         shared: list[LostTable] = []
         for table in sorted(self.out.lost, key=lambda each: each.offset):
             first = next((index for index in table.fits if index not in taken), None)
-            if first is not None:
-                taken.add(first)
-                rest = tuple(index for index in table.fits if index != first)
-                shared.append(replace(table, fits=(first, *rest)))
-            else:
+            if first is None:
                 shared.append(table)
+                continue
+            taken.add(first)
+            rest = tuple(index for index in table.fits if index != first)
+            confidence = table.confidence if wanted[table.fits[0]] == 1 else min(table.confidence, _LIKELY)
+            shared.append(replace(table, fits=(first, *rest), confidence=confidence))
         self.out.lost = shared
 
-    def _fit(self, cluster: int, entries: int, leaked: int, old: list[tuple[int, NDArray[np.uint64]]]) -> LostTable:
+    def _fit(self, table: TableLike) -> LostTable:
         """Which L1 entries a lost table can belong to."""
-        offset = cluster << self.bits
-        evidence = [f"{leaked} of the {entries} clusters that it maps are leaked"]
-        free = self._free_l1()
-        for copy, table in old:
-            at = np.flatnonzero((table & np.uint64(OFFSET_MASK)) == np.uint64(offset))
-            at = at[np.isin(at, free)]
-            if at.size:
-                evidence.append(f"an old L1 table at {copy << self.bits:#x} has it in entry {int(at[0])}")
-                return LostTable(offset, entries, leaked, (int(at[0]),), 0.97, tuple(evidence))
+        offset = table.offset
+        counted = self._counted(offset >> self.bits)
+        evidence = [f"nothing else refers to {table.unreferenced} of the {table.targets} clusters that it maps"]
+        if not counted:
+            evidence.append("it lies in a cluster that is counted as free")
+        if table.odd:
+            evidence.append(f"{table.odd} of its {table.used} entries are damaged")
+        free, limit = self._free_l1(), 1.0 if table.grade is Grade.CERTAIN else _LIKELY
+        if not self.meta.header.has("data_file") and (table.copied + table.packed) * 2 <= table.valid:
+            evidence.append("its entries are not marked as the only reference (COPIED): it may be a snapshot's, or old")
+            limit = _LIKELY
+        if table.unreferenced < table.targets:
+            limit = _LIKELY
+        named = self._named(offset)
+        if named is not None and self._counted(named[0] >> self.bits):
+            evidence.append(f"the L1 table at {named[0]:#x}, which nobody names, has it: it may be a snapshot's")
+            limit = _LIKELY
+        elif named is not None and counted and named[1] in free:
+            evidence.append(f"an old L1 table at {named[0]:#x} has it in entry {named[1]}")
+            return self._lost(table, (named[1],), min(0.97, limit), evidence)
         near = [
-            index
-            for index in free.tolist()
-            if self.l1[index]
-            and (
-                (int(self.l1[index]) & OFFSET_MASK) >> self.bits == cluster
+            index for index in free.tolist()
+            if self.l1[index] and (
+                (int(self.l1[index]) & OFFSET_MASK) >> self.bits == offset >> self.bits
                 or ((int(self.l1[index]) & OFFSET_MASK) ^ offset).bit_count() == 1
             )
-        ]
+        ]  # fmt: skip
         if near:
-            evidence.append(
-                f"the damaged L1 entry {near[0]} ({int(self.l1[near[0]]):#x}) differs only a little from it"
-            )
-            return LostTable(offset, entries, leaked, tuple(near), 0.95, tuple(evidence))
+            word = int(self.l1[near[0]])
+            evidence.append(f"the damaged L1 entry {near[0]} ({word:#x}) differs only a little from it")
+            return self._lost(table, tuple(near), 0.95, evidence)
         if free.size == 0:
             evidence.append("no L1 entry of the disk is free")
-            return LostTable(offset, entries, leaked, (), 0.0, tuple(evidence))
+            return self._lost(table, (), 0.0, evidence)
         if free.size == 1:
             evidence.append(f"L1 entry {int(free[0])} is the only one without a table")
-            return LostTable(offset, entries, leaked, (int(free[0]),), 0.9, tuple(evidence))
+            return self._lost(table, (int(free[0]),), min(0.9, limit), evidence)
         damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index in set(free.tolist())]
         ordered = self._by_order(offset, free)
         ranked = [index for index in damaged if index in ordered] + [index for index in ordered if index not in damaged]
         ranked += [index for index in free.tolist() if index not in set(ranked)]
         if len(damaged) == 1:
+            ranked = damaged + [index for index in ranked if index != damaged[0]]
             evidence.append(f"L1 entry {damaged[0]} is the only damaged one")
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.85, tuple(evidence))
+            return self._lost(table, tuple(ranked[:64]), min(0.85, limit), evidence)
         if len(ordered) == 1:
             evidence.append(f"L2 tables lie in the order of their L1 entries, and entry {ordered[0]} is free there")
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.75, tuple(evidence))
+            return self._lost(table, tuple(ranked[:64]), min(_LIKELY, limit), evidence)
         evidence.append(f"{free.size} L1 entries are free; {len(ordered)} fit the order of the tables in the file")
-        return LostTable(
-            offset, entries, leaked, tuple(ranked[:64]), 1 / max(1, len(ordered) or free.size), tuple(evidence)
-        )
+        return self._lost(table, tuple(ranked[:64]), min(1 / max(1, len(ordered) or free.size), limit), evidence)
+
+    def _lost(self, table: TableLike, fits: tuple[int, ...], confidence: float, evidence: list[str]) -> LostTable:
+        return LostTable(table.offset, table.used, table.unreferenced, fits, confidence, tuple(evidence))
+
+    def _named(self, offset: int) -> tuple[int, int] | None:
+        """(host offset, entry) of an L1 table that nobody names and that leads to the L2 table at `offset`."""
+        for each in self.unreferenced.l1:
+            place = each.offset
+            data = self.meta.storage.read(place, each.length)
+            words = np.frombuffer(data, dtype=">u8").astype(np.uint64) & np.uint64(OFFSET_MASK)
+            at = np.flatnonzero(words == np.uint64(offset))
+            if at.size:
+                return place, int(at[0])
+        return None
 
     def _by_order(self, offset: int, free: NDArray[np.intp]) -> list[int]:
         """Free L1 entries between the tables whose host offsets are just below and above `offset`."""
@@ -363,7 +364,7 @@ class Judge:
             )
             verdict, confidence, reason, guest = Verdict.WASTE, 0.7, "nothing suggests that it was in use", None
             place = bisect_left(known, start)
-            if place < len(known) and known[place] < end:
+            if place < len(known) and known[place] < end and not self.fast:
                 table = self.claimed.get(known[place], known[place])
                 reason = f"it is mapped by, or is, the lost L2 table at {table << self.bits:#x}"
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.97
@@ -390,23 +391,14 @@ class Judge:
                 verdict, confidence = Verdict.POSSIBLE_DATA, 0.6
             elif kind == "a refcount block":
                 confidence, reason = 0.9, "it is a refcount block that is no longer used"
-            elif kind in ("an L2 table", "an L1 table", "a compressed stream") or kind not in (
-                "data",
-                "text",
-                "not read",
-            ):
-                verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.7, f"it holds {kind}"
-            elif kind == "not read":
-                confidence, reason = 0.5, "its content was not looked at"
             else:
-                confidence = 0.6
-                reason = "no mapping is missing: most likely a write that was interrupted before it was recorded"
+                verdict, confidence, reason = self._unexplained(start, end, kind)
             self.out.runs.append(
                 LeakRun(start << self.bits, (end - start) << self.bits, verdict, confidence, reason, kind, guest)
             )
         if starts.size > MAX_RUNS:
             rest = starts[MAX_RUNS]
-            gaps = bool(self.out.gaps or self.out.lost or snapshots)
+            gaps = bool(self.out.gaps or self.out.lost or snapshots or self._much)
             self.out.runs.append(
                 LeakRun(
                     int(rest) << self.bits,
@@ -417,6 +409,26 @@ class Judge:
                     "not read",
                 )
             )
+
+    @cached_property
+    def _much(self) -> bool:
+        """More content has no owner than interrupted writes leave."""
+        return int(self.unreferenced.content.sum()) > MANY
+
+    def _unexplained(self, start: int, end: int, kind: str) -> tuple[Verdict, float, str]:
+        """The verdict on a run for which no mapping is known to be missing."""
+        if kind not in ("data", "text", "not read"):
+            return Verdict.POSSIBLE_DATA, 0.7, f"it holds {kind}"
+        if self.fast:
+            return Verdict.WASTE, 0.5, "its content was not looked at"
+        if any(low < end and start < high for low, high in self.unreferenced.not_looked_at.tolist()):
+            return Verdict.POSSIBLE_DATA, 0.5, "it was not looked at"
+        if not self.unreferenced.content[start:end].any():
+            return Verdict.WASTE, 0.9, "it is empty"
+        if self._much:
+            return Verdict.POSSIBLE_DATA, 0.6, "more content has no owner than interrupted writes leave"
+        reason = "no mapping is missing: most likely a write that was interrupted before it was recorded"
+        return Verdict.WASTE, 0.6, reason
 
     def _key_areas(self) -> list[tuple[int, int]]:
         """Host clusters [start, end) of LUKS headers with their key material, where the header says or a leak shows one."""

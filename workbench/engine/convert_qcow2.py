@@ -52,7 +52,7 @@ def convert_to_qcow2(
         draft = target.storage.path
         if not target.fresh:
             raise ArgumentError("a qcow2 image is written to a file, not to a device", path=str(path))
-        create_file(draft, wanted)
+        create_file(draft, wanted, inputs=[*source.paths, path])
         with Image.open(draft, writable=True) as image:
             for start, buffer in _read_ahead(source, result, salvage, progress, cancel):
                 for low, high in _used(buffer, image.geometry.cluster_size):

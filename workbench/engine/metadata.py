@@ -215,6 +215,23 @@ class Metadata:
     def snapshots(self) -> tuple[Snapshot, ...]:
         return self.snapshot_table.snapshots
 
+    @cached_property
+    def snapshots_hidden(self) -> bool:
+        """The snapshots cannot all be read: clusters may be in use, or shared, that no table shows."""
+        header, table, geometry = self.header, self.snapshot_table, self.geometry
+        if geometry is None or header.nb_snapshots != len(table.snapshots) or table.broken is not None:
+            return True
+        inner = geometry.cluster_size - 1
+        if bool(header.nb_snapshots) != bool(header.snapshots_offset) or header.snapshots_offset & inner:
+            return True
+        return any(
+            each.l1_table_offset & inner
+            or not 0 < each.l1_table_offset < self.file_size
+            or each.l1_size * 8 > limits.MAX_L1_SIZE
+            or (each.l1_size == 0 and bool(each.disk_size))
+            for each in table.snapshots
+        )
+
     def snapshot_index(self, name: str) -> int:
         """Where in `snapshots` the one with this ID or else this name is, as QEMU looks it up. Raises ArgumentError."""
         for names in ([each.id for each in self.snapshots], [each.name for each in self.snapshots]):

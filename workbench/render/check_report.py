@@ -36,6 +36,8 @@ def verdict(result: CheckResult) -> list[str]:
             )
         elif result.orphans:
             lines.append("This means waste of disk space, but no harm to data.")
+    if result.do_not_open:
+        lines.append("Do not open this image writable: it is marked dirty, so QEMU would free what may be guest data.")
     if not lines:
         lines.append("No errors were found on the image.")
         if len(result.findings):

@@ -9,22 +9,25 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from workbench.check import check
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckCancelled, CheckResult
 from workbench.engine.metadata import load_metadata
-from workbench.errors import ArgumentError, ImageError, QwbError
+from workbench.errors import ArgumentError, ImageError
 from workbench.repair import fingerprint
 from workbench.repair.apply import Change
 from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
 from workbench.repair.fixes import FINISH, RULES, Rule, rules_for
+from workbench.repair.fixes.follow import distrust_bitmaps
 from workbench.repair.fixes.refcounts import leaks_kept
 from workbench.repair.gate import Gate, GateError, Rows
 from workbench.repair.policy import Mode, Policy
+from workbench.repair.preserve import PlanRefused, Proof, prove
+from workbench.repair.withhold import Withheld, harmless_part
 from workbench.repair.workspace import Step, Workspace
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
@@ -42,10 +45,6 @@ _SHAPE_IN_DOUBT: Final = {
     "L1-TABLE-TOO-SMALL",
 }
 """Faults of the header under which L1 and L2 tables may be read wrongly."""
-
-
-class PlanRefused(QwbError):
-    """Carrying out the plan would leave the image worse than it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +120,20 @@ class Plan:
     fingerprint: dict[str, Any]
     result_before: CheckResult
     result_after: CheckResult
+    proof: Proof = field(default_factory=Proof)
+    """What becomes of every byte that the plan touches."""
+    withheld: Withheld | None = None
+    """What was left out of the plan since it could not be proven to lose nothing."""
+
+    @property
+    def accepted(self) -> bool:
+        """Nothing is lost, or the person agreed to at least as much."""
+        return self.proof.harmless or 0 < self.proof.loss <= self.policy.accept_loss
+
+    def require_accepted(self) -> None:
+        """Raise PlanRefused for a loss that nobody agreed to."""
+        if not self.accepted:
+            raise PlanRefused(self.proof, path=self.base.path)
 
     @property
     def empty(self) -> bool:
@@ -128,7 +141,9 @@ class Plan:
 
     @property
     def tier(self) -> Tier:
-        """The highest risk among the steps."""
+        """Destructive when anything is given up or unproven, else the highest risk among the steps."""
+        if not self.proof.harmless:
+            return Tier.DESTRUCTIVE
         order = (Tier.SAFE, Tier.JUDGEMENT, Tier.DESTRUCTIVE)
         return max((step.tier for step in self.steps), key=order.index, default=Tier.SAFE)
 
@@ -159,7 +174,9 @@ class Plan:
     def change(self) -> Change:
         """What `apply` carries out."""
         before, after = self.sizes
-        return Change(self.title, self.edits, before, after, self.fingerprint, self.summary())
+        return Change(
+            self.title, self.edits, before, after, self.fingerprint, self.summary(), self.steps, self.policy.accept_loss
+        )
 
     def summary(self, limit: int = 1000) -> dict[str, Any]:
         """JSON values: verdicts and steps (at most `limit`), without the bytes of the edits."""
@@ -167,6 +184,7 @@ class Plan:
         out: dict[str, Any] = {
             "tool": tool_version(),
             "mode": self.policy.mode.value,
+            "policy": self.policy.as_json(),
             "before": self.before.as_json(),
             "after": self.after.as_json(),
             "size-before": before,
@@ -174,7 +192,10 @@ class Plan:
             "risk": self.tier.value,
             "steps": [step_json(step, self) for step in self.steps[:limit]],
             "notes": list(self.notes),
+            **self.proof.as_json(),
         }
+        if self.withheld is not None:
+            out["withheld"] = {"fixes": list(self.withheld.titles), **self.withheld.proof.as_json()}
         if len(self.steps) > limit:
             out["steps-omitted"] = len(self.steps) - limit
         return out
@@ -233,15 +254,34 @@ def make_plan(
     on_phase: OnPhase | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Plan:
-    """Try the fixes that `policy` allows on an overlay, and check the result.
+    """Try the fixes that `policy` allows on an overlay, check the result, and prove what becomes of every byte.
+
+    What cannot be proven to lose nothing is left out (`withheld`), unless the policy accepts its loss or nothing would
+    be left: then the plan is whole, and `require_accepted` refuses it.
 
     before: the check of the image when there is one already.  on_phase: told what is being done, in a few words.
-    Raises PlanRefused when the result would be worse, CheckCancelled when `cancel` says so.
+    Raises CheckCancelled when `cancel` says so.
     """
     chosen = policy or Policy()
     tell = on_phase or (lambda _: None)
     tell("checking the image")
-    found = before if before is not None else check(load_metadata(storage), cancel=cancel)
+    found = before if before is not None else check(load_metadata(storage), deep=True, cancel=cancel)
+
+    def attempt(policy: Policy) -> Plan:
+        plan = _attempt(storage, policy, found, tell, cancel)
+        tell("proving that nothing is lost")
+        return replace(plan, proof=prove(storage, plan.overlay, plan.steps))
+
+    plan = attempt(chosen)
+    if plan.accepted or chosen.accept_loss:
+        return plan
+    return harmless_part(attempt, chosen, plan) or plan
+
+
+def _attempt(
+    storage: Storage, chosen: Policy, found: CheckResult, tell: OnPhase, cancel: Callable[[], bool] | None
+) -> Plan:
+    """The plan without its proof."""
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
     space.found = found
@@ -258,19 +298,18 @@ def make_plan(
         if len(space.steps) == steps:
             break
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
         if not waiting and _is_settled(after):
             break
+    distrust_bitmaps(space)
     asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
-    if asked and _run(space, FINISH, after):
+    if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
-    plan = Plan(
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
+    return Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
     )  # fmt: skip
-    _require_better(plan)
-    return plan
 
 
 def _is_settled(result: CheckResult) -> bool:
@@ -330,18 +369,6 @@ def _run(space: Workspace, rule: Rule, result: CheckResult) -> bool:
         space.roll_back()
         space.note(f"{rule.title}: {error.what}")
     return len(space.steps) != steps
-
-
-def _require_better(plan: Plan) -> None:
-    before, after = plan.before, plan.after
-    if not before.openable or plan.empty:
-        return
-    if not after.openable or after.corruptions + after.check_errors > before.corruptions + before.check_errors:
-        raise PlanRefused(
-            f"the plan would leave the image worse: {after}, now {before}",
-            path=plan.base.path,
-            hint="nothing was changed; choose fewer fixes with --fix",
-        )
 
 
 def problem_severity(code: str) -> Severity:

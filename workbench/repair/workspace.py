@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from workbench.check.result import CheckResult
     from workbench.repair.ledger import Ledger
+    from workbench.repair.preserve.keeping import Keeper
 
+WHOLE: Final = ((0, 1 << 62),)
+"""What a step places that lets a whole disk be read again."""
 SHOWN: Final = 512
 """Bytes of a step's before and after images that a plan keeps for display; the rest is in the byte edits."""
 
@@ -89,6 +92,8 @@ class Workspace:
         """Stored refcounts of the image as it was found."""
         self.found: CheckResult | None = None
         """The check of the image as it was found, for evidence that repairs take away."""
+        self.keeper: Keeper | None = None
+        """Why clusters of the image as it was found must stay counted; made by `repair.triage` when it is first asked."""
         self._undo: list[tuple[int, bytes, int]] = []
         self._mark: tuple[int, list[tuple[int, int]], int] = (0, [], 0)
         self._meta: Metadata | None = None

@@ -18,7 +18,7 @@ from workbench.repair.fixes.compressed import inflates
 from workbench.repair.fixes.extensions import add_extension, drop_extension
 from workbench.repair.ledger import META, batches
 from workbench.repair.probe import find_luks
-from workbench.repair.workspace import Workspace, header_field
+from workbench.repair.workspace import WHOLE, Workspace, header_field
 
 _J = Tier.JUDGEMENT
 _CIPHERED: Final = 110
@@ -59,6 +59,7 @@ def run_compression(space: Workspace) -> None:
         code="COMPRESSION-TYPE",
         title=f"make the compression type's bit agree with {name}",
         tier=_J,
+        places=WHOLE,
     )
 
 
@@ -106,6 +107,7 @@ def _set_method(space: Workspace, method: int, code: str) -> None:
         code=code,
         title=f"set the encryption method to {name}, the only one that it can be",
         tier=_J,
+        places=WHOLE,
         guest=[(0, space.meta.header.size)],
     )
 
@@ -149,6 +151,7 @@ def run_unknown(space: Workspace) -> None:
             code="FEATURE-UNKNOWN",
             title=title,
             tier=_J,
+            places=WHOLE,
         )
 
 
@@ -167,6 +170,7 @@ def run_data_file(space: Workspace) -> None:
             code="DATA-FILE-UNNAMED",
             title="clear the external data file bit: the data is in this file",
             tier=_J,
+            places=WHOLE,
             guest=[(0, header.size)],
         )
     elif header.has("data_file") and not named:
@@ -181,6 +185,7 @@ def run_data_file(space: Workspace) -> None:
             code="DATA-FILE-UNEXPECTED",
             title="set the external data file bit: the data is not in this file",
             tier=_J,
+            places=WHOLE,
             guest=[(0, header.size)],
         )
     header = space.meta.header
@@ -192,6 +197,7 @@ def run_data_file(space: Workspace) -> None:
             code="DATA-FILE-RAW-BIT",
             title="clear the raw data file bit: there is no data file",
             tier=_J,
+            places=WHOLE,
         )
 
 

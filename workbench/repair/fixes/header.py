@@ -17,7 +17,7 @@ from workbench.check.run import check
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.gate import nothing_readable
 from workbench.repair.probe import l1_score
-from workbench.repair.workspace import Workspace
+from workbench.repair.workspace import WHOLE, Workspace
 
 _BAD_SHARE: Final = 4
 """Another cluster size must leave at most a quarter of the complaints, where the one at hand is not impossible."""
@@ -30,14 +30,21 @@ def run_identity(space: Workspace) -> None:
         return
     looks = header.cluster_bits <= 30 and header.l1_size and header.refcount_table_offset
     if not space.meta.is_qcow2 and looks and header.version in (2, 3):
-        space.set_header("magic", MAGIC, code="HEADER-MAGIC", title="restore the magic number", tier=Tier.JUDGEMENT)
+        space.set_header(
+            "magic", MAGIC, code="HEADER-MAGIC", title="restore the magic number", tier=Tier.JUDGEMENT, places=WHOLE
+        )
     if not space.meta.is_qcow2:
         return
     version = space.meta.header.version
     if version not in (2, 3):
         value = 3 if _v3_fields(head) else 2
         space.set_header(
-            "version", value, code="HEADER-VERSION", title=f"set the version to {value}", tier=Tier.JUDGEMENT
+            "version",
+            value,
+            code="HEADER-VERSION",
+            title=f"set the version to {value}",
+            tier=Tier.JUDGEMENT,
+            places=WHOLE,
         )
 
 
@@ -61,7 +68,7 @@ def run_length(space: Workspace) -> None:
     if header.header_length % 8 == 0 or _readable(head, best, end) > _readable(head, header.header_length, end):
         code = "HEADER-LENGTH-UNALIGNED" if header.header_length % 8 else "HEADER-LENGTH"
         title = f"set the header length to {best}"
-        space.set_header("header_length", best, code=code, title=title, tier=Tier.JUDGEMENT)
+        space.set_header("header_length", best, code=code, title=title, tier=Tier.JUDGEMENT, places=WHOLE)
 
 
 def _readable(head: bytes, start: int, end: int) -> int:
@@ -141,7 +148,7 @@ def _only_sound(space: Workspace) -> None:
 def _set(space: Workspace, name: str, value: int, code: str) -> None:
     title = f"set {name.replace('_', ' ')} to {value:#x}: under it the file can be read"
     guest = [(0, space.meta.header.size)]
-    space.set_header(name, value, code=code, title=title, tier=Tier.JUDGEMENT, guest=guest)
+    space.set_header(name, value, code=code, title=title, tier=Tier.JUDGEMENT, places=WHOLE, guest=guest)
 
 
 def _scored(space: Workspace, name: str, value: int) -> float:
@@ -184,6 +191,7 @@ def run_sizes(space: Workspace) -> None:
             code="HEADER-SIZE",
             title=f"set the disk size to what the L1 table covers ({size} bytes)",
             tier=Tier.JUDGEMENT,
+            places=WHOLE,
             guest=[(0, size)],
         )
         needed = geometry.l1_entries_for(size)
@@ -198,6 +206,7 @@ def run_sizes(space: Workspace) -> None:
             code="L1-TABLE-TOO-LARGE",
             title=f"set the L1 table to {keep} entries, what the disk needs",
             tier=Tier.JUDGEMENT,
+            places=WHOLE,
         )
 
 
@@ -214,6 +223,7 @@ def _lengthen(space: Workspace, needed: int) -> None:
             code="L1-TABLE-TOO-SMALL",
             title=f"set the L1 table to the {needed} entries that the disk needs",
             tier=Tier.JUDGEMENT,
+            places=WHOLE,
         )
         return
     old = space.read(header.l1_table_offset, header.l1_size * 8)

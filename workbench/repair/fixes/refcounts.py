@@ -83,7 +83,7 @@ def _evidence(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool
     unread = any(_snapshots_unread(space, each) for each in (*now, *then))
     if unread or any(not _LOST.isdisjoint(each.by_code) for each in then):
         kept |= leaked
-    return kept, unread or bool((kept & leaked).any())
+    return kept, unread or space.policy.cautious or triage.keeper_of(space).hidden or bool((kept & leaked).any())
 
 
 def _judged(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
@@ -236,7 +236,12 @@ def _replace_bad_blocks(space: Workspace) -> bool:
             title = f"give refcount table entry {index} a new block" if new else f"drop refcount table entry {index}"
             if new:
                 _copy_known(space, int(blocks[index]) if alone[index] else 0, new)
-            space.put(region.offset + index * 8, new.to_bytes(8, "big"), code=code, title=title, kind="refcount-table")
+            first = index * per_block
+            part = slice(first, first + per_block)
+            less = (~ledger.known[part] & (ledger.counts[part] == 0)) | (ledger.stored[part] > ledger.counts[part])
+            frees = _ranges(first + np.flatnonzero(less).astype(np.int64), ledger.cluster_bits)
+            at = region.offset + index * 8
+            space.put(at, new.to_bytes(8, "big"), code=code, title=title, kind="refcount-table", frees=frees)
     return False
 
 
@@ -298,7 +303,7 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
                 low, high = _span(space.read_cluster(block), data)
                 # With free_orphans what is freed may be guest data: safe for the image, not for the data.
                 drops = code == "CLUSTER-LEAKED" and space.policy.free_orphans
-                gone = np.flatnonzero((old != new) & (new == 0)).astype(np.int64) + first
+                less = np.flatnonzero(new < old).astype(np.int64) + first
                 space.put(
                     block + low,
                     data[low:high],
@@ -306,7 +311,7 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
                     title=title.format(many(changed, noun)),
                     kind="refcount-block",
                     tier=Tier.DESTRUCTIVE if drops else Tier.SAFE,
-                    frees=_ranges(gone, ledger.cluster_bits) if code == "CLUSTER-LEAKED" else (),
+                    frees=_ranges(less, ledger.cluster_bits),
                 )
             old = new
 
@@ -332,7 +337,8 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
     held = wanted > 0
     _forget_structures(space, ledger, wanted)
     gone = held & (wanted == 0)  # what the old structure took
-    gone |= (ledger.stored > 0) & (ledger.counts == 0) & ~held
+    gone |= ((ledger.stored > 0) | ~ledger.known) & (ledger.counts == 0) & ~held
+    gone |= ledger.stored > wanted
     start = ledger.clusters
     total = start
     while True:

@@ -189,6 +189,7 @@ RULES = (
         "relink",
         "Link lost L2 tables again",
         codes(
+            "L2-TABLE-LOST",
             "CLUSTER-LEAKED",
             "L1-ENTRY-UNALIGNED",
             "L1-ENTRY-BEYOND-EOF",

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workbench.check.causes import Cause
+    from workbench.check.findings import Findings
     from workbench.check.passes_l2 import Flags
-    from workbench.check.triage import LeakRun, LostTable
+    from workbench.check.triage import LeakRun, LostTable, Triage
+    from workbench.engine.unreferenced import Unreferenced
 
 _COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
 
@@ -45,6 +47,7 @@ def check(
     meta: Metadata,
     *,
     fast: bool = False,
+    thorough: bool = False,
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
@@ -54,11 +57,12 @@ def check(
 ) -> CheckResult:
     """Check an image. Never writes, never raises on content.
 
-    fast: no content probes (leak triage without reading leaked clusters).  progress: called now and then from this
+    fast: no content probes (leak triage without reading leaked clusters).  thorough: read every cluster that nothing
+    refers to, however many there are.  progress: called now and then from this
     thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
     log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).
     """
-    run = _Check(meta, fast, progress, cancel, window, threads)
+    run = _Check(meta, fast, thorough, progress, cancel, window, threads)
     if log is not None:
         run.log = log
     return run.run(aborted)
@@ -69,13 +73,14 @@ class _Check:
         self,
         meta: Metadata,
         fast: bool,
+        thorough: bool,
         progress: ProgressSink | None,
         cancel: Cancel | None,
         window: int,
         threads: int,
     ) -> None:
         self.meta = meta
-        self.fast = fast
+        self.fast, self.thorough = fast, thorough
         self.progress = progress
         self.cancel = cancel
         self.window = window
@@ -267,18 +272,21 @@ class _Check:
         runs: tuple[LeakRun, ...] = ()
         lost: tuple[LostTable, ...] = ()
         causes: tuple[Cause, ...] = ()
+        unreferenced: Unreferenced | None = None
         started = time.perf_counter()
         if geometry is not None and len(findings):
             # Imported here: clean images, the most frequent, do without.
             from workbench.check.causes import find_causes
-            from workbench.check.triage import Judge, Triage
+            from workbench.check.triage import PROBE_BYTES, Judge, Triage
 
             triage = Triage()
             if census is not None:
                 triage = Judge(
                     self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
-                    fast=self.fast, cancelled=self._cancelled,
+                    limit=0 if self.fast else None if self.thorough else PROBE_BYTES, cancelled=self._cancelled,
                 ).run()  # fmt: skip
+            unreferenced = triage.found
+            findings = self._at_risk(triage, findings, size)
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
         elif len(findings):
@@ -288,5 +296,16 @@ class _Check:
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
-            tables, causes, runs, lost, fast=self.fast, seconds=self.seconds,
+            tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds,
         )  # fmt: skip
+
+    def _at_risk(self, triage: Triage, findings: Findings, size: int) -> Findings:
+        """The warning that opening the image for writing would free what may be guest data: one row for all of it."""
+        kept = [each for each in triage.runs if each.keep]
+        if not self.meta.header.has("dirty") or not (kept or triage.lost):
+            return findings
+        places = [(each.offset, each.length) for each in kept] or [(each.offset, size) for each in triage.lost]
+        first, end = min(at for at, _ in places), max(at + length for at, length in places)
+        amount = sum(length for _, length in places)
+        self.log.add("OPEN-FREES-DATA", first, end - first, count=max(1, amount // size), numbers={"amount": amount})
+        return self.log.freeze()

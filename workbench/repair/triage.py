@@ -41,7 +41,8 @@ def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
         seen = scan(space.overlay, space.geometry, ledger.counts > 0, external=space.meta.header.has("data_file"))
         _add(kept, seen, content=False)
         _add(filled, seen)
-    return kept & loose & ((ledger.stored > 0) | filled)
+    kept &= loose & ((ledger.stored > 0) | filled)
+    return kept
 
 
 def _add(mask: NDArray[np.bool_], found: Unreferenced | None, *, content: bool = True) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from formats.qcow2.header import field as header_field
 from formats.qcow2.limits import MAX_BACKING_CHAIN, MAX_L1_SIZE
 from workbench.engine.faults import Fault
 from workbench.engine.gate import Gate, OpenRequest, resolve_name
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from formats.qcow2.snapshots import Snapshot
     from workbench.engine.crypto.ciphers import SectorCipher
+
+_NAME = header_field("backing_file_offset", "backing_file_size")
 
 _RAW_NAMES = ("raw", "file", "host_device")
 _FOREIGN_MAGIC = (
@@ -53,7 +56,7 @@ class Opening:
     secret: bytes | None = None
     problems: list[Fault] = field(default_factory=list)
 
-    def problem(self, code: str, error: QwbError, offset: int = 8, length: int = 12) -> None:
+    def problem(self, code: str, error: QwbError, offset: int = _NAME[0], length: int = _NAME[1]) -> None:
         """Record an error as a fault, or raise it."""
         if not self.tolerant:
             raise error
@@ -216,7 +219,7 @@ def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage
             )
             raise
     except QwbError as error:
-        opening.problem("DATA-FILE-UNAVAILABLE", error, 72, 8)
+        opening.problem("DATA-FILE-UNAVAILABLE", error, *header_field("incompatible_features"))
         return None, error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from formats.qcow2.header import field
 from workbench.engine.faults import Fault, Refusal
 from workbench.engine.metadata import Metadata
 from workbench.errors import ImageError, NotQcow2Error, UnsupportedError
@@ -36,6 +37,6 @@ def require_openable(meta: Metadata, *, for_check: bool = False, writable: bool 
         raise ImageError(
             "the image is marked corrupt and cannot be opened for writing",
             path=path,
-            offset=72,
+            offset=field("incompatible_features")[0],
             hint=f"see `qwb check {path}`",
         )

@@ -58,11 +58,16 @@ def find_causes(
     return tuple(_Grouping(meta, geometry, findings, triage, foreign_kinds).run())
 
 
-def header_cause(findings: Findings) -> tuple[Cause, ...]:
+def header_cause(meta: Metadata, findings: Findings) -> tuple[Cause, ...]:
     """The one cause there is when the header gives no geometry."""
+    rows = np.arange(len(findings))
+    foreign = meta.foreign
+    if foreign is not None:
+        text = f"This is {foreign.name}. There is nothing in it to repair as a qcow2 image: {foreign.advice}."
+        return (Cause("NOT-QCOW2", "The file is something else", text, 0.95, (), rows),)
     text = "The first cluster does not say how the image is built, so nothing behind it can be located."
     evidence = tuple(found.message for found in findings[:4])
-    return (Cause("HEADER-DAMAGED", "The header is damaged", text, 0.9, evidence, np.arange(len(findings))),)
+    return (Cause("HEADER-DAMAGED", "The header is damaged", text, 0.9, evidence, rows),)
 
 
 class _Grouping:

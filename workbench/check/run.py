@@ -320,7 +320,7 @@ class _Check:
         elif len(findings):
             from workbench.check.causes import header_cause
 
-            causes = header_cause(findings)
+            causes = header_cause(self.meta, findings)
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from formats.foreign import disk_format
 from formats.qcow2.limits import MAX_BACKING_CHAIN, MAX_L1_SIZE
 from workbench.engine.faults import Fault
 from workbench.engine.gate import Gate, OpenRequest, resolve_name
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
     from workbench.engine.crypto.ciphers import SectorCipher
 
 _RAW_NAMES = ("raw", "file", "host_device")
-_FOREIGN_MAGIC = (
-    (b"KDMV", "vmdk"),
-    (b"# Disk DescriptorFile", "vmdk"),
-    (b"conectix", "vpc"),
-    (b"vhdxfile", "vhdx"),
-    (b"QED\0", "qed"),
-    (b"WithoutFreeSpace", "parallels"),
-    (b"WithouFreSpacExt", "parallels"),
-)
 
 
 @dataclass(slots=True)
@@ -75,10 +67,7 @@ def open_file(path: str, opening: Opening, *, writable: bool = False) -> Storage
 
 def probe_format(storage: Storage) -> str:
     """qcow2, raw, or the name of another known format, from a file's first bytes."""
-    head = storage.read(0, 64)
-    if head[:4] == b"QFI\xfb":
-        return "qcow2" if int.from_bytes(head[4:8], "big") >= 2 else "qcow"
-    return next((name for magic, name in _FOREIGN_MAGIC if head.startswith(magic)), "raw")
+    return disk_format(storage.read(0, 128)) or "raw"
 
 
 def open_top(storage: Storage, opening: Opening, snapshot: str | None) -> tuple[Metadata, Qcow2Layer]:

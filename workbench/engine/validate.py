@@ -43,14 +43,18 @@ def _identity(meta: Metadata) -> Iterator[Fault]:
         yield Fault("FILE-EMPTY", "the file is empty", 0, 0, Refusal.ALWAYS)
         return
     if not meta.is_qcow2:
-        yield Fault("HEADER-MAGIC", "not a qcow2 image: the magic 'QFI\\xfb' is missing", 0, 4, Refusal.ALWAYS)
+        missing = "not a qcow2 image: the magic 'QFI\\xfb' is missing"
+        what = f"not a qcow2 image, but {meta.foreign.name}" if meta.foreign else missing
+        yield Fault("HEADER-MAGIC", what, 0, 4, Refusal.ALWAYS)
         return
     if meta.file_size < V2_LENGTH:
         yield Fault("HEADER-TRUNCATED", "the file ends inside the header", 0, meta.file_size, Refusal.ALWAYS)
     if header.version not in (2, 3):
         yield Fault(
             "HEADER-VERSION",
-            f"unsupported qcow2 version {header.version}",
+            f"not a qcow2 image, but {meta.foreign.name}"
+            if meta.foreign
+            else f"unsupported qcow2 version {header.version}",
             4,
             4,
             Refusal.ALWAYS,

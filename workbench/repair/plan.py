@@ -285,6 +285,11 @@ def _attempt(
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
     space.found = found
+    foreign = space.meta.foreign
+    if foreign is not None:
+        space.note(f"this is {foreign.name}, not a qcow2 image: nothing in it is changed; {foreign.advice}")
+        same = verdict_of(found)
+        return Plan(storage, chosen, (), same, same, space.overlay, tuple(space.notes), print_, found, found)
     after = found
     for number in range(1, ROUNDS + 1):
         steps, waiting = len(space.steps), False

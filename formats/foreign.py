@@ -103,28 +103,14 @@ def recognise(read: Read, size: int, next_data: Callable[[int], int | None] | No
         return Foreign(Sort.DISK, "a qcow image of version 1", "qcow") if _is_qcow1(head) else None
     if _is_qcow2_header(head):  # all but its magic
         return None
-    for at, magic, name, form in _DISKS:
-        if head[at : at + len(magic)] == magic:
-            return Foreign(Sort.DISK, name, form)
-    if _is_tar(head):
-        return Foreign(Sort.PACKED, "a tar archive (an OVA holds its disks in one)")
-    found = _shifted(head)
-    if found is not None and not has_tables(read, head[: found.offset], size):
+    found = _disk(head) or _tar(head) or _shifted(read, head, size)
+    if found is not None:
         return found
     left = has_tables(read, head, size)
     found = _raw(read, head, size, left=left)
     if found is not None or left:
         return found
-    for prefix, name in _PACKED:
-        if head.startswith(prefix):
-            return Foreign(Sort.PACKED, f"a file packed with {name}")
-    if size >= _SECTOR and read(size - _SECTOR, 8) == b"conectix":
-        return Foreign(Sort.DISK, "a Virtual PC disk of fixed size (vhd)", "vpc")
-    if (found := _text(head)) is not None:
-        return found
-    if not any(head) and _is_all_zeros(read, size, next_data):
-        return Foreign(Sort.EMPTY, "a file of zeros only")
-    return None
+    return _packed(head) or _fixed(read, size) or _text(head) or _zeros(read, head, size, next_data)
 
 
 # -- qcow and qcow2 ----------------------------------------------------------------------------------------------------
@@ -195,11 +181,14 @@ def _is_refcount_table(read: Read, head: bytes, at: int, size: int) -> bool:
     return read(first, 4) == b"\0\1\0\1"
 
 
-def _shifted(head: bytes) -> Foreign | None:
+def _shifted(read: Read, head: bytes, size: int) -> Foreign | None:
+    """A qcow2 header further on, with no table of another qcow2 image before it."""
     magic = MAGIC.to_bytes(4, "big")
     at = head.find(magic, _SECTOR)
     while at >= 0:
         if at % _SECTOR == 0 and _is_qcow2_header(head[at : at + 112]):
+            if has_tables(read, head[:at], size):
+                return None
             return Foreign(Sort.SHIFTED, f"a qcow2 image that begins at byte {at}, behind something else", "qcow2", at)
         at = head.find(magic, at + 1)
     return None
@@ -224,7 +213,9 @@ def _raw(read: Read, head: bytes, size: int, *, left: bool) -> Foreign | None:
         for start, kind in parts:
             found = _system(read(start, 4096 + 128), read, start) if start < size else None
             if found is not None and start + 512 >= _OWN:
-                return Foreign(Sort.RAW, f"a raw disk with a {kind} partition table ({found.name} at {start:#x})", "raw")
+                return Foreign(
+                    Sort.RAW, f"a raw disk with a {kind} partition table ({found.name} at {start:#x})", "raw"
+                )
         if not left:
             return Foreign(Sort.RAW, f"a raw disk with a {parts[0][1]} partition table", "raw")
         return None
@@ -273,37 +264,38 @@ def _partitions(head: bytes) -> Iterator[tuple[int, str]]:
         yield start, "MBR"
 
 
+_VOLUMES: Final = (
+    (0, b"LUKS\xba\xbe", "a LUKS encrypted volume"),
+    (0, b"LABELONE", "an LVM physical volume"),
+    (_SECTOR, b"LABELONE", "an LVM physical volume"),
+    (3, b"EXFAT   ", "an exFAT file system"),
+    (4086, b"SWAPSPACE2", "a swap area"),
+    (4086, b"SWAP-SPACE", "a swap area"),
+    (0x10040, b"_BHRfS_M", "a btrfs file system"),
+    (0x8001, b"CD001", "an ISO 9660 file system (a CD)"),
+)
+
+
 def _system(block: bytes, read: Read, start: int) -> _System | None:
     """The file system (or volume) whose first bytes are `block`, at byte `start` of the file."""
-    if len(block) < 1024:
-        block = block.ljust(4096 + 128, b"\0")
+    block = block.ljust(4096 + 128, b"\0")
     if block[1024 + 56 : 1024 + 58] == b"\x53\xef":
         return _ext(block, read, start)
     if block[:4] == b"XFSB":
         size, per_group = int.from_bytes(block[4:8], "big"), int.from_bytes(block[84:88], "big")
-        return _System("an XFS file system", (start + size * per_group, b"XFSB"), size * int.from_bytes(block[8:16], "big"))
+        length = size * int.from_bytes(block[8:16], "big")
+        return _System("an XFS file system", (start + size * per_group, b"XFSB"), length)
+    sector = int.from_bytes(block[11:13], "little")
     if block[3:11] == b"NTFS    ":
-        cluster = int.from_bytes(block[11:13], "little") * block[13]
-        table = start + int.from_bytes(block[48:56], "little") * cluster
-        length = (int.from_bytes(block[40:48], "little") + 1) * int.from_bytes(block[11:13], "little")
-        return _System("an NTFS file system", (table, b"FILE"), length)
+        table = start + int.from_bytes(block[48:56], "little") * sector * block[13]
+        return _System("an NTFS file system", (table, b"FILE"), (int.from_bytes(block[40:48], "little") + 1) * sector)
     if block[510:512] == b"\x55\xaa" and (block[54:59] in (b"FAT12", b"FAT16") or block[82:87] == b"FAT32"):
-        sector = int.from_bytes(block[11:13], "little")
-        reserved = int.from_bytes(block[14:16], "little") * sector
+        table = start + int.from_bytes(block[14:16], "little") * sector
         sectors = int.from_bytes(block[19:21], "little") or int.from_bytes(block[32:36], "little")
-        return _System("a FAT file system", (start + reserved, block[21:22] + b"\xff"), sectors * sector)
-    if block[3:11] == b"EXFAT   ":
-        return _System("an exFAT file system")
-    if block[:6] == b"LUKS\xba\xbe":
-        return _System("a LUKS encrypted volume")
-    if block[_SECTOR : _SECTOR + 8] == b"LABELONE" or block[:8] == b"LABELONE":
-        return _System("an LVM physical volume")
-    if block[4086:4096] in (b"SWAPSPACE2", b"SWAP-SPACE"):
-        return _System("a swap area")
-    if read(start + 0x10040, 8) == b"_BHRfS_M":
-        return _System("a btrfs file system", (start + 0x10040, b"_BHRfS_M"))
-    if read(start + 0x8001, 5) == b"CD001":
-        return _System("an ISO 9660 file system (a CD)")
+        return _System("a FAT file system", (table, block[21:22] + b"\xff"), sectors * sector)
+    for at, magic, name in _VOLUMES:
+        if (block[at : at + len(magic)] if at < 4096 + 100 else read(start + at, len(magic))) == magic:
+            return _System(name, (start + at, magic))
     return None
 
 
@@ -330,16 +322,37 @@ def _ext(block: bytes, read: Read, start: int) -> _System | None:
 # -- archives, texts, nothing ------------------------------------------------------------------------------------------
 
 
-def _is_tar(head: bytes) -> bool:
+def _disk(head: bytes) -> Foreign | None:
+    for at, magic, name, form in _DISKS:
+        if head[at : at + len(magic)] == magic:
+            return Foreign(Sort.DISK, name, form)
+    return None
+
+
+def _fixed(read: Read, size: int) -> Foreign | None:
+    """A raw disk with the footer that makes it a fixed VHD."""
+    if size >= _SECTOR and read(size - _SECTOR, 8) == b"conectix":
+        return Foreign(Sort.DISK, "a Virtual PC disk of fixed size (vhd)", "vpc")
+    return None
+
+
+def _packed(head: bytes) -> Foreign | None:
+    name = next((name for prefix, name in _PACKED if head.startswith(prefix)), None)
+    return Foreign(Sort.PACKED, f"a file packed with {name}") if name else None
+
+
+def _tar(head: bytes) -> Foreign | None:
     """A tar header with the right checksum."""
     block = head[:_SECTOR]
     if len(block) < _SECTOR or block[257:262] != b"ustar":
-        return False
+        return None
     try:
         stored = int(block[148:156].rstrip(b" \0") or b"0", 8)
     except ValueError:
-        return False
-    return sum(block[:148]) + 8 * 0x20 + sum(block[156:]) == stored
+        return None
+    if sum(block[:148]) + 8 * 0x20 + sum(block[156:]) != stored:
+        return None
+    return Foreign(Sort.PACKED, "a tar archive (an OVA holds its disks in one)")
 
 
 def _text(head: bytes) -> Foreign | None:
@@ -363,17 +376,19 @@ def _text(head: bytes) -> Foreign | None:
     return None
 
 
-def _is_all_zeros(read: Read, size: int, next_data: Callable[[int], int | None] | None) -> bool:
+def _zeros(read: Read, head: bytes, size: int, next_data: Callable[[int], int | None] | None) -> Foreign | None:
+    if any(head):
+        return None
     at, looked = 0, 0
     while at < size:
         where = next_data(at) if next_data is not None else at
         if where is None:
-            return True
+            break
         piece = read(where, 1 << 20)
         looked += len(piece)
         if any(piece) or looked > _ZEROS:
-            return False
+            return None
         if not piece:
-            return True
+            break
         at = where + len(piece)
-    return True
+    return Foreign(Sort.EMPTY, "a file of zeros only")

@@ -30,3 +30,5 @@ MAX_BACKING_NAME = 1023
 MAX_LUKS_HEADER_SIZE = 64 << 20
 MAX_HEADER_EXTENSIONS = 4096
 MAX_BACKING_CHAIN = 256
+MAX_OFFSET = (1 << 63) - (1 << 30)
+"""QEMU reads nothing past this offset of a file (BDRV_MAX_LENGTH)."""

@@ -56,7 +56,12 @@ def _zip() -> bytes:
 
 
 def _mbr(start: int, sectors: int) -> bytes:
-    return bytes(446) + struct.pack("<B3sB3sII", 0x80, b"\0\2\0", 0x83, b"\xff" * 3, start, sectors) + bytes(48) + b"\x55\xaa"
+    return (
+        bytes(446)
+        + struct.pack("<B3sB3sII", 0x80, b"\0\2\0", 0x83, b"\xff" * 3, start, sectors)
+        + bytes(48)
+        + b"\x55\xaa"
+    )
 
 
 def _gpt(start: int, sectors: int) -> bytes:
@@ -149,8 +154,8 @@ def test_disks_as_qemu_writes_them(form: str, tmp_path: Path) -> None:
     [("mkfs.ext4 -q -F", "ext4"), ("mkfs.ext2 -q -F", "ext2"), ("mkfs.xfs -q", "XFS"), ("mkfs.ntfs -q -F -Q", "NTFS"), ("mkfs.vfat", "FAT")],
 )  # fmt: skip
 def test_file_systems_written_over_an_image(command: str, word: str, tmp_path: Path) -> None:
-    if shutil.which(command.split()[0]) is None:
-        pytest.skip(f"{command.split()[0]} is not here")
+    if shutil.which(command.split(maxsplit=1)[0]) is None:
+        pytest.skip(f"{command.split(maxsplit=1)[0]} is not here")
     path = tmp_path / "disk.img"
     for size in (512 << 20, 320 << 20) if word == "XFS" else (3 << 20, 9 << 20):
         for before in (b"", image()):

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST: Final = 4096
+UNCOUNTED: Final = (
+    "REFCOUNT-UNREADABLE", "REFBLOCK-UNALIGNED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-RESERVED", "REGION-BEYOND-EOF", "READ-ERROR",
+    "REFTABLE-MISSING", "REFTABLE-TOO-LARGE", "REFTABLE-UNALIGNED", "REFTABLE-OFFSET",
+)  # fmt: skip
+"""With one of these nobody can say that a cluster is not used: its refcount, or what refers to it, cannot be read."""
 
 
 def table_notes(

@@ -201,6 +201,10 @@ class FindingLog:
             self._codes[code] = len(self._codes)
         return self._codes[code]
 
+    def has(self, *codes: str) -> bool:
+        """Whether anything was logged under one of `codes`."""
+        return any(code in self._codes for code in codes)
+
     def add(
         self,
         code: str,

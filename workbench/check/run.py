@@ -10,7 +10,7 @@ import numpy as np
 from formats.qcow2.tables import COPIED
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
-from workbench.check.extras import MOST, log_tail, log_unused, table_notes
+from workbench.check.extras import MOST, UNCOUNTED, log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
 from workbench.check.luks import check_luks
 from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 LOOK_AT: Final = 256 << 20
 """Bytes of unreferenced content that a check looks at unless it is told to look at all."""
-_COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
+_COUNTED_IN_REGIONS = {
+    "SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE", "REGION-BEYOND-EOF",
+}  # fmt: skip
 
 
 def check(
@@ -113,7 +115,8 @@ class _Check:
         self.check_errors += regions.check_errors
         tables = regions.collector.result()
         census = self._count(geometry, regions, tables)
-        log_unused(self.meta, geometry, self.highest, self.log)
+        if regions.abort is None and refusal is None and not self.log.has(*UNCOUNTED):
+            log_unused(self.meta, geometry, self.highest, self.log)
         return self._result(aborted, census, regions, tables)
 
     # -- counting ------------------------------------------------------------------------------------------------------

@@ -45,11 +45,12 @@ class Opening:
     secret: bytes | None = None
     problems: list[Fault] = field(default_factory=list)
 
-    def problem(self, code: str, error: QwbError, offset: int = 8, length: int = 12) -> None:
-        """Record an error as a fault, or raise it."""
+    def problem(self, code: str, error: QwbError, base: str, offset: int = 8, length: int = 12) -> None:
+        """Record an error about a file that `base` names as a fault of `base`, or raise it."""
         if not self.tolerant:
             raise error
-        self.problems.append(Fault(code, error.what, offset, length))
+        what = error.what if error.path in (None, base) else f"{error.path}: {error.what}"
+        self.problems.append(Fault(code, what, offset, length))
 
 
 def open_file(path: str, opening: Opening, *, writable: bool = False) -> Storage:
@@ -93,7 +94,7 @@ def open_chain(top: Qcow2Layer, opening: Opening, stack: ExitStack) -> list[Laye
         try:
             below = _open_backing(here.meta, opening, len(layers) - 1, seen)
         except QwbError as error:
-            opening.problem(_code_of(error), error)
+            opening.problem(_code_of(error), error, here.path)
             layers.append(MissingLayer(here.meta.backing_name, here.size, error))
             break
         if below is None:
@@ -126,6 +127,15 @@ def _code_of(error: QwbError) -> str:
     return "BACKING-CYCLE" if isinstance(error, _Cycle) else "BACKING-UNAVAILABLE"
 
 
+def _tell_of(error: QwbError, subject: str, path: str, base: str, hint: str) -> None:
+    """Let the error of opening a file that `base` names be told of `base`: it is not the image that is missing."""
+    if isinstance(error.__cause__, FileNotFoundError):
+        error.what, error.hint = f"{subject} is missing: there is no {path}", hint
+    else:
+        error.what, error.hint = f"{subject} cannot be opened: {path}: {error.what}", error.hint or hint
+    error.path = base
+
+
 def _identity(path: str) -> object:
     """What tells one file from another, whatever its name."""
     try:
@@ -153,7 +163,7 @@ def _open_backing(meta: Metadata, opening: Opening, depth: int, seen: dict[objec
     try:
         storage = open_file(os.fspath(path), opening)
     except QwbError as error:
-        error.hint = error.hint or f"it is the backing file of {base}: {hint}"
+        _tell_of(error, f"the backing file {name!r}", os.fspath(path), base, hint)
         raise
     try:
         return _backing_layer(storage, meta.backing_format, opening, depth + 1)
@@ -199,13 +209,11 @@ def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage
         try:
             return open_file(os.fspath(path), opening, writable=writable), None
         except QwbError as error:
-            error.hint = (
-                error.hint
-                or f"it is the external data file of {base}, looked for in the working directory and beside the image"
-            )
+            hint = "it is looked for in the working directory and beside the image"
+            _tell_of(error, f"the external data file {name!r}", os.fspath(path), base, hint)
             raise
     except QwbError as error:
-        opening.problem("DATA-FILE-UNAVAILABLE", error, 72, 8)
+        opening.problem("DATA-FILE-UNAVAILABLE", error, base, 72, 8)
         return None, error
 
 

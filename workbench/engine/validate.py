@@ -147,8 +147,9 @@ def _table(
         )
     if offset % cluster:
         yield Fault(f"{code}-UNALIGNED", f"{name} offset {offset:#x} is not cluster aligned", *field, refusal, numbers)
-    elif offset + size > INT64_MAX:
-        yield Fault(f"{code}-OFFSET", f"{name} offset {offset:#x} is beyond any file", *field, refusal, numbers)
+    elif offset + size > (limits.MAX_OFFSET if size else INT64_MAX):
+        what = f"the {name} cannot be read: its offset {offset:#x} is beyond any file"
+        yield Fault(f"{code}-OFFSET", what, *field, refusal, numbers)
 
 
 def _tables(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
@@ -192,6 +193,7 @@ def _tables(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         (36, 12),
         Refusal.ALWAYS,
     )
+    yield from _past_the_end(meta)
     needed = geometry.l1_entries_for(header.size)
     if needed > INT32_MAX or header.size > INT64_MAX:
         yield Fault(
@@ -208,13 +210,24 @@ def _tables(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         )
 
 
+def _past_the_end(meta: Metadata) -> Iterator[Fault]:
+    """Tables that the header puts where the file has no bytes. QEMU opens such an image and reads zeros."""
+    for name, region, field in (
+        ("active L1 table", meta.l1_region, 40),
+        ("refcount table", meta.refcount_table_region, 48),
+    ):
+        if region.length and meta.file_size <= region.offset and region.end <= limits.MAX_OFFSET:
+            what = f"the {name} at {region.offset:#x} lies past the end of the file at {meta.file_size:#x}"
+            yield Fault("REGION-BEYOND-EOF", what, field, 8, numbers={"owner": name})
+
+
 def _extensions(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
     area = meta.area
     if area.overrun:
         offset, kind, length = area.overrun
         yield Fault(
             "EXTENSION-OVERRUN",
-            f"header extension {kind:#010x} of {length} bytes leaves the header cluster",
+            f"header extension too large: type {kind:#010x} with {length} bytes leaves the room for extensions",
             offset,
             8,
             Refusal.ALWAYS,
@@ -240,7 +253,8 @@ def _extensions(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
 def _one_extension(meta: Metadata, geometry: Geometry, each: Extension) -> Iterator[Fault]:
     where = (each.offset, each.end - each.offset)
     if each.type == ExtensionType.BACKING_FORMAT and len(each.data) >= 16:
-        yield Fault("BACKING-FORMAT-TOO-LONG", f"backing format name of {len(each.data)} bytes", *where, Refusal.ALWAYS)
+        what = f"backing format name of {len(each.data)} bytes exceeds the limit of 15"
+        yield Fault("BACKING-FORMAT-TOO-LONG", what, *where, Refusal.ALWAYS)
     elif each.type == ExtensionType.ENCRYPTION:
         if meta.header.crypt_method != 2:
             yield Fault(
@@ -280,7 +294,8 @@ def _bitmaps_extension(meta: Metadata, geometry: Geometry, each: Extension) -> I
     if record.reserved:
         yield Fault("BITMAPS-EXTENSION", "reserved field of the bitmaps extension is not zero", *where, Refusal.ALWAYS)
     if record.nb_bitmaps == 0 or record.nb_bitmaps > limits.MAX_BITMAPS:
-        yield Fault("BITMAPS-EXTENSION", f"bitmap count {record.nb_bitmaps} is not in 1..65535", *where, Refusal.ALWAYS)
+        what = f"{record.nb_bitmaps} bitmaps are not 1 to {limits.MAX_BITMAPS}, the limit"
+        yield Fault("BITMAPS-EXTENSION", what, *where, Refusal.ALWAYS)
     if record.directory_offset % geometry.cluster_size:
         yield Fault(
             "BITMAP-DIRECTORY-UNALIGNED",
@@ -289,9 +304,10 @@ def _bitmaps_extension(meta: Metadata, geometry: Geometry, each: Extension) -> I
             Refusal.ALWAYS,
         )
     if not 0 < record.directory_size <= limits.MAX_BITMAP_DIRECTORY_SIZE:
-        yield Fault(
-            "BITMAP-DIRECTORY-SIZE", f"bitmap directory of {record.directory_size} bytes", *where, Refusal.ALWAYS
+        what = (
+            f"bitmap directory of {record.directory_size} bytes, not 1 to {limits.MAX_BITMAP_DIRECTORY_SIZE}, the limit"
         )
+        yield Fault("BITMAP-DIRECTORY-SIZE", what, *where, Refusal.ALWAYS)
 
 
 def _data_file(meta: Metadata) -> Iterator[Fault]:
@@ -348,9 +364,8 @@ def _backing(meta: Metadata) -> Iterator[Fault]:
         return
     room = min(limits.MAX_BACKING_NAME, header.cluster_size - header.backing_file_offset)
     if header.backing_file_size > room:
-        yield Fault(
-            "BACKING-NAME-TOO-LONG", f"backing file name of {header.backing_file_size} bytes", 16, 4, Refusal.ALWAYS
-        )
+        what = f"backing file name of {header.backing_file_size} bytes exceeds the limit of {room}"
+        yield Fault("BACKING-NAME-TOO-LONG", what, 16, 4, Refusal.ALWAYS)
     elif meta.backing_name and not meta.backing_format:
         yield Fault("BACKING-FORMAT-MISSING", "the backing file's format is not recorded: it would be guessed", 8, 12)
 
@@ -391,7 +406,7 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         if each.l1_size * 8 > limits.MAX_L1_SIZE:
             yield Fault(
                 "SNAPSHOT-L1-TOO-LARGE",
-                f"snapshot {index}: L1 table of {each.l1_size} entries",
+                f"snapshot {index}: L1 table of {each.l1_size} entries exceeds the limit of {limits.MAX_L1_SIZE // 8}",
                 each.offset + 8,
                 4,
                 Refusal.NONE,
@@ -459,7 +474,8 @@ def _one_bitmap(meta: Metadata, geometry: Geometry, index: int, each: Bitmap) ->
         return Fault(code, f"bitmap {index}: {what}", *place, refusal, numbers)
 
     if each.table_size == 0 or each.table_size > limits.MAX_BITMAP_TABLE_ENTRIES:
-        yield fault("BITMAP-TABLE-SIZE", f"table of {each.table_size} entries")
+        most = limits.MAX_BITMAP_TABLE_ENTRIES
+        yield fault("BITMAP-TABLE-SIZE", f"table of {each.table_size} entries, not 1 to {most}, the limit")
     if each.table_offset == 0 or each.table_offset % geometry.cluster_size:
         yield fault("BITMAP-TABLE-UNALIGNED", f"table offset {each.table_offset:#x} is not a cluster of the file")
     if not 0 < name_size <= limits.MAX_BITMAP_NAME:

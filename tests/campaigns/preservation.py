@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.campaigns.preservation_bases import BASES, Base, Built, build
+from tests.campaigns.preservation_bases import BASES, IMAGE, Base, Built, build
 from tests.campaigns.preservation_damage import KINDS, Damage, damage
 from tests.campaigns.preservation_judge import (
     Case,
@@ -38,7 +38,7 @@ from tests.campaigns.preservation_judge import (
     Violation,
     judge,
 )
-from tests.campaigns.preservation_views import Truth
+from tests.campaigns.preservation_views import Truth, see
 from tests.campaigns.preservation_walk import Walk, walk
 from workbench.repair.policy import Mode
 
@@ -100,6 +100,8 @@ class Shelf:
         if base.name not in self.opened:
             built = build(base, self.root)
             truths = {view: Truth(built.truth(view), length) for view, length in built.views.items()}
+            if any(each.sampled for each in truths.values()):
+                see(built.folder, built, truths, tolerant=False)  # remembers where everything lies
             self.opened[base.name] = (built, walk(built.image), truths)
         return self.opened[base.name]
 
@@ -120,20 +122,21 @@ def run_trial(shelf: Shelf, seed: int, number: int, scratch: Path, repairer: Rep
     mode = Mode.LEAKS if rng.random() < LEAKS_SHARE else Mode.ALL
     count = rng.choices(range(4), DAMAGES)[0]
     started = time.perf_counter()
-    big = built.image.stat().st_blocks * 512 > 1 << 30
-    folder = Path(tempfile.mkdtemp(prefix="preservation-", dir=built.folder.parent if big else scratch))
-    done = Damage((), "undamaged", False)
-    judged = Judged()
-    try:
-        case = Case(built, pristine, truths, folder)
-        if count:
-            done = damage(case.work / "image.qcow2", pristine, rng, count)
-        chosen = repairer or (CommandLine() if number % EVERY_CLI == 7 else Library())
-        judged = judge(case, done, mode, rng, chosen, independent=number % EVERY_QEMU == 0)
-    except Exception:  # noqa: BLE001 - a campaign reports every traceback and goes on
-        judged.violations.append(Violation("x", "traceback in the judge", traceback.format_exc(limit=-4)[-700:]))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    size = built.image.stat().st_blocks * 512
+    place = built.folder.parent if size > 1 << 30 else scratch
+    done, judged = Damage((), "undamaged", False), Judged(status="no room")
+    if shutil.disk_usage(place).free > 3 * size:
+        folder = Path(tempfile.mkdtemp(prefix="preservation-", dir=place))
+        try:
+            case = Case(built, pristine, truths, folder)
+            if count:
+                done = damage(case.work / IMAGE, pristine, rng, count)
+            chosen = repairer or (CommandLine() if number % EVERY_CLI == 7 else Library())
+            judged = judge(case, done, mode, rng, chosen, independent=number % EVERY_QEMU == 0)
+        except Exception:  # noqa: BLE001 - a campaign reports every traceback and goes on
+            judged.violations.append(Violation("x", "traceback in the judge", traceback.format_exc(limit=-4)[-700:]))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     seconds = time.perf_counter() - started
     return Trial(
         seed,
@@ -253,7 +256,8 @@ def choose_bases(sizes: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _build_all(root: Path, only: Sequence[str]) -> None:
-    for name in only:
+    """All but those with gigabytes of data, which are built when first used: few are."""
+    for name in (each for each in only if BASES[each].data < 1 << 30):
         started = time.monotonic()
         built = build(BASES[name], root)
         if time.monotonic() - started > 0.5:

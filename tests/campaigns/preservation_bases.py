@@ -189,7 +189,10 @@ def build(base: Base, root: Path) -> Built:
         views = _truth(base, work)
     (work / "views.json").write_text(json.dumps({"version": VERSION, "recipe": repr(base), "views": views}))
     shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    try:
+        work.rename(folder)
+    except OSError:  # another process has built it meanwhile
+        shutil.rmtree(work)
     return Built(base, folder, views)
 
 

@@ -24,6 +24,9 @@ from workbench.errors import QwbError
 CHUNK = 1 << 20
 FINE = 256 << 20
 """Disks of at most this many bytes of truth data are compared in pieces of 64 bytes, larger ones by sectors."""
+SAMPLED = 2 << 30
+"""Of disks with more truth data than this, chunks that are mapped as they were are read by sample, one in `ONE_IN`."""
+ONE_IN = 16
 PIECE, SECTOR = 64, 512
 """What must be equal as a whole to count: single equal bytes in garbage are mere chance."""
 Mask = NDArray[np.bool_]
@@ -114,6 +117,9 @@ class Truth:
             self.chunks.update(range(start // CHUNK, (end - 1) // CHUNK + 1))
             amount += end - start
         self.unit = PIECE if amount <= FINE else SECTOR
+        self.sampled = amount > SAMPLED
+        self.places: dict[int, int] = {}
+        """Where the undamaged image has each chunk, as a hash of its extents (sampled disks only)."""
 
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._file.fileno(), min(length, self.length - offset), offset).ljust(
@@ -134,6 +140,19 @@ class EngineReader:
 
     def read(self, offset: int, length: int) -> bytes:
         return self.image.read(offset, length)
+
+    def places(self) -> dict[int, int]:
+        """Where each chunk lies, as a hash of its extents; empty when that cannot be told."""
+        out: dict[int, int] = {}
+        try:
+            for each in self.image.extents():
+                for chunk in range(each.start // CHUNK, (each.end - 1) // CHUNK + 1) if each.data else ():
+                    low, high = max(each.start, chunk * CHUNK), min(each.end, (chunk + 1) * CHUNK)
+                    host = -1 if each.host is None else each.host + low - each.start
+                    out[chunk] = hash((out.get(chunk), low, high, host, each.depth))
+        except QwbError:
+            return {}
+        return out
 
     def data(self) -> list[tuple[int, int]] | None:
         try:
@@ -160,8 +179,8 @@ class RawReader:
         self._file.close()
 
 
-def compare(reader: Reader, truth: Truth, how: str) -> Seen:
-    """Compare a whole view with the truth."""
+def compare(reader: Reader, truth: Truth, how: str, skip: set[int] | None = None, gone: set[int] | None = None) -> Seen:
+    """Compare a whole view with the truth; chunks in `skip` are taken as equal, those in `gone` as not equal."""
     size = min(reader.size, truth.length)
     seen = Seen(how, size, truth.length, truth.unit)
     chunks = set(truth.chunks)
@@ -173,7 +192,10 @@ def compare(reader: Reader, truth: Truth, how: str) -> Seen:
             if start < size:
                 chunks.update(range(start // CHUNK, (min(end, size) - 1) // CHUNK + 1))
     seen.equal = size
-    for chunk in sorted(chunks):
+    for chunk in gone or ():
+        seen.masks[chunk] = np.zeros(-(-min(CHUNK, truth.length - chunk * CHUNK) // truth.unit), dtype=bool)
+        seen.equal -= max(0, min(CHUNK, size - chunk * CHUNK))
+    for chunk in sorted(chunks - (skip or set()) - (gone or set())):
         start = chunk * CHUNK
         if start >= size:
             continue
@@ -250,10 +272,26 @@ def _see_one(built: Built, view: str, truth: Truth, tolerant: bool) -> Seen:
         try:
             snapshot = None if view == ACTIVE else view
             with Image.open(IMAGE, secret=secret, snapshot=snapshot, tolerant=way == "tolerant") as image:
-                return compare(EngineReader(image), truth, way)
+                reader = EngineReader(image)
+                return compare(reader, truth, way, *(_out_of_sample(reader, truth) if truth.sampled else ()))
         except QwbError as error:
             why = why or str(error)
     return nothing(truth, why)
+
+
+def _out_of_sample(reader: EngineReader, truth: Truth) -> tuple[set[int], set[int]]:
+    """Chunks of a very large disk that are not in the sample: those that lie where they lay, those that are nowhere now.
+
+    The first call sees the truth.
+    """
+    now = reader.places()
+    if not truth.places:
+        truth.places = now
+    others = {chunk: place for chunk, place in truth.places.items() if chunk % ONE_IN}
+    if not now:
+        return set(), set()
+    same = {chunk for chunk, place in others.items() if now.get(chunk) == place}
+    return same, {chunk for chunk in others if chunk not in now and chunk * CHUNK < reader.size}
 
 
 def see_by_qemu(folder: Path, built: Built, truths: dict[str, Truth], *, salvage: bool = False) -> dict[str, Seen]:

@@ -257,20 +257,16 @@ class _Check:
     def _lap(self, name: str, started: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def _unreferenced(self, census: Census, tables: L2Set) -> Unreferenced:
+    def _unreferenced(self, census: Census) -> Unreferenced:
         """What lies where nothing refers to: all of it, or (unless deep) as much as LOOK_AT bytes."""
-        from workbench.engine.unreferenced import nothing, scan
+        from workbench.engine.unreferenced import scan
 
-        assert self.meta.geometry is not None
-        clusters = self.meta.geometry.clusters(self.meta.file_size)
-        if self.fast:
-            return nothing(clusters)
-        referenced = census.counts[:clusters] > 0
-        known = (tables.offset >> np.uint64(self.meta.header.cluster_bits)).astype(np.int64)
-        return scan(
-            self.meta.storage, self.meta, referenced, known, limit=None if self.deep else LOOK_AT,
-            cancel=lambda: self.cancel is not None and self.cancel(),
-        )  # fmt: skip
+        geometry = self.meta.geometry
+        assert geometry is not None
+        referenced = census.counts[: geometry.clusters(self.meta.file_size)] > 0
+        limit = 0 if self.fast else None if self.deep else LOOK_AT
+        external = self.meta.header.has("data_file")
+        return scan(self.meta.storage, geometry, referenced, external=external, limit=limit, cancel=self._cancelled)
 
     def _with_lost(self, triage: Triage, geometry: Geometry, findings: Findings) -> Findings:
         """The findings, with a row for each lost table: qemu-img counts none, but a repair may act on it."""
@@ -305,7 +301,7 @@ class _Check:
         lost: tuple[LostTable, ...] = ()
         causes: tuple[Cause, ...] = ()
         started = time.perf_counter()
-        loose = self._unreferenced(census, tables) if geometry is not None and census is not None else None
+        loose = self._unreferenced(census) if geometry is not None and census is not None else None
         if geometry is not None and (len(findings) or (loose is not None and loose.tables)):
             # Imported here: clean images, the most frequent, do without.
             from workbench.check.causes import find_causes

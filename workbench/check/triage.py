@@ -21,14 +21,14 @@ from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
 from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.luks.header import parse_luks
 from formats.qcow2 import limits
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
+from formats.qcow2.tables import OFFSET_MASK
 from workbench.check import content, kinds
 from workbench.check.census import Census
 from workbench.check.findings import Findings
 from workbench.check.neighbours import guest_of_clusters, is_unmapped
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
-from workbench.engine.unreferenced import TableLike, Unreferenced
+from workbench.engine.unreferenced import Grade, TableLike, Unreferenced, read_table
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
@@ -222,8 +222,8 @@ class Judge:
 
     def _probe(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         """What the first cluster of each leaked run holds, for people: of at most MAX_PROBES runs, spread over all."""
-        lost = {each.cluster for each in self.unreferenced.tables}
-        old = {each.cluster for each in self.unreferenced.l1}
+        lost = {each.offset >> self.bits for each in self.unreferenced.tables}
+        old = {each.offset >> self.bits for each in self.unreferenced.l1}
         for number, cluster in enumerate(starts[:: max(1, -(-starts.size // MAX_PROBES))].tolist()):
             if number % 64 == 0:
                 self.cancelled()
@@ -234,10 +234,12 @@ class Judge:
 
     def _lost_tables(self) -> None:
         """The tables among what nothing refers to, and where each may belong."""
-        self.out.old_l1 = [each.cluster << self.bits for each in self.unreferenced.l1]
-        for each in self.unreferenced.tables:
-            for target in each.targets.tolist():
-                self.claimed.setdefault(target, each.cluster)
+        self.out.old_l1 = [each.offset for each in self.unreferenced.l1]
+        external = self.meta.header.has("data_file")
+        for each in self.unreferenced.tables[:MAX_RUNS]:
+            found = read_table(self.meta.storage, self.geometry, each.offset, external=external)
+            for target in found[1].tolist() if found is not None else ():
+                self.claimed.setdefault(target, each.offset >> self.bits)
             self.out.lost.append(self._fit(each))
         self._share_out()
 
@@ -267,18 +269,18 @@ class Judge:
 
     def _fit(self, table: TableLike) -> LostTable:
         """Which L1 entries a lost table can belong to."""
-        offset = table.cluster << self.bits
-        counted = self._counted(table.cluster)
-        evidence = [f"nothing else refers to {table.lost} of the {table.targets.size} clusters that it maps"]
+        offset = table.offset
+        counted = self._counted(offset >> self.bits)
+        evidence = [f"nothing else refers to {table.unreferenced} of the {table.targets} clusters that it maps"]
         if not counted:
             evidence.append("it lies in a cluster that is counted as free")
         if table.odd:
             evidence.append(f"{table.odd} of its {table.used} entries are damaged")
-        free, limit = self._free_l1(), 1.0
-        if not self.meta.header.has("data_file") and table.copied * 2 <= table.valid and not self._packed(table):
+        free, limit = self._free_l1(), 1.0 if table.grade is Grade.CERTAIN else _LIKELY
+        if not self.meta.header.has("data_file") and (table.copied + table.packed) * 2 <= table.valid:
             evidence.append("its entries are not marked as the only reference (COPIED): it may be a snapshot's, or old")
             limit = _LIKELY
-        if table.lost < table.targets.size:
+        if table.unreferenced < table.targets:
             limit = _LIKELY
         named = self._named(offset)
         if named is not None and self._counted(named[0] >> self.bits):
@@ -290,7 +292,7 @@ class Judge:
         near = [
             index for index in free.tolist()
             if self.l1[index] and (
-                (int(self.l1[index]) & OFFSET_MASK) >> self.bits == table.cluster
+                (int(self.l1[index]) & OFFSET_MASK) >> self.bits == offset >> self.bits
                 or ((int(self.l1[index]) & OFFSET_MASK) ^ offset).bit_count() == 1
             )
         ]  # fmt: skip
@@ -319,20 +321,13 @@ class Judge:
         return self._lost(table, tuple(ranked[:64]), min(1 / max(1, len(ordered) or free.size), limit), evidence)
 
     def _lost(self, table: TableLike, fits: tuple[int, ...], confidence: float, evidence: list[str]) -> LostTable:
-        offset = table.cluster << self.bits
-        return LostTable(offset, table.used, table.lost, fits, confidence, tuple(evidence))
-
-    def _packed(self, table: TableLike) -> bool:
-        """Whether most entries are compressed, which are never marked as COPIED."""
-        data = self.meta.storage.read(table.cluster << self.bits, self.geometry.cluster_size)
-        words = np.frombuffer(data, dtype=">u8").astype(np.uint64)[:: self.geometry.l2_entry_size // 8]
-        return int(((words & np.uint64(COMPRESSED)) != 0).sum()) * 2 > int((words != 0).sum())
+        return LostTable(table.offset, table.used, table.unreferenced, fits, confidence, tuple(evidence))
 
     def _named(self, offset: int) -> tuple[int, int] | None:
         """(host offset, entry) of an L1 table that nobody names and that leads to the L2 table at `offset`."""
         for each in self.unreferenced.l1:
-            place = each.cluster << self.bits
-            data = self.meta.storage.read(place, self.geometry.cluster_size)
+            place = each.offset
+            data = self.meta.storage.read(place, each.length)
             words = np.frombuffer(data, dtype=">u8").astype(np.uint64) & np.uint64(OFFSET_MASK)
             at = np.flatnonzero(words == np.uint64(offset))
             if at.size:
@@ -426,7 +421,7 @@ class Judge:
             return Verdict.POSSIBLE_DATA, 0.7, f"it holds {kind}"
         if self.fast:
             return Verdict.WASTE, 0.5, "its content was not looked at"
-        if not self.unreferenced.looked_at_mask[start:end].all():
+        if any(low < end and start < high for low, high in self.unreferenced.not_looked_at.tolist()):
             return Verdict.POSSIBLE_DATA, 0.5, "it was not looked at"
         if not self.unreferenced.content[start:end].any():
             return Verdict.WASTE, 0.9, "it is empty"

@@ -264,7 +264,7 @@ class Gate:
             yield 0, max(len(space.meta.head), 512)
             return
         names = {name for code in self.rows.codes for name in FIELDS.get(code, ())}
-        if any(code.startswith("SNAPSHOT") for code in self.rows.codes):
+        if self._about_snapshots():
             names |= set(_SNAPSHOT_FIELDS)
         if any(code.startswith("BITMAP") for code in self.rows.codes):
             names |= {"autoclear_features", "backing_file_offset"}
@@ -307,7 +307,7 @@ class Gate:
             in_overlap = any(start <= record.l1_table_offset < end for start, end in overlaps)
             if number in numbers or in_overlap:
                 yield record.offset, record.offset + len(record.raw)
-        if any(code.startswith("SNAPSHOT") for code in self.rows.codes):
+        if self._about_snapshots():
             start = meta.header.snapshots_offset
             yield start, start + max(cluster, -(-(meta.snapshot_table.end - start) // cluster) * cluster)
         if meta.bitmaps_extension is not None and any(
@@ -324,6 +324,11 @@ class Gate:
             offset = meta.encryption.offset if meta.encryption is not None else find_luks(space)
             if offset is not None:
                 yield offset, offset + cluster
+
+    def _about_snapshots(self) -> bool:
+        if any(code.startswith("SNAPSHOT") for code in self.rows.codes):
+            return True
+        return bool(self.rows.snapshots("REGION-BEYOND-EOF", *_L1_ENTRIES))
 
     def _refcount_structures(self) -> Iterator[tuple[int, int]]:
         meta = self.space.meta

@@ -36,14 +36,15 @@ def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     size = min(ledger.clusters, keeper.reading.clusters)
     before, _ = keeper.refs.span(0, size)
     unused = ledger.counts[:size] == 0
-    counted = (ledger.stored[:size] > 0) | ~ledger.known[:size]
     dropped = np.flatnonzero(unused & (before > 0))
     for number in dropped.tolist():
         kept[number] = bool(keeper.reason(number)) and keeper.content(number) > 0
     loose = unused & (before == 0)
     if loose.any():
         kept[:size] |= loose & keeper.evidence[:size]
-        loose &= counted & keeper.found.content[:size]
+        loose &= keeper.found.content[:size]
+        some = np.flatnonzero(loose)
+        loose[some] = keeper.stored_many(some) != 0  # as the image was found: in use, or not known
         if loose.any() and (keeper.gap or space.policy.cautious):
             kept[:size] |= loose
         elif loose.any() and space.found is not None:

@@ -26,7 +26,7 @@ from formats.qcow2.tables import (
 )
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
-from workbench.check.tables import ACTIVE, L1Table
+from workbench.check.tables import ACTIVE, L1Table, L2Set
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.ledger import DATA, OLD_DATA, PACKED, l1_tables
 from workbench.repair.probe import content_of, l2_content, l2_masks
@@ -235,8 +235,9 @@ def run_subclusters(space: Workspace) -> None:
     """Mend the subcluster bitmaps of extended L2 entries."""
     if not space.geometry.extended_l2:
         return
+    tables = space.ledger.tables
     for row in _named(space):
-        mender = _L2Mender(space, row, set())
+        mender = _L2Mender(space, tables, row, set())
         as_standard = content_of(space, mender.raw, wide=False)
         if as_standard.valid and not as_standard.foreign and not as_standard.beyond:
             space.note(
@@ -249,24 +250,25 @@ def run_subclusters(space: Workspace) -> None:
 def run_l2(space: Workspace) -> None:
     """Mend the entries of the L2 tables that are named, shared ones once."""
     taken: set[int] = set()
+    tables = space.ledger.tables
     for row in _named(space):
-        _L2Mender(space, row, taken).run()
+        _L2Mender(space, tables, row, taken).run()
 
 
 def run_flags(space: Workspace) -> None:
     """Flags that no driver minds: cleared only when that is asked for."""
+    tables = space.ledger.tables
     for row in _named(space):
-        _L2Mender(space, row, set()).run_flags()
+        _L2Mender(space, tables, row, set()).run_flags()
 
 
 class _L2Mender:
     """One L2 table: what is wrong with it is put right reason by reason, each a step of its own."""
 
-    def __init__(self, space: Workspace, row: int, taken: set[int]) -> None:
+    def __init__(self, space: Workspace, tables: L2Set, row: int, taken: set[int]) -> None:
         self.space = space
         self.taken = taken
         self.ledger = space.ledger
-        tables = self.ledger.tables
         self.offset = int(tables.offset[row])
         self.first_guest = int(tables.index[row]) * space.geometry.l2_coverage
         active = bool(tables.active[row])
@@ -515,7 +517,9 @@ class _L2Mender:
                 (bitmaps & ~(both << np.uint64(32)), "show the data") if shows else (bitmaps & ~both, "read zeros")
             )
             title = f"let the contradicting subclusters of {{}} {what}"
-            self.put(words, "SUBCLUSTER-CONFLICT", title, Tier.JUDGEMENT, new)
+            size = self.space.cluster
+            places = [(self.first_guest + int(index) * size, size) for index in np.flatnonzero(both)] if shows else ()
+            self.put(words, "SUBCLUSTER-CONFLICT", title, Tier.JUDGEMENT, new, places=places)
 
 
 RULES = (

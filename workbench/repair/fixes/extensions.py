@@ -244,7 +244,7 @@ def _later_records(space: Workspace, start: int, end: int) -> list[Extension]:
 def run_duplicates(space: Workspace) -> None:
     """Of several extensions of one type the last one counts for QEMU, and stays, where they say the same.
 
-    Of backing formats that differ, the one stays that fits the backing file.
+    Of backing formats that differ, the last one stays if it fits the backing file; else both do.
     """
     kinds = [each.type for each in space.meta.extensions]
     if len(set(kinds)) == len(kinds):
@@ -254,11 +254,9 @@ def run_duplicates(space: Workspace) -> None:
         every = [each for each in space.meta.extensions if each.type == kind]
         if all(each.data == every[0].data for each in every):
             continue
-        fits = [each for each in every if kind == ExtensionType.BACKING_FORMAT and _fits_backing(space, each)]
-        if not fits:
+        if kind != ExtensionType.BACKING_FORMAT or not _fits_backing(space, every[-1]):
             space.note(f"header extension {every[0].name!r} is there twice, with different content: both are kept")
             return
-        chosen[kind] = fits[-1]
     kept = [each for each in space.meta.extensions if chosen[each.type] is each]
     write_area(space, kept, code="EXTENSION-DUPLICATE", title="keep one header extension of each type")
 

@@ -237,8 +237,9 @@ def _replace_bad_blocks(space: Workspace) -> bool:
             if new:
                 _copy_known(space, int(blocks[index]) if alone[index] else 0, new)
             first = index * per_block
-            unknown = ~ledger.known[first : first + per_block] & (ledger.counts[first : first + per_block] == 0)
-            frees = _ranges(first + np.flatnonzero(unknown).astype(np.int64), ledger.cluster_bits)
+            part = slice(first, first + per_block)
+            less = (~ledger.known[part] & (ledger.counts[part] == 0)) | (ledger.stored[part] > ledger.counts[part])
+            frees = _ranges(first + np.flatnonzero(less).astype(np.int64), ledger.cluster_bits)
             at = region.offset + index * 8
             space.put(at, new.to_bytes(8, "big"), code=code, title=title, kind="refcount-table", frees=frees)
     return False
@@ -337,6 +338,7 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
     _forget_structures(space, ledger, wanted)
     gone = held & (wanted == 0)  # what the old structure took
     gone |= ((ledger.stored > 0) | ~ledger.known) & (ledger.counts == 0) & ~held
+    gone |= ledger.stored > wanted
     start = ledger.clusters
     total = start
     while True:

@@ -15,7 +15,7 @@ from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.probe import clusters, find_l1, l1_score, leads_nowhere
-from workbench.repair.workspace import Workspace
+from workbench.repair.workspace import WHOLE, Workspace
 from workbench.units import many
 
 _J = Tier.JUDGEMENT
@@ -217,12 +217,28 @@ def write_table(space: Workspace, entries: list[Snapshot], code: str, tier: Tier
         place = _room(space, entries[0].offset, len(data))
         title = f"write the snapshot table anew: {many(len(entries), 'snapshot')}, {names}"
         space.put(
-            place, data, code=code, title=title, kind="snapshot", tier=tier, snapshots=[each.id for each in entries]
+            place,
+            data,
+            code=code,
+            title=title,
+            kind="snapshot",
+            tier=tier,
+            snapshots=[each.id for each in entries],
+            places=WHOLE,
         )
     if place != header.snapshots_offset or len(entries) != header.nb_snapshots:
         value = len(entries).to_bytes(4, "big") + place.to_bytes(8, "big")
         title = f"let the header name {many(len(entries), 'snapshot')} at {place:#x}: {names}"
-        space.put(60, value, code=code, title=title, kind="header", tier=tier, snapshots=[each.id for each in entries])
+        space.put(
+            60,
+            value,
+            code=code,
+            title=title,
+            kind="header",
+            tier=tier,
+            snapshots=[each.id for each in entries],
+            places=WHOLE,
+        )
 
 
 def _room(space: Workspace, offset: int, length: int) -> int:
@@ -262,7 +278,7 @@ def _mend_sizes(space: Workspace, number: int) -> None:
     each, geometry = space.meta.snapshots[number], space.geometry
     if not _named(space, each, "SNAPSHOT-L1-TOO-LARGE", "SNAPSHOT-DISK-SIZE"):
         return
-    why = {"kind": "snapshot", "tier": _J, "snapshots": [each.id]}
+    why = {"kind": "snapshot", "tier": _J, "snapshots": [each.id], "places": WHOLE}
     disk = each.disk_size if each.disk_size is not None else space.meta.header.size
     most = limits.MAX_L1_SIZE // 8
     if not 0 < each.l1_size <= most:
@@ -342,7 +358,7 @@ def _mend_ids(space: Workspace) -> None:
             continue
         if not _named(space, each, "SNAPSHOT-DUPLICATE-ID"):
             continue
-        width = len(each.id.encode())
+        width = max(1, len(each.id.encode("utf-8", "surrogateescape")))
         every = {other.id for other in space.meta.snapshots}
         new = next((str(n) for n in range(10 ** (width - 1), min(10**width, 10**6)) if str(n) not in every), None)
         if new is None or len(new) != width:

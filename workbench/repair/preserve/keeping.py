@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
 from workbench.engine import unreferenced
 from workbench.repair.preserve.walk import Reading, References, Sparse, Tally, Use, nonzero
+from workbench.units import div_round_up
 
 _OFFSET: Final = np.uint64(OFFSET_MASK)
 _MANY: Final = 128
@@ -29,19 +30,20 @@ class Keeper:
     @cached_property
     def found(self) -> unreferenced.Unreferenced:
         """What lies where nothing refers to: reads all of it, once."""
-        tables = np.array(sorted(self._tables), dtype=np.int64) >> self.reading.bits
-        referenced = self.refs.referenced(self.reading.clusters)
-        return unreferenced.scan(self.reading.storage, self.reading.meta, referenced, tables)
+        reading, referenced = self.reading, self.refs.referenced(self.reading.clusters)
+        return unreferenced.scan(reading.storage, reading.shape, referenced, external=reading.external)
 
     @cached_property
     def evidence(self) -> NDArray[np.bool_]:
         """Clusters that are a lost table, or mapped by one; bool per host cluster."""
-        return self.found.evidence & ~self.refs.referenced(self.reading.clusters)
+        return (self.found.mapped | self.found.is_table) & ~self.refs.referenced(self.reading.clusters)
 
     @cached_property
     def hidden(self) -> bool:
         """Clusters may be in use by snapshots that cannot be read."""
-        return self.reading.meta.snapshots_hidden or any(self.stored(each.cluster) != 0 for each in self.found.l1)
+        return self.reading.meta.snapshots_hidden or any(
+            self.stored(each.offset >> self.reading.bits) != 0 for each in self.found.l1
+        )
 
     @cached_property
     def gap(self) -> str:
@@ -50,9 +52,25 @@ class Keeper:
             return "a snapshot that cannot be read may need it"
         if self.reading.gaps:
             return "a part of the mapping is damaged: it may belong there"
+        if self._strays:
+            return "an entry points where it should not: what it meant may be this"
         if int(self.found.content.sum()) > _MANY:
             return "more content has no owner than interrupted writes leave"
         return ""
+
+    @cached_property
+    def _strays(self) -> bool:
+        """Some cluster is referred to more often than its refcount says, which other clusters' refcounts do not share."""
+        per_block = self.reading.shape.refcount_block_entries
+        clusters = self.reading.clusters
+        for index in range(div_round_up(clusters, per_block)):
+            values = self.reading.stored(index, self._blocks)
+            if values is None or not values.any():
+                continue  # lost, not wrong: the rebuild says nothing about the mapping
+            counts, _ = self.refs.span(index * per_block, min((index + 1) * per_block, clusters))
+            if (counts > np.minimum(values[: counts.size], np.uint64(1 << 40)).astype(np.int64)).any():
+                return True
+        return False
 
     def reason(self, number: int) -> str:
         """Why cluster `number`, to which the image as it would be does not refer, must stay; empty when it may go.

@@ -119,6 +119,10 @@ class Views:
             return
         before = self._content(a, old, unit, column)
         empty = (Cell.HOLE, Cell.ZERO)
+        if new[0] is Cell.PACKED and self._content(b, new, unit, column) is None:
+            if old[0] is Cell.PACKED and self._packed_bytes(a, old[1]) == self._packed_bytes(b, new[1]):
+                return  # the same stream, which nobody can unpack, in another place
+            new = (Cell.ERROR, new[1])
         if old[0] in (Cell.DATA, Cell.PACKED) and before is not None:
             if a.meta.header.crypt_method == 2 and old[0] is Cell.DATA and new[0] is Cell.DATA:
                 add(Fate.UNPROVEN, start, unit, "an encrypted cluster was moved, which only the key can do", view=view)
@@ -182,14 +186,18 @@ class Views:
         if kind is Cell.DATA:
             return None if reading.external else reading.read(place, unit)
         if kind is Cell.PACKED and not reading.external:
-            start, end = compressed_range(place & ~COPIED, reading.bits)
-            data = reading.read(start, min(end, reading.size) - start) if start < reading.size else b""
+            data = self._packed_bytes(reading, place)
             try:
                 whole = codecs.decompress(data, 1 << reading.bits, reading.meta.header.compression_type)
             except (CorruptError, UnsupportedError):
                 return None
             return whole[column * unit : (column + 1) * unit]
         return None
+
+    def _packed_bytes(self, reading: Reading, descriptor: int) -> bytes:
+        """The sectors that a compressed descriptor names, as far as the file has them."""
+        start, end = compressed_range(descriptor & ~COPIED, reading.bits)
+        return reading.read(start, min(end, reading.size) - start) if start < reading.size else b""
 
     def _shows_backing(self, cell: tuple[Cell, int]) -> bool:
         return cell[0] is Cell.HOLE and self.after.backed

@@ -316,7 +316,7 @@ class Reading:
         zero = ((bitmaps[:, None] >> (place + np.uint64(SUBCLUSTERS))) & np.uint64(1)) != 0
         kinds = np.where(has, np.uint8(Cell.DATA), np.where(zero, np.uint8(Cell.ZERO), np.uint8(Cell.HOLE)))
         kinds[has & (zero | ~placed[:, None])] = Cell.ERROR
-        kinds[packed] = np.where((bitmaps[packed] != 0)[:, None], np.uint8(Cell.ERROR), np.uint8(Cell.PACKED))
+        kinds[packed] = Cell.PACKED
         kinds[wild & (self.external | ~packed)] = Cell.ERROR
         hosts = offset[:, None] + place * np.uint64(self.shape.subcluster_size)
         hosts[packed] = (entries & ~_COPIED)[packed][:, None]

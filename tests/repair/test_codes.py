@@ -163,7 +163,7 @@ ELSEWHERE = {
     "HEADER-LENGTH-UNALIGNED": "changed only where the header extensions can be read then and not before",
     "COMPRESSED-RESERVED": "its offset is then beyond the end of any real file: see the test below",
     "L2-TABLE-EMPTY": "stays where no lost table is found for the entry: the orphans are kept",
-    "SNAPSHOT-TABLE-TOO-LARGE": "cannot be told from too many snapshots within QEMU's limits",
+    "SNAPSHOT-TABLE-TOO-LARGE": "needs a table of more than 64 MiB: see test_limits.py",
     "DATA-FILE-MISSING": "the name is restored where it was cut short; another file cannot be made up",
     "DATA-FILE-RAW-BACKING": "needs a data file and a backing file in one image, which no QEMU tool makes",
     "COMPRESSED-UNREADABLE": "only on request",

@@ -90,6 +90,7 @@ class Finding:
             "value": self.value,
             "other": self.other,
             "what": self.problem.title,
+            "owners": "",
             **self.numbers,
         }
         text = self.problem.template.format_map(values)

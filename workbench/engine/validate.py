@@ -13,7 +13,7 @@ from formats.qcow2 import limits
 from formats.qcow2.bitmaps import Bitmap
 from formats.qcow2.extensions import Extension, ExtensionType
 from formats.qcow2.header import AUTOCLEAR, COMPRESSION_TYPES, INCOMPATIBLE, V2_LENGTH, V3_LENGTH
-from formats.qcow2.snapshots import EXTRA_TOO_LARGE
+from formats.qcow2.snapshots import EXTRA_TOO_LARGE, TABLE_TOO_LARGE
 from workbench.engine.faults import Fault, Refusal
 from workbench.engine.metadata import Metadata
 from workbench.units import Geometry
@@ -380,6 +380,8 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         code, refusal = ("SNAPSHOT-UNREADABLE", Refusal.OPEN)
         if reason == EXTRA_TOO_LARGE:
             code, refusal = ("SNAPSHOT-EXTRA-TOO-LARGE", Refusal.ALWAYS)
+        elif reason == TABLE_TOO_LARGE:
+            code, refusal = ("SNAPSHOT-TABLE-TOO-LARGE", Refusal.ALWAYS)
         yield Fault(code, f"snapshot table entry {index}: {reason}", offset, 40, refusal, {"index": index, "name": ""})
     seen: set[str] = set()
     for index, each in enumerate(table.snapshots):
@@ -419,7 +421,7 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         if each.id in seen:
             yield Fault(
                 "SNAPSHOT-DUPLICATE-ID",
-                f"snapshot {index} repeats the ID {each.id!r}",
+                f"snapshot {index} repeats the ID {each.id[:32]!r}",
                 *place,
                 Refusal.NONE,
                 numbers,
@@ -456,7 +458,7 @@ def _bitmaps(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         if each.name in seen:
             yield Fault(
                 "BITMAP-DUPLICATE-NAME",
-                f"bitmap {index} repeats the name {each.name!r}",
+                f"bitmap {index} repeats the name {each.name[:64]!r}",
                 each.offset,
                 len(each.raw),
                 Refusal.ALWAYS,

@@ -128,3 +128,86 @@ def test_messages_of_limits_name_them() -> None:
         data = struct.pack(">IIII", 0x23852875, 24, *record[:2]) + struct.pack(">QQ", *record[2:]) + bytes(8)
         found = check(load(Tiny(autoclear=1, extensions=data).build())).findings
         assert any(limit in each.message for each in found), [each.message for each in found]
+
+
+class TestOwners:
+    """Whoever shares a cluster is named with its guest offset."""
+
+    def message(self, image: bytearray, code: str) -> str:
+        return next(check(load(image)).findings.of(code)).message
+
+    def test_of_cross_linked_clusters(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, tiny.entry(3), 5 * tiny.size | COPIED)
+        said = self.message(image, "DATA-CROSS-LINKED")
+        assert "guest 0x0 (L2 table 0x40000, entry 0) and guest 0x30000 (L2 table 0x40000, entry 3)" in said
+
+    def test_of_many_the_first_ones(self) -> None:
+        tiny = Tiny(data_clusters=40)
+        image = tiny.build()
+        for index in range(1, 40):
+            tiny.put(image, tiny.entry(index), 5 * tiny.size | COPIED)
+        assert "and 36 more" in self.message(image, "DATA-CROSS-LINKED")
+
+    @pytest.mark.parametrize(
+        ("cluster", "owner"), [(0, "header"), (1, "refcount table"), (2, "refcount block"), (3, "L1 table")]
+    )
+    def test_of_data_on_metadata(self, cluster: int, owner: str) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, tiny.entry(2), cluster * tiny.size | COPIED)
+        if cluster:
+            said = self.message(image, "DATA-OVERLAPS-METADATA")
+            assert owner in said and "guest 0x20000 (L2 table 0x40000, entry 2)" in said
+
+    def test_of_compressed_on_plain_data(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, tiny.entry(3), 1 << 62 | 5 * tiny.size)
+        said = self.message(image, "DATA-OVERLAPS-COMPRESSED")
+        assert "guest 0x0 (L2 table" in said and "guest 0x30000 (compressed, L2 table" in said
+
+    def test_of_an_l2_table_with_two_l1_entries(self) -> None:
+        tiny = Tiny(header={36: (2).to_bytes(4, "big")})
+        image = tiny.build()
+        tiny.put(image, 3 * tiny.size + 8, 4 * tiny.size | COPIED)
+        said = self.message(image, "L2-TABLE-SHARED")
+        assert "L1 entry 0 (guest 0x0) and L1 entry 1 (guest 0x20000000)" in said
+
+    def test_of_two_structures(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, 3 * tiny.size, tiny.size | COPIED)
+        assert "(L1 entry 0, guest 0x0)" in self.message(image, "METADATA-OVERLAP")
+
+
+class TestOneFaultOneRow:
+    def test_beyond_the_refcounts(self) -> None:
+        """Many tables whose clusters have no refcounts at all."""
+        size, tables = 512, 40
+        image = bytearray(Tiny(cluster_bits=9, data_clusters=0).build())
+        entries = size // 8
+        image[24:32] = (tables * entries * size).to_bytes(8, "big")
+        image[36:40], image[40:48] = tables.to_bytes(4, "big"), (5 * size).to_bytes(8, "big")
+        image += bytes(size)
+        image[2 * size + 10 : 2 * size + 12] = b"\0\1"
+        for table in range(tables):
+            start = len(image)
+            Tiny.put(image, 5 * size + 8 * table, start | COPIED)
+            image += b"".join((start + (n + 1) * size | COPIED).to_bytes(8, "big") for n in range(entries)) + bytes(
+                size * entries
+            )
+        result = check(load(image))
+        assert result.corruptions > 2 * tables * entries
+        for code in ("L2-COPIED-WRONG", "REFCOUNT-ZERO"):
+            assert result.findings.rows(code).size <= 2, code
+        row = max(result.findings.of("L2-COPIED-WRONG"), key=lambda each: each.count)
+        assert row.guest_length == row.count * size, "its guest range is exact"
+
+    def test_rows_that_do_not_go_on_stay_apart(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        for index in (0, 2):
+            tiny.put(image, tiny.entry(index), (5 + index) * tiny.size)
+        assert [found.count for found in check(load(image)).findings.of("L2-COPIED-WRONG")] == [1, 1]

@@ -49,7 +49,9 @@ def test_a_table_that_is_too_long_keeps_the_snapshots_under_the_limit(
     assert found.exit_code == 1 and "SNAPSHOT-TABLE-TOO-LARGE" in found.findings.by_code
     plan = make_plan(storage)
     after = load_metadata(plan.overlay)
-    assert after.header.nb_snapshots == under and [each.id for each in after.snapshots] == [f"{n:02}" for n in range(under)]
+    assert after.header.nb_snapshots == under and [each.id for each in after.snapshots] == [
+        f"{n:02}" for n in range(under)
+    ]
     assert plan.accepted and plan.after.openable and not plan.after.corruptions
     assert list(after.l1) == list(load_metadata(storage).l1), "no snapshot's table is linked into the disk"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from formats.qcow2.tables import BITMAP_TABLE_ENTRY
+from formats.qcow2.tables import BITMAP_TABLE_ENTRY, OFFSET_MASK
 from workbench.check.findings import FindingLog
 from workbench.check.passes_l2 import MappingStats
 from workbench.check.passes_refcounts import StoredRefcounts
@@ -32,6 +32,7 @@ def table_notes(
     tables: L2Set,
     empty: NDArray[np.intp],
     foreign: NDArray[np.intp],
+    active_l1: NDArray[np.uint64],
     log: FindingLog,
 ) -> dict[int, str]:
     """Log L2 tables that are empty, foreign, or used by two L1 entries; returns L1 index -> what a foreign one is."""
@@ -65,7 +66,14 @@ def table_notes(
         log.add("L2-TABLE-FOREIGN", offset, size, numbers={"kind": kind}, **place(row))
     for row in np.flatnonzero(tables.active > 1)[:MOST].tolist():
         if tables.offset[row]:
-            log.add("L2-TABLE-SHARED", int(tables.offset[row]), size, other=int(tables.active[row]), **place(row))
+            users = np.flatnonzero((active_l1 & np.uint64(OFFSET_MASK)) == tables.offset[row])[:4].tolist()
+            named = " and ".join(
+                f"L1 entry {index} (guest {int(geometry.guest_offset(index, 0)):#x})" for index in users
+            )
+            log.add(
+                "L2-TABLE-SHARED", int(tables.offset[row]), size, other=int(tables.active[row]), numbers={"owners": f": {named}"},
+                **place(row),
+            )  # fmt: skip
     return kinds
 
 

@@ -188,10 +188,12 @@ class _Check:
         self._lap("compare", started)
         started = time.perf_counter()
         found = intervals(geometry, regions.claims, tables, stored, regions.bitmap_data, census.total_clusters)
-        find_overlaps(found, census, geometry, self.log)
+        find_overlaps(found, census, self.meta, geometry, tables, self.log)
         missing_blocks(stored, census, geometry, self.log)
         if judge:
-            self.foreign_kinds = table_notes(self.meta, geometry, tables, self.empty, self.foreign, self.log)
+            self.foreign_kinds = table_notes(
+                self.meta, geometry, tables, self.empty, self.foreign, regions.active_l1, self.log
+            )
             log_tail(self.meta, geometry, stored, regions, self.mapping, self.log)
         self._lap("overlaps", started)
 

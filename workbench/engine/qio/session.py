@@ -302,6 +302,8 @@ def _open_words(error: QwbError) -> str:
     """Why an image does not open: in qemu-io's words where a file cannot be opened, of the file that is meant."""
     reason = error.__cause__
     if not isinstance(reason, OSError):
+        advice = error.hint
+        error.hint = None if advice and "--backing" in advice else advice  # qemu-io has no such options
         return str(error)
     words = (
         f"Could not open '{os.fsdecode(reason.filename)}': {reason.strerror}"

@@ -124,7 +124,7 @@ def test_messages_of_limits_name_them() -> None:
     result = check(load(Tiny(header=header).build()))
     said = " ".join(found.message for found in result.findings)
     assert "the limit of 1023" in said and "the limit of 65536" in said
-    for record, limit in (((65536, 0, 100, 0x10000), "65535"), ((1, 0, 1 << 40, 0x10000), "69139425")):
+    for record, limit in (((65536, 0, 100, 0x10000), "65535"), ((1, 0, 1 << 40, 0x10000), "67107840")):
         data = struct.pack(">IIII", 0x23852875, 24, *record[:2]) + struct.pack(">QQ", *record[2:]) + bytes(8)
         found = check(load(Tiny(autoclear=1, extensions=data).build())).findings
         assert any(limit in each.message for each in found), [each.message for each in found]

@@ -105,7 +105,6 @@ BY_RECIPE = {
     "DATA-CROSS-LINKED": "cluster-bits-wrong",
     "DATA-OVERLAPS-COMPRESSED": "cluster-bits-wrong",
     "REFCOUNT-PAST-EOF": "cluster-bits-wrong",
-    "FILE-TAIL-UNUSED": "block-unaligned",
     "SNAPSHOTS-TOO-MANY": "snapshots-too-many",
     "SNAPSHOT-TABLE-UNALIGNED": "snapshots-offset-unaligned",
     "SNAPSHOT-UNREADABLE": "truncated-snapshots",

@@ -504,6 +504,17 @@ def test_a_snapshot_table_with_more_entries_than_there_are_loses_none(image: Pat
     assert [each.name for each in plan.result_after.meta.snapshots] == ["a\tb", "second"] and plan.after.clean
 
 
+def test_a_snapshot_table_beside_its_offset_is_found_again_with_its_names(image: Path) -> None:
+    _named_snapshot("a\tb")(image)
+    with Editor(image) as editor:
+        place = editor.get("snapshots_offset")
+        editor.set("snapshots_offset", place | 8)
+    plan = planned(image)
+    found = plan.result_after.meta
+    assert [each.name for each in found.snapshots] == ["a\tb", "second"] and found.header.snapshots_offset == place
+    assert plan.after.clean
+
+
 # -- bitmaps -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from formats.qcow2.tables import BITMAP_TABLE_ENTRY, OFFSET_MASK
+from formats.qcow2.entries import offset_of
 from workbench.check.findings import FindingLog
 from workbench.check.passes_l2 import MappingStats
 from workbench.check.passes_refcounts import StoredRefcounts
@@ -66,7 +66,7 @@ def table_notes(
         log.add("L2-TABLE-FOREIGN", offset, size, numbers={"kind": kind}, **place(row))
     for row in np.flatnonzero(tables.active > 1)[:MOST].tolist():
         if tables.offset[row]:
-            users = np.flatnonzero((active_l1 & np.uint64(OFFSET_MASK)) == tables.offset[row])[:4].tolist()
+            users = np.flatnonzero(offset_of(active_l1) == tables.offset[row])[:4].tolist()
             named = " and ".join(
                 f"L1 entry {index} (guest {int(geometry.guest_offset(index, 0)):#x})" for index in users
             )
@@ -121,7 +121,7 @@ def _bitmap_tails(meta: Metadata, geometry: Geometry, log: FindingLog) -> None:
         if not 0 <= tail < size * 8:
             continue
         words = meta.read_words(Region(each.table_offset + last * 8, 8), 8)
-        offset = int(BITMAP_TABLE_ENTRY["offset"].get(int(words[0])))
+        offset = offset_of(int(words[0]))
         if not offset or offset % size or offset >= meta.file_size:
             continue
         data = np.frombuffer(meta.storage.read(offset + tail // 8, size - tail // 8), dtype=np.uint8)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK, compressed_range
+from formats.qcow2.entries import L2Entries
 from workbench.check import kinds
 from workbench.check.census import Census, Claim
 from workbench.check.findings import FindingLog
@@ -158,15 +158,13 @@ def name_owners(meta: Metadata, geometry: Geometry, tables: L2Set, clusters: NDA
             words = read_batch(meta, tables, rows, geometry).words
         except StorageError:
             continue  # reported as READ-ERROR by the check itself
-        packed = (words & np.uint64(COMPRESSED)) != 0
-        start, end = compressed_range(words, geometry.cluster_bits)
-        plain = words & np.uint64(OFFSET_MASK)
-        start = np.where(packed, start, plain)
-        last = np.where(packed, end - np.uint64(1), plain + np.uint64(geometry.cluster_size - 1))
+        each = L2Entries(words, meta.shape)
+        packed = each.packed
+        start, end = each.range
         low = np.searchsorted(wanted, (start >> bits).astype(np.int64))
-        high = np.searchsorted(wanted, (last >> bits).astype(np.int64), side="right")
+        high = np.searchsorted(wanted, ((end - np.uint64(1)) >> bits).astype(np.int64), side="right")
         for row, col in zip(
-            *(axis.tolist() for axis in np.nonzero((high > low) & (packed | (plain != 0)))), strict=True
+            *(axis.tolist() for axis in np.nonzero((high > low) & (packed | each.placed))), strict=True
         ):
             table = rows[row]
             snapshot = int(tables.snapshot[table])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from workbench.check.triage import LeakRun, LostTable, Triage
     from workbench.engine.unreferenced import Unreferenced
 
-LOOK_AT: Final = 256 << 20
-"""Bytes of unreferenced content that a check looks at unless it is told to look at all."""
 _COUNTED_IN_REGIONS = {
     "SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE", "REGION-BEYOND-EOF",
 }  # fmt: skip
@@ -61,9 +59,8 @@ def check(
 ) -> CheckResult:
     """Check an image. Never writes, never raises on content.
 
-    fast: no content probes (leak triage without reading leaked clusters).  deep: look at all content that nothing refers
-    to, not at LOOK_AT bytes of it only (before a repair lets anything go).  progress: called now and then from this
-    thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
+    fast: no content probes (leak triage without reading leaked clusters).  deep: read every cluster that nothing refers to,
+    however many there are (before a repair lets anything go).  progress: called now and then from this thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
     log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).
     """
     run = _Check(meta, fast, deep, progress, cancel, window, threads)
@@ -84,8 +81,7 @@ class _Check:
         threads: int,
     ) -> None:
         self.meta = meta
-        self.fast = fast
-        self.deep = deep
+        self.fast, self.deep = fast, deep
         self.progress = progress
         self.cancel = cancel
         self.window = window
@@ -259,28 +255,6 @@ class _Check:
     def _lap(self, name: str, started: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def _unreferenced(self, census: Census) -> Unreferenced:
-        """What lies where nothing refers to: all of it, or (unless deep) as much as LOOK_AT bytes."""
-        from workbench.engine.unreferenced import scan
-
-        geometry = self.meta.geometry
-        assert geometry is not None
-        referenced = census.counts[: geometry.clusters(self.meta.file_size)] > 0
-        limit = 0 if self.fast else None if self.deep else LOOK_AT
-        external = self.meta.header.has("data_file")
-        return scan(self.meta.storage, geometry, referenced, external=external, limit=limit, cancel=self._cancelled)
-
-    def _with_lost(self, triage: Triage, geometry: Geometry, findings: Findings) -> Findings:
-        """The findings, with a row for each lost table: qemu-img counts none, but a repair may act on it."""
-        for each in triage.lost[:MOST]:
-            where = {}
-            if each.fits and each.certain:
-                guest = int(geometry.guest_offset(each.fits[0], 0))
-                where = {"index": each.fits[0], "guest": guest, "guest_length": geometry.l2_coverage}
-            numbers = {"entries": each.entries, "lost": each.leaked}
-            self.log.add("L2-TABLE-LOST", each.offset, geometry.cluster_size, numbers=numbers, **where)
-        return self.log.freeze() if triage.lost else findings
-
     # -- outcome -------------------------------------------------------------------------------------------------------
 
     def _result(self, aborted: str | None, census: Census | None, regions: Regions, tables: L2Set) -> CheckResult:
@@ -302,20 +276,21 @@ class _Check:
         runs: tuple[LeakRun, ...] = ()
         lost: tuple[LostTable, ...] = ()
         causes: tuple[Cause, ...] = ()
+        unreferenced: Unreferenced | None = None
         started = time.perf_counter()
-        loose = self._unreferenced(census) if geometry is not None and census is not None else None
-        if geometry is not None and (len(findings) or (loose is not None and loose.tables)):
+        if geometry is not None and (len(findings) or self._blank(census, regions)):
             # Imported here: clean images, the most frequent, do without.
             from workbench.check.causes import find_causes
-            from workbench.check.triage import Judge, Triage
+            from workbench.check.triage import PROBE_BYTES, Judge, Triage
 
             triage = Triage()
-            if census is not None and loose is not None:
+            if census is not None:
                 triage = Judge(
-                    self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign, loose,
-                    fast=self.fast, cancelled=self._cancelled,
+                    self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
+                    limit=0 if self.fast else None if self.deep else PROBE_BYTES, cancelled=self._cancelled,
                 ).run()  # fmt: skip
-                findings = self._with_lost(triage, geometry, findings)
+            unreferenced = triage.found
+            findings = self._with_lost(triage, geometry, self._at_risk(triage, findings, size))
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
         elif len(findings):
@@ -325,5 +300,35 @@ class _Check:
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
-            tables, causes, runs, lost, fast=self.fast, seconds=self.seconds,
+            tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds,
         )  # fmt: skip
+
+    def _blank(self, census: Census | None, regions: Regions) -> bool:
+        """The disk has no L2 table at all, though the file holds something that nothing refers to."""
+        if census is None or self.fast or regions.active_l1.any() or not self.meta.header.size:
+            return False
+        loose = np.flatnonzero(census.counts[: len(census) - 1] == 0)
+        start = self.meta.storage.next_data(int(loose[0]) << self.meta.header.cluster_bits) if loose.size else None
+        return start is not None
+
+    def _with_lost(self, triage: Triage, geometry: Geometry, findings: Findings) -> Findings:
+        """The findings, with a row for each lost table: qemu-img counts none, but a repair may act on it."""
+        for each in triage.lost[:MOST]:
+            where = {}
+            if each.fits and each.certain:
+                guest = int(geometry.guest_offset(each.fits[0], 0))
+                where = {"index": each.fits[0], "guest": guest, "guest_length": geometry.l2_coverage}
+            numbers = {"entries": each.entries, "lost": each.leaked}
+            self.log.add("L2-TABLE-LOST", each.offset, geometry.cluster_size, numbers=numbers, **where)
+        return self.log.freeze() if triage.lost else findings
+
+    def _at_risk(self, triage: Triage, findings: Findings, size: int) -> Findings:
+        """The warning that opening the image for writing would free what may be guest data: one row for all of it."""
+        kept = [each for each in triage.runs if each.keep]
+        if not self.meta.header.has("dirty") or not (kept or triage.lost):
+            return findings
+        places = [(each.offset, each.length) for each in kept] or [(each.offset, size) for each in triage.lost]
+        first, end = min(at for at, _ in places), max(at + length for at, length in places)
+        amount = sum(length for _, length in places)
+        self.log.add("OPEN-FREES-DATA", first, end - first, count=max(1, amount // size), numbers={"amount": amount})
+        return self.log.freeze()

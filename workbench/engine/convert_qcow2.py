@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from formats.qcow2.entries import ClusterType
 from workbench.engine.convert import Cancelled, CopyResult, Piece, Progress, Source, readable
 from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.image import Image
 from workbench.engine.layers import Layer, Qcow2Layer
-from workbench.engine.mapping import ClusterType
 from workbench.engine.reading import flatten
 from workbench.engine.target import open_target
 from workbench.errors import ArgumentError, QwbError

@@ -15,6 +15,7 @@ from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
 from formats.luks.header import LuksHeader, parse_luks
 from formats.qcow2 import limits
 from formats.qcow2.bitmaps import BitmapDirectory, parse_bitmap_directory
+from formats.qcow2.entries import Shape
 from formats.qcow2.extensions import (
     BitmapsExtension,
     EncryptionExtension,
@@ -93,6 +94,14 @@ class Metadata:
             return None
         order = header.refcount_order if header.refcount_order <= limits.MAX_REFCOUNT_ORDER else 4
         return Geometry(header.cluster_bits, order, header.has("extended_l2"))
+
+    @cached_property
+    def shape(self) -> Shape:
+        """What decides how table entries read; only where there is a geometry."""
+        assert self.geometry is not None
+        return Shape(
+            self.geometry.cluster_bits, self.geometry.extended_l2, self.header.version, self.header.has("data_file")
+        )
 
     @cached_property
     def header_length(self) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from formats.qcow2 import limits
 from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, compressed_range, words
 from workbench.errors import StorageError
 
@@ -31,6 +32,8 @@ RUN_BYTES: Final = 4 << 20
 """Bytes read at once."""
 MAX_RECORDS: Final = 1 << 17
 """Tables described one by one; further ones are in `is_table` and `mapped` alone."""
+MAX_HEADS: Final = 1024
+"""Clusters that may begin a snapshot table and are looked at more closely."""
 _SLICE_BYTES: Final = 128 << 10
 """Bytes judged at once: as much as stays in the processor's cache with what is computed from it."""
 _SEPARATE_RUNS: Final = 16
@@ -112,7 +115,7 @@ class Unreferenced:
     content: unreferenced and not zero, or not readable.  mapped: a lost table maps it (whether referenced or not);
     is_table: holds a lost L2 or L1 table.  looked_at: bytes of unreferenced clusters that were read or are known to be
     holes; not_looked_at: host clusters [start, end) left out because of the limit, one row each; unreadable: clusters
-    that could not be read.
+    that could not be read.  snapshot_tables: host offsets (bytes) of what reads as a snapshot table.
     """
 
     content: NDArray[np.bool_]
@@ -124,6 +127,7 @@ class Unreferenced:
     not_looked_at: NDArray[np.int64]
     unreadable: int = 0
     more_tables: int = 0
+    snapshot_tables: tuple[int, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -288,6 +292,7 @@ class _Scan:
         self.likely: list[NDArray[np.int64]] = []
         self.tables: list[TableLike] = []
         self.l1: list[L1Like] = []
+        self.heads: list[int] = []
         self.more = self.unreadable = self.looked_at = self.read_bytes = 0
         self.end = self.total
         self._known: dict[int, bool] = {}
@@ -318,6 +323,7 @@ class _Scan:
             rest,
             self.unreadable,
             self.more,
+            tuple(each << self.bits for each in self.heads if self._is_snapshot_table(each)),
         )
 
     # -- first pass: what is not zero, what may be a table --------------------------------------------------------------
@@ -366,6 +372,8 @@ class _Scan:
                 chosen = np.flatnonzero(some)
                 if chosen.size:
                     self.content[first : first + len(raw)] |= some
+                    heads = chosen[self._head_shaped(raw[chosen, :2])]
+                    self.heads += (heads[: MAX_HEADS - len(self.heads)] + first).tolist()
                     shaped = chosen[self._table_shaped(raw if chosen.size == len(raw) else raw[chosen])]
                     if shaped.size:
                         self.likely.append((shaped + first).astype(np.int64))
@@ -387,6 +395,30 @@ class _Scan:
                     self.unreadable += 1
                 continue
             yield cluster, data
+
+    def _head_shaped(self, rows: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether the first two words of clusters, as in the file, could begin a snapshot table: an L1 table in the file,
+        its size, lengths of ID and name."""
+        offset, sizes = rows.byteswap().T
+        good = (offset != 0) & (offset < np.uint64(self.size)) & ((offset & np.uint64(self.cluster - 1)) == 0)
+        entries, ident, name = (
+            sizes >> np.uint64(32),
+            (sizes >> np.uint64(16)) & np.uint64(0xFFFF),
+            sizes & np.uint64(0xFFFF),
+        )
+        good &= (entries > 0) & (entries <= np.uint64(limits.MAX_L1_SIZE // 8))
+        result: NDArray[np.bool_] = good & (ident > 0) & (ident <= 128) & (name > 0) & (name <= 1024)
+        return result
+
+    def _is_snapshot_table(self, cluster: int) -> bool:
+        """Whether the first entry has a decimal or printable ID where it should be."""
+        try:
+            data = self.storage.read(cluster << self.bits, 40 + 1024 + 128)
+        except StorageError:
+            return False
+        extra, length = int.from_bytes(data[36:40], "big"), int.from_bytes(data[12:14], "big")
+        ident = data[40 + extra : 40 + extra + length]
+        return extra <= 1024 and len(ident) == length and all(32 < byte < 127 for byte in ident)
 
     def _table_shaped(self, rows: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Quick test of whole clusters, as in the file: half of the words that are not zero could be entries, as far as

@@ -33,7 +33,6 @@ STYLES: Final = {
 """Glyph and style of a row: shape and colour say the same."""
 
 
-
 class Column(Enum):
     """The columns in the order in which they stand; the value is the heading."""
 

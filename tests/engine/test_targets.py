@@ -153,6 +153,24 @@ def test_space_that_is_to_be_taken_at_once_is_looked_for_first(folder: Path) -> 
     assert contents(folder) == before
 
 
+def test_a_conversion_over_a_private_file_stays_private_all_the_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.engine import convert_qcow2 as module
+
+    (folder / "private").write_bytes(b"x")
+    (folder / "private").chmod(0o600)
+    seen, real = [], module.create_file
+
+    def watch(path: str, *more: object, **options: object) -> None:
+        seen.append(os.stat(path).st_mode & 0o777)
+        real(path, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "create_file", watch)
+    assert qwb("convert", "-O", "qcow2", "top.qcow2", "private")[0] == 0
+    assert seen == [0o600] and os.stat("private").st_mode & 0o777 == 0o600
+
+
 def test_resize_refuses_a_data_file_that_is_also_read(folder: Path) -> None:
     with Image.open("base.qcow2") as image:
         disk = image.read(0, 1 << 20)

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "SNAPSHOT-L1-OFFSET",
     "BACKING-NOT-FOLLOWED",
     "DATA-FILE-MISSING",
+    "OPEN-FREES-DATA",
 }
 """Codes that tests/check triggers with images made for them."""
 

@@ -30,6 +30,7 @@ def check_file(
     storage: Storage,
     *,
     fast: bool = False,
+    deep: bool = False,
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
@@ -43,8 +44,9 @@ def check_file(
     log = FindingLog()
     aborted = companions(meta, log)
     return check(
-        meta, fast=fast, progress=progress, cancel=cancel, window=window, threads=threads, log=log, aborted=aborted
-    )
+        meta, fast=fast, deep=deep, progress=progress, cancel=cancel, window=window, threads=threads, log=log,
+        aborted=aborted,
+    )  # fmt: skip
 
 
 def companions(meta: Metadata, log: FindingLog) -> str | None:
@@ -75,8 +77,13 @@ def companions(meta: Metadata, log: FindingLog) -> str | None:
         try:
             storage = FileStorage.open(target)
         except StorageError as error:
-            log.add("BACKING-MISSING", *place, numbers={"what": f"backing file: {error}"})
-            return reason or f"backing file: {error}"
+            of = "" if current is meta else f" of {path}"
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            why = f"the backing file {name!r}{of} " + (
+                f"is missing: there is no {target}" if missing else f"cannot be opened: {error}"
+            )
+            log.add("BACKING-MISSING", *place, numbers={"what": why, "missing": name if missing else ""})
+            return reason or why
         with storage:
             lower = load_metadata(storage)
             if declared not in (None, "qcow2") or (declared is None and not lower.is_qcow2):
@@ -107,8 +114,12 @@ def _data_file(meta: Metadata, log: FindingLog) -> str | None:
     try:
         FileStorage.open(name).close()
     except StorageError as error:
-        log.add("DATA-FILE-MISSING", *field("incompatible_features"), numbers={"what": f"external data file: {error}"})
-        return f"external data file: {error}"
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        how = "is missing" if missing else f"cannot be opened: {error}"
+        why = f"the external data file {name!r} {how}"
+        numbers = {"what": why, "missing": name if missing else ""}
+        log.add("DATA-FILE-MISSING", *field("incompatible_features"), numbers=numbers)
+        return why
     return None
 
 

@@ -126,7 +126,7 @@ p(
     "L2-TABLE-SHARED",
     WARNING,
     "Two L1 entries use one L2 table",
-    "L2 table at {table:#x} is used by {other} entries of the same L1 table",
+    "L2 table at {table:#x} is used by {other} entries of the same L1 table{owners}",
     "Two ranges of the same disk are described by one table, so they share all their data.",
     "The L1 table was partly overwritten with its own content, or a table counted as free was given away again.",
     "A write to one range appears in the other.",
@@ -228,6 +228,17 @@ p(
     "The table exists but maps nothing.",
     "All of its range was discarded (harmless), or the table was wiped.",
     "The range reads as unallocated.",
+    fix.RELINK_L2,
+)
+p(
+    "L2-TABLE-LOST",
+    WARNING,
+    "Lost L2 table",
+    "The cluster at {offset:#x} is an L2 table of {entries} entries that no L1 table refers to",
+    "A table of the disk's mapping has no place any more, nor have the clusters that it maps. qemu-img sees leaks, or, where the "
+    "refcounts are lost as well, nothing at all.",
+    "An L1 entry, or the whole L1 table, was overwritten or never reached the disk; or a snapshot was deleted half-way.",
+    "Its range of the disk reads as unallocated, until the table is linked again.",
     fix.RELINK_L2,
 )
 p(

@@ -16,6 +16,7 @@ from workbench.errors import QwbError
 if TYPE_CHECKING:
     from workbench.check.causes import Cause
     from workbench.check.triage import LeakRun, LostTable
+    from workbench.engine.unreferenced import Unreferenced
 
 
 class CheckCancelled(QwbError):
@@ -55,6 +56,7 @@ class CheckResult:
     corruptions, leaks, check_errors: counted as qemu-img counts them.  aborted: why QEMU would give no result, or None.
     census: references and flags per host cluster; None when the header gives no geometry, or when the file was so large
     that it was counted in windows.  claims: where the metadata structures lie.  tables: every L2 table.
+    unreferenced: what lies in clusters that nothing refers to; None when nobody had reason to look.
     """
 
     meta: Metadata
@@ -71,6 +73,7 @@ class CheckResult:
     causes: tuple[Cause, ...] = ()
     orphans: tuple[LeakRun, ...] = ()
     lost_tables: tuple[LostTable, ...] = ()
+    unreferenced: Unreferenced | None = None
     fast: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -82,7 +85,12 @@ class CheckResult:
     def kept_leaks(self) -> int:
         """Leaked clusters that may be guest data which lost its place; no repair frees them unasked."""
         size = self.meta.geometry.cluster_size if self.meta.geometry else 1
-        return sum(run.length for run in self.orphans if run.keep) // size
+        return sum(run.length for run in self.orphans if run.keep and run.counted) // size
+
+    @property
+    def unsafe_to_write(self) -> bool:
+        """Any program that opens the image for writing would count its refcounts anew and free possible guest data."""
+        return "OPEN-FREES-DATA" in self.findings.by_code
 
     def by_severity(self) -> dict[Severity, int]:
         """Items found per severity (counted by qemu-img or not)."""
@@ -112,6 +120,8 @@ class CheckResult:
                 out[key] = value
         if self.aborted is not None:
             out["aborted"] = self.aborted
+        if self.unsafe_to_write:
+            out["do-not-open-writable"] = True
         out["summary"] = {code: {"items": items, "counted": n} for code, (items, n) in self.findings.by_code.items()}
         out["causes"] = [each.as_json() for each in self.causes]
         out["lost-tables"] = [each.as_json() for each in self.lost_tables]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.entries import is_copied
+from formats.qcow2.tables import COPIED
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
-from workbench.check.extras import log_tail, log_unused, table_notes
+from workbench.check.extras import MOST, UNCOUNTED, log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
 from workbench.check.luks import check_luks
 from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
@@ -35,16 +35,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workbench.check.causes import Cause
+    from workbench.check.findings import Findings
     from workbench.check.passes_l2 import Flags
-    from workbench.check.triage import LeakRun, LostTable
+    from workbench.check.triage import LeakRun, LostTable, Triage
+    from workbench.engine.unreferenced import Unreferenced
 
-_COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
+_COUNTED_IN_REGIONS = {
+    "SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE", "REGION-BEYOND-EOF",
+}  # fmt: skip
 
 
 def check(
     meta: Metadata,
     *,
     fast: bool = False,
+    deep: bool = False,
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
@@ -54,11 +59,11 @@ def check(
 ) -> CheckResult:
     """Check an image. Never writes, never raises on content.
 
-    fast: no content probes (leak triage without reading leaked clusters).  progress: called now and then from this
-    thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
+    fast: no content probes (leak triage without reading leaked clusters).  deep: read every cluster that nothing refers to,
+    however many there are (before a repair lets anything go).  progress: called now and then from this thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
     log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).
     """
-    run = _Check(meta, fast, progress, cancel, window, threads)
+    run = _Check(meta, fast, deep, progress, cancel, window, threads)
     if log is not None:
         run.log = log
     return run.run(aborted)
@@ -69,13 +74,14 @@ class _Check:
         self,
         meta: Metadata,
         fast: bool,
+        deep: bool,
         progress: ProgressSink | None,
         cancel: Cancel | None,
         window: int,
         threads: int,
     ) -> None:
         self.meta = meta
-        self.fast = fast
+        self.fast, self.deep = fast, deep
         self.progress = progress
         self.cancel = cancel
         self.window = window
@@ -105,7 +111,8 @@ class _Check:
         self.check_errors += regions.check_errors
         tables = regions.collector.result()
         census = self._count(geometry, regions, tables)
-        log_unused(self.meta, geometry, self.highest, self.log)
+        if regions.abort is None and refusal is None and not self.log.has(*UNCOUNTED):
+            log_unused(self.meta, geometry, self.highest, self.log)
         return self._result(aborted, census, regions, tables)
 
     # -- counting ------------------------------------------------------------------------------------------------------
@@ -177,10 +184,12 @@ class _Check:
         self._lap("compare", started)
         started = time.perf_counter()
         found = intervals(geometry, regions.claims, tables, stored, regions.bitmap_data, census.total_clusters)
-        find_overlaps(found, census, geometry, self.log)
+        find_overlaps(found, census, self.meta, geometry, tables, self.log)
         missing_blocks(stored, census, geometry, self.log)
         if judge:
-            self.foreign_kinds = table_notes(self.meta, geometry, tables, self.empty, self.foreign, self.log)
+            self.foreign_kinds = table_notes(
+                self.meta, geometry, tables, self.empty, self.foreign, regions.active_l1, self.log
+            )
             log_tail(self.meta, geometry, stored, regions, self.mapping, self.log)
         self._lap("overlaps", started)
 
@@ -220,7 +229,7 @@ class _Check:
         offset = words & np.uint64((1 << 56) - (1 << 9))
         used, words, offset = used[offset != 0], words[offset != 0], offset[offset != 0]
         one, unreadable = self._ones(census, stored, as_clusters(offset, geometry.cluster_bits))
-        wrong = (one != is_copied(words)) & ~unreadable
+        wrong = (one != ((words & np.uint64(COPIED)) != 0)) & ~unreadable
         if wrong.any():
             table = L1Table(self.meta.header.l1_table_offset, regions.active_l1, ACTIVE)
             log_l1(self.log, geometry, "L1-COPIED-WRONG", table, used[wrong], words[wrong], 1)
@@ -267,26 +276,59 @@ class _Check:
         runs: tuple[LeakRun, ...] = ()
         lost: tuple[LostTable, ...] = ()
         causes: tuple[Cause, ...] = ()
+        unreferenced: Unreferenced | None = None
         started = time.perf_counter()
-        if geometry is not None and len(findings):
+        if geometry is not None and (len(findings) or self._blank(census, regions)):
             # Imported here: clean images, the most frequent, do without.
             from workbench.check.causes import find_causes
-            from workbench.check.triage import Judge, Triage
+            from workbench.check.triage import PROBE_BYTES, Judge, Triage
 
             triage = Triage()
             if census is not None:
                 triage = Judge(
                     self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
-                    fast=self.fast, cancelled=self._cancelled,
+                    limit=0 if self.fast else None if self.deep else PROBE_BYTES, cancelled=self._cancelled,
                 ).run()  # fmt: skip
+            unreferenced = triage.found
+            findings = self._with_lost(triage, geometry, self._at_risk(triage, findings, size))
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
         elif len(findings):
             from workbench.check.causes import header_cause
 
-            causes = header_cause(findings)
+            causes = header_cause(self.meta, findings)
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
-            tables, causes, runs, lost, fast=self.fast, seconds=self.seconds,
+            tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds,
         )  # fmt: skip
+
+    def _blank(self, census: Census | None, regions: Regions) -> bool:
+        """The disk has no L2 table at all, though the file holds something that nothing refers to."""
+        if census is None or self.fast or regions.active_l1.any() or not self.meta.header.size:
+            return False
+        loose = np.flatnonzero(census.counts[: len(census) - 1] == 0)
+        start = self.meta.storage.next_data(int(loose[0]) << self.meta.header.cluster_bits) if loose.size else None
+        return start is not None
+
+    def _with_lost(self, triage: Triage, geometry: Geometry, findings: Findings) -> Findings:
+        """The findings, with a row for each lost table: qemu-img counts none, but a repair may act on it."""
+        for each in triage.lost[:MOST]:
+            where = {}
+            if each.fits and each.certain:
+                guest = int(geometry.guest_offset(each.fits[0], 0))
+                where = {"index": each.fits[0], "guest": guest, "guest_length": geometry.l2_coverage}
+            numbers = {"entries": each.entries, "lost": each.leaked}
+            self.log.add("L2-TABLE-LOST", each.offset, geometry.cluster_size, numbers=numbers, **where)
+        return self.log.freeze() if triage.lost else findings
+
+    def _at_risk(self, triage: Triage, findings: Findings, size: int) -> Findings:
+        """The warning that opening the image for writing would free what may be guest data: one row for all of it."""
+        kept = [each for each in triage.runs if each.keep]
+        if not self.meta.header.has("dirty") or not (kept or triage.lost):
+            return findings
+        places = [(each.offset, each.length) for each in kept] or [(each.offset, size) for each in triage.lost]
+        first, end = min(at for at, _ in places), max(at + length for at, length in places)
+        amount = sum(length for _, length in places)
+        self.log.add("OPEN-FREES-DATA", first, end - first, count=max(1, amount // size), numbers={"amount": amount})
+        return self.log.freeze()

@@ -1,4 +1,8 @@
-"""Leak triage: is a leaked cluster waste, or guest data whose mapping was lost? And lost L2 tables, with where they fit.
+"""Triage of what nothing refers to: waste, or guest data whose mapping was lost? And lost L2 tables, with where they fit.
+
+A stored refcount says which clusters are leaked, not which matter: where refcounts cannot be trusted, or something of the
+mapping is missing, what counts as free is judged as well. Waste is only what was looked at, and is empty or has no evidence
+of a gap that it could have come from; what was not looked at is called that.
 
 Evidence, strongest first: a leaked L2 table maps the clusters; the leak fits exactly between the host clusters of two
 guest neighbours; an emptied, foreign or unreachable L2 table leaves a guest window that has room for it; its content is
@@ -7,7 +11,7 @@ a table, a compressed stream or a recognisable file system.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -19,13 +23,15 @@ from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
 from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.luks.header import parse_luks
 from formats.qcow2 import limits
-from formats.qcow2.tables import OFFSET_MASK
+from formats.qcow2.tables import OFFSET_MASK, words
 from workbench.check import content, kinds
 from workbench.check.census import Census
 from workbench.check.findings import Findings
 from workbench.check.neighbours import guest_of_clusters, is_unmapped
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
+from workbench.engine.unreferenced import Grade, TableLike, Unreferenced, read_table, runs_of, scan
+from workbench.errors import StorageError
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
@@ -34,8 +40,57 @@ if TYPE_CHECKING:
 MAX_RUNS: Final = 4096
 """Leaked runs that are judged one by one."""
 MAX_PROBES: Final = 1024
-"""Leaked clusters whose content is looked at."""
+"""Clusters whose content is described."""
+PROBE_BYTES: Final = 256 << 20
+"""Bytes of unreferenced clusters that a plain check reads; a repair reads them all."""
+_MANY_CLUSTERS: Final = 64
+_MANY_BYTES: Final = 8 << 20
+"""Leaks that are more, in both, are more than interrupted writes leave."""
 _PROBE: Final = 72 << 10
+_LIKELY: Final = 0.6
+"""Confidence of what is not certain: no repair links it unasked."""
+
+
+_HARMLESS_SNAPSHOT_CODES: Final = {"SNAPSHOT-DUPLICATE-ID", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-WITH-DATA-FILE"}
+_EVIDENCE: Final = {
+    "L1-TABLE-UNALIGNED": "the L1 table is not where the header says",
+    "L1-TABLE-OFFSET": "the L1 table is not where the header says",
+    "L1-TABLE-TOO-SMALL": "the L1 table is shorter than the disk needs",
+    "L1-TABLE-TOO-LARGE": "the L1 table has an impossible size",
+    "REGION-BEYOND-EOF": "a table lies past the end of the file",
+    "READ-ERROR": "a table cannot be read",
+    "L1-ENTRY-RESERVED": "an L1 entry is damaged",
+    "L2-TABLE-SHARED": "two L1 entries lead to one L2 table",
+    "L2-ENTRY-UNALIGNED": "an L2 entry cannot be read",
+    "L2-ENTRY-BEYOND-EOF": "an L2 entry leads past the end of the file",
+    "L2-ENTRY-RESERVED": "an L2 entry is damaged",
+    "L2-COPIED-UNALLOCATED": "an L2 entry has lost its offset",
+    "SUBCLUSTER-UNALLOCATED": "an L2 entry has lost its offset",
+    "COMPRESSED-BEYOND-EOF": "a compressed cluster's entry leads past the end of the file",
+    "COMPRESSED-COPIED": "a compressed cluster's entry is damaged",
+    "COMPRESSED-RESERVED": "a compressed cluster's entry is damaged",
+    "COMPRESSED-WITH-SUBCLUSTERS": "a compressed cluster's entry is damaged",
+    "METADATA-OVERLAP": "a table lies where another one is",
+    "DATA-OVERLAPS-METADATA": "an L2 entry leads to a table",
+    "DATA-CROSS-LINKED": "two L2 entries lead to one cluster",
+    "DATA-OVERLAPS-COMPRESSED": "two L2 entries lead to one cluster",
+}
+"""Findings by which something of the mapping is missing, though no whole L2 table is; the reason as a clause."""
+_REFCOUNTS_DOUBTFUL: Final = {
+    "IMAGE-DIRTY",
+    "REFBLOCK-MISSING",
+    "REFBLOCK-UNALIGNED",
+    "REFBLOCK-BEYOND-EOF",
+    "REFBLOCK-RESERVED",
+    "REFBLOCK-SHARED",
+    "REFTABLE-MISSING",
+    "REFTABLE-TOO-LARGE",
+    "REFTABLE-UNALIGNED",
+    "REFTABLE-OFFSET",
+    "REFCOUNT-ZERO",
+    "REFCOUNT-UNREADABLE",
+}
+"""Findings after which a stored refcount of 0 does not mean that a cluster is free."""
 
 
 class Verdict(Enum):
@@ -43,13 +98,15 @@ class Verdict(Enum):
 
     WASTE = "waste"
     POSSIBLE_DATA = "possible guest data"
+    UNKNOWN = "not looked at"
 
 
 @dataclass(frozen=True, slots=True)
 class LeakRun:
-    """Neighbouring leaked clusters. offset, length: host bytes.  content: what its first cluster holds.
+    """Neighbouring clusters that nothing refers to. offset, length: host bytes.  content: what the first ones hold.
 
-    confidence: 0 to 1, in the verdict.  guest: where in the active disk it fits, or None.
+    confidence: 0 to 1, in the verdict.  guest: where in the active disk it fits, or None.  counted: they are leaked, that
+    is their refcounts say that they are in use; else they count as free.
     """
 
     offset: int
@@ -59,11 +116,12 @@ class LeakRun:
     reason: str
     content: str
     guest: int | None = None
+    counted: bool = True
 
     @property
     def keep(self) -> bool:
         """A repair must not free it unless told to."""
-        return self.verdict is Verdict.POSSIBLE_DATA
+        return self.verdict is not Verdict.WASTE
 
     def as_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -76,6 +134,8 @@ class LeakRun:
         }
         if self.guest is not None:
             out["guest-offset"] = self.guest
+        if not self.counted:
+            out["counts-as-free"] = True
         return out
 
 
@@ -83,7 +143,7 @@ class LeakRun:
 class LostTable:
     """A cluster that holds an L2 table which no L1 entry refers to. offset: host bytes.
 
-    entries: entries in use; leaked: how many of their clusters are leaked.  fits: L1 indices of the active disk that it
+    entries: entries in use; leaked: how many of the clusters that they map nothing else refers to.  fits: L1 indices of the active disk that it
     may belong to, best first; confidence is that of the first one.  evidence: lines for people.
     """
 
@@ -93,6 +153,11 @@ class LostTable:
     fits: tuple[int, ...]
     confidence: float
     evidence: tuple[str, ...]
+
+    @property
+    def certain(self) -> bool:
+        """No other place is possible: a repair may link it unasked."""
+        return self.confidence >= 0.85
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -116,12 +181,14 @@ class Gap:
 
 @dataclass(slots=True)
 class Triage:
-    """The outcome. gaps: windows without mapping that look like losses."""
+    """The outcome. gaps: windows without mapping that look like losses.  found: what lies in unreferenced clusters, None
+    when nobody looked."""
 
     runs: list[LeakRun] = field(default_factory=list)
     lost: list[LostTable] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     old_l1: list[int] = field(default_factory=list)
+    found: Unreferenced | None = None
 
 
 class Judge:
@@ -138,30 +205,69 @@ class Judge:
         empty: NDArray[np.intp],
         foreign: NDArray[np.intp],
         *,
-        fast: bool,
+        limit: int | None,
         cancelled: Callable[[], None],
     ) -> None:
+        """limit: bytes of unreferenced clusters to read; 0: none, None: all."""
         self.meta, self.geometry, self.census, self.tables = meta, geometry, census, tables
         self.findings = findings
         self.l1 = active_l1
         self.empty, self.foreign = empty, foreign
-        self.fast = fast
+        self.limit = limit
         self.cancelled = cancelled
         self.bits = geometry.cluster_bits
         self.needed = min(geometry.l1_entries_for(meta.header.size), active_l1.size)
         self.contents: dict[int, str] = {}
-        self.claimed: dict[int, int] = {}
+        self.spans: list[tuple[int, int, int]] = []
         self.out = Triage()
+        self.clusters = min(geometry.clusters(meta.file_size), len(census))
+        self.snapshots = any(
+            code.startswith("SNAPSHOT") and code not in _HARMLESS_SNAPSHOT_CODES for code in findings.by_code
+        )
+        self.missing = next((why for code, why in _EVIDENCE.items() if code in findings.by_code), "")
+        self.distrusted = any(code in findings.by_code for code in _REFCOUNTS_DOUBTFUL)
 
     def run(self) -> Triage:
         starts, ends = self._runs()
         self.out.gaps = self._gaps()
-        if not starts.size:
+        blank = self.needed > 0 and not self.l1[: self.needed].any()
+        suspicious = bool(self.out.gaps) or self.snapshots or bool(self.missing) or self.distrusted or blank
+        if not starts.size and not suspicious:
             return self.out
-        if not self.fast:
-            self._probe(starts, ends)
-        self._judge(starts, ends)
+        if self.limit is None or self.limit > 0:
+            self._look()
+            self._describe(starts, ends)
+            self._weigh(suspicious=suspicious)
+        self._judge(starts, ends, counted=True)
+        if suspicious and self.out.found is not None:
+            self._judge(*self._free_runs(self.out.found), counted=False)
         return self.out
+
+    def _look(self) -> None:
+        """Read what nothing refers to, as far as the limit allows."""
+        found = self.out.found = scan(
+            self.meta.storage,
+            self.geometry,
+            self.census.counts[: self.clusters] != 0,
+            external=self.meta.header.has("data_file"),
+            limit=self.limit,
+            cancel=self.cancelled,
+        )
+        if any(
+            (self.census.flags[each >> self.bits] & kinds.STORED) or self.distrusted for each in found.snapshot_tables
+        ):
+            self.snapshots = True
+
+    def _free_runs(self, found: Unreferenced) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Runs that count as free and are not empty, as host clusters [start, end): those with evidence of their own
+        (tables, and what they map); all of them when no refcount can be trusted and something of the mapping is gone."""
+        free = (self.census.flags[: self.clusters] & kinds.STORED) == 0
+        free &= self.census.counts[: self.clusters] == 0
+        chosen = found.mapped | found.is_table
+        if self.out.gaps or self.missing or self.snapshots:
+            chosen |= found.content
+        rows = runs_of(free & chosen)
+        return rows[:, 0], rows[:, 1]
 
     def _runs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Leaked runs as host clusters [start, end)."""
@@ -206,38 +312,25 @@ class Judge:
 
     # -- content -------------------------------------------------------------------------------------------------------
 
-    def _probe(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        """Look into leaked clusters: all of them, or a spread of MAX_PROBES; then weigh the tables found."""
-        total = int((ends - starts).sum())
-        if total <= MAX_PROBES:
-            chosen = np.concatenate([np.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
-        else:
-            firsts = starts[:: max(1, -(-starts.size // (MAX_PROBES // 2)))]
-            lengths = ends - starts
-            position = np.linspace(0, total - 1, MAX_PROBES // 2).astype(np.int64)
-            base = np.cumsum(lengths) - lengths
-            run = np.searchsorted(base, position, side="right") - 1
-            chosen = np.unique(np.concatenate([firsts, starts[run] + position - base[run]]))
-        size = self.geometry.cluster_size
-        likely: list[tuple[int, int, NDArray[np.int64]]] = []
-        old: list[tuple[int, NDArray[np.uint64]]] = []
-        for number, cluster in enumerate(chosen.tolist()):
+    def _describe(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        """Say what leaked clusters hold: all that are not empty, or a spread of MAX_PROBES."""
+        assert self.out.found is not None
+        filled = self.out.found.content
+        some = [np.flatnonzero(filled[a:b]) + a for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        firsts = np.array([each[0] for each in some if each.size], dtype=np.int64)
+        every = np.concatenate([np.zeros(0, dtype=np.int64), *some])
+        if every.size > MAX_PROBES:
+            position = np.linspace(0, every.size - 1, MAX_PROBES // 2).astype(np.int64)
+            every = np.unique(np.concatenate([firsts[:: -(-firsts.size // (MAX_PROBES // 2))], every[position]]))
+        for number, cluster in enumerate(every.tolist()):
             if number % 64 == 0:
                 self.cancelled()
-            data = self.meta.storage.read(cluster << self.bits, min(size, _PROBE))
-            self.contents[cluster] = content.describe(data, self.meta.file_size, self.bits)
-            if self.contents[cluster] in ("zeros", "text", "a refcount block"):
+            try:
+                data = self.meta.storage.read(cluster << self.bits, min(self.geometry.cluster_size, _PROBE))
+            except StorageError:
+                self.contents[cluster] = "what cannot be read"
                 continue
-            if size > _PROBE:
-                data = self.meta.storage.read(cluster << self.bits, size)
-            plain = data if not self.geometry.extended_l2 else b"".join(data[at : at + 8] for at in range(0, size, 16))
-            likeness, targets = content.table_likeness(plain, self.meta.file_size, self.bits)
-            if likeness >= 0.95 and targets.size:
-                likely.append((cluster, int(targets.size), targets))
-            table = content.l1_likeness(data, self.meta.file_size, self.bits)
-            if table.size:
-                old.append((cluster, table))
-        self._weigh(likely, old)
+            self.contents[cluster] = content.describe(data, self.meta.file_size, self.bits)
 
     def _is_leaked(self, clusters: NDArray[np.int64]) -> NDArray[np.bool_]:
         here = (clusters >= self.census.first) & (clusters < self.census.end)
@@ -246,35 +339,47 @@ class Judge:
         out[here] = (self.census.counts[at] == 0) & ((self.census.flags[at] & kinds.STORED) != 0)
         return out
 
-    def _weigh(
-        self, likely: list[tuple[int, int, NDArray[np.int64]]], old: list[tuple[int, NDArray[np.uint64]]]
-    ) -> None:
-        """Which of the likely tables are lost L2 tables: their clusters are leaked, and they are not L1 tables."""
-        candidates = {cluster for cluster, _, _ in likely}
-        for cluster, table in old:
-            used = ((table[table != 0] & np.uint64(OFFSET_MASK)) >> np.uint64(self.bits)).astype(np.int64)
-            known = np.isin(used, list(candidates)) | np.isin(
-                used, (self.tables.offset >> np.uint64(self.bits)).astype(np.int64)
-            )
-            if known.all():
-                self.out.old_l1.append(cluster << self.bits)
-                self.contents[cluster] = "an L1 table"
-        copies = {offset >> self.bits for offset in self.out.old_l1}
-        tables = [(cluster, table) for cluster, table in old if cluster in copies]
-        for cluster, entries, targets in likely:
-            if cluster in copies:
-                continue
-            leaked = int(self._is_leaked(targets).sum())
-            if leaked * 2 < targets.size:
-                continue
+    def _weigh(self, *, suspicious: bool) -> None:
+        """Which of the tables found are lost ones. Those whose clusters count as free are so only where the refcounts or
+        the mapping give reason to doubt that; else they are what a deleted snapshot left behind."""
+        found = self.out.found
+        assert found is not None
+        storage, external = self.meta.storage, self.meta.header.has("data_file")
+        old = []
+        for each in found.l1:
+            self.out.old_l1.append(each.offset)
+            self.contents[each.offset >> self.bits] = "an L1 table"
+            length = min(each.length, limits.MAX_L1_SIZE)
+            old.append((each.offset >> self.bits, words(storage.read(each.offset, length))))
+        for table in found.tables:
+            cluster = table.offset >> self.bits
+            read = read_table(storage, self.geometry, table.offset, external=external)
+            targets = read[1] if read is not None else np.zeros(0, dtype=np.int64)
             self.contents[cluster] = "an L2 table"
-            for target in targets.tolist():
-                self.claimed.setdefault(target, cluster)
-            self.out.lost.append(self._fit(cluster, entries, leaked, tables))
+            if targets.size:
+                self.spans.append((int(targets[0]), int(targets[-1]), cluster))
+            leaked = int(self._is_leaked(targets).sum())
+            counted = leaked > 0 or bool(self.census.flags[cluster] & kinds.STORED)
+            if not counted and not (suspicious and table.grade is Grade.CERTAIN):
+                continue
+            if table.unreferenced * 2 < table.targets:
+                continue
+            lost = self._fit(cluster, table, leaked, old)
+            if table.grade is Grade.GUESS:
+                lost = replace(lost, confidence=min(lost.confidence, 0.5))
+            elif not counted and not self.distrusted:
+                evidence = (*lost.evidence, "its clusters count as free: it may be a remnant of a deleted snapshot")
+                lost = replace(lost, confidence=min(lost.confidence, 0.6), evidence=evidence)
+            self.out.lost.append(lost)
         self._share_out()
+
+    def _counted(self, cluster: int) -> bool:
+        """Whether the refcount says that a cluster is in use."""
+        return cluster < self.clusters and bool(self.census.flags[cluster] & kinds.STORED)
 
     def _share_out(self) -> None:
         """Lost tables with the same choice of L1 entries get different first ones, in the order they have in the file."""
+        wanted = Counter(table.fits[0] for table in self.out.lost if table.fits)
         taken: set[int] = set()
         shared: list[LostTable] = []
         for table in sorted(self.out.lost, key=lambda each: each.offset):
@@ -282,22 +387,40 @@ class Judge:
             if first is not None:
                 taken.add(first)
                 rest = tuple(index for index in table.fits if index != first)
-                shared.append(replace(table, fits=(first, *rest)))
+                confidence = table.confidence if wanted[table.fits[0]] == 1 else min(table.confidence, _LIKELY)
+                shared.append(replace(table, fits=(first, *rest), confidence=confidence))
             else:
                 shared.append(table)
         self.out.lost = shared
 
-    def _fit(self, cluster: int, entries: int, leaked: int, old: list[tuple[int, NDArray[np.uint64]]]) -> LostTable:
+    def _fit(
+        self, cluster: int, table_like: TableLike, leaked: int, old: list[tuple[int, NDArray[np.uint64]]]
+    ) -> LostTable:
         """Which L1 entries a lost table can belong to."""
-        offset = cluster << self.bits
-        evidence = [f"{leaked} of the {entries} clusters that it maps are leaked"]
+        offset, entries = cluster << self.bits, table_like.used
+        loose = table_like.unreferenced
+        state = "leaked" if leaked == loose else "in use by nothing else"
+        evidence = [f"{loose} of the {table_like.targets} clusters that it maps are {state}"]
+        if table_like.odd:
+            evidence.append(f"{table_like.odd} of its {entries} entries are damaged")
+        leaked = loose
         free = self._free_l1()
+        limit = 1.0 if table_like.grade is Grade.CERTAIN and loose == table_like.targets else _LIKELY
+        unmarked = (table_like.copied + table_like.packed) * 2 <= table_like.valid
+        if unmarked and not self.meta.header.has("data_file"):
+            evidence.append("its entries are not marked as the only reference (COPIED): it may be a snapshot's, or old")
+            limit = _LIKELY
         for copy, table in old:
             at = np.flatnonzero((table & np.uint64(OFFSET_MASK)) == np.uint64(offset))
             at = at[np.isin(at, free)]
-            if at.size:
+            if at.size and self._counted(copy):
+                evidence.append(
+                    f"the L1 table at {copy << self.bits:#x}, which nobody names, has it: a snapshot's, maybe"
+                )
+                limit = _LIKELY
+            elif at.size:
                 evidence.append(f"an old L1 table at {copy << self.bits:#x} has it in entry {int(at[0])}")
-                return LostTable(offset, entries, leaked, (int(at[0]),), 0.97, tuple(evidence))
+                return LostTable(offset, entries, leaked, (int(at[0]),), min(0.97, limit), tuple(evidence))
         near = [
             index
             for index in free.tolist()
@@ -317,20 +440,26 @@ class Judge:
             return LostTable(offset, entries, leaked, (), 0.0, tuple(evidence))
         if free.size == 1:
             evidence.append(f"L1 entry {int(free[0])} is the only one without a table")
-            return LostTable(offset, entries, leaked, (int(free[0]),), 0.9, tuple(evidence))
+            return LostTable(offset, entries, leaked, (int(free[0]),), min(0.9, limit), tuple(evidence))
         damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index in set(free.tolist())]
         ordered = self._by_order(offset, free)
         ranked = [index for index in damaged if index in ordered] + [index for index in ordered if index not in damaged]
         ranked += [index for index in free.tolist() if index not in set(ranked)]
         if len(damaged) == 1:
             evidence.append(f"L1 entry {damaged[0]} is the only damaged one")
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.85, tuple(evidence))
+            ranked = damaged + [index for index in ranked if index != damaged[0]]
+            return LostTable(offset, entries, leaked, tuple(ranked[:64]), min(0.85, limit), tuple(evidence))
         if len(ordered) == 1:
             evidence.append(f"L2 tables lie in the order of their L1 entries, and entry {ordered[0]} is free there")
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.75, tuple(evidence))
+            return LostTable(offset, entries, leaked, tuple(ranked[:64]), min(0.75, limit), tuple(evidence))
         evidence.append(f"{free.size} L1 entries are free; {len(ordered)} fit the order of the tables in the file")
         return LostTable(
-            offset, entries, leaked, tuple(ranked[:64]), 1 / max(1, len(ordered) or free.size), tuple(evidence)
+            offset,
+            entries,
+            leaked,
+            tuple(ranked[:64]),
+            min(1 / max(1, len(ordered) or free.size), _LIKELY),
+            tuple(evidence),
         )
 
     def _by_order(self, offset: int, free: NDArray[np.intp]) -> list[int]:
@@ -347,76 +476,38 @@ class Judge:
 
     # -- verdicts ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+    def _judge(self, starts: NDArray[np.int64], ends: NDArray[np.int64], *, counted: bool) -> None:
+        """A verdict for each run [start, end) of host clusters. counted: their refcounts say that they are in use."""
         total = int((ends - starts).sum())
-        room = sum(gap.room for gap in self.out.gaps)
-        explained = bool(self.out.gaps) and total <= room + len(self.out.gaps)
-        neighbours = self._neighbours(starts, ends) if not explained else ({}, {})
-        snapshots = any(True for _ in self.findings.of("SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"))
-        stale = any(True for _ in self.findings.of("BITMAPS-NOT-TRUSTED"))
-        known = sorted({*self.claimed, *(table.offset >> self.bits for table in self.out.lost)})
-        exact, beside = neighbours
-        keys = self._key_areas()
+        fits = bool(self.out.gaps) and total <= sum(gap.room for gap in self.out.gaps) + len(self.out.gaps)
+        neighbours = self._neighbours(starts, ends) if not fits and counted else ({}, {})
+        judge = _Verdicts(self, fits=fits, neighbours=neighbours, many=self._many(starts, ends))
         for start, end in zip(starts.tolist()[:MAX_RUNS], ends.tolist()[:MAX_RUNS], strict=True):
-            kind = next(
-                (self.contents[c] for c in range(start, min(end, start + 64)) if c in self.contents), "not read"
-            )
-            verdict, confidence, reason, guest = Verdict.WASTE, 0.7, "nothing suggests that it was in use", None
-            place = bisect_left(known, start)
-            if place < len(known) and known[place] < end:
-                table = self.claimed.get(known[place], known[place])
-                reason = f"it is mapped by, or is, the lost L2 table at {table << self.bits:#x}"
-                verdict, confidence = Verdict.POSSIBLE_DATA, 0.97
-            elif kind == "LUKS header" or any(start < high and low < end for low, high in keys):
-                verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.99, "it holds encryption keys"
-            elif start in exact:
-                guest = exact[start]
-                reason = f"it lies between the clusters of guest neighbours: guest {guest:#x} has lost its mapping"
-                verdict, confidence = Verdict.POSSIBLE_DATA, 0.9
-            elif explained:
-                gap = self.out.gaps[0]
-                reason = f"L1 entry {gap.l1_index} has room for it: {gap.why}"
-                verdict, confidence = Verdict.POSSIBLE_DATA, 0.5 if kind == "zeros" else 0.8
-            elif snapshots:
-                verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.8, "a snapshot's L1 table cannot be read"
-            elif stale:
-                reason = "the bitmaps, which are not trusted, may be in it"
-                verdict, confidence = Verdict.POSSIBLE_DATA, 0.5
-            elif kind == "zeros":
-                confidence, reason = 0.9, "it is empty"
-            elif start in beside and kind not in ("a refcount block", "an L1 table"):
-                guest = beside[start]
-                reason = f"it lies beside mapped clusters, and the guest has nothing at {guest:#x}, where it would fit"
-                verdict, confidence = Verdict.POSSIBLE_DATA, 0.6
-            elif kind == "a refcount block":
-                confidence, reason = 0.9, "it is a refcount block that is no longer used"
-            elif kind in ("an L2 table", "an L1 table", "a compressed stream") or kind not in (
-                "data",
-                "text",
-                "not read",
-            ):
-                verdict, confidence, reason = Verdict.POSSIBLE_DATA, 0.7, f"it holds {kind}"
-            elif kind == "not read":
-                confidence, reason = 0.5, "its content was not looked at"
-            else:
-                confidence = 0.6
-                reason = "no mapping is missing: most likely a write that was interrupted before it was recorded"
-            self.out.runs.append(
-                LeakRun(start << self.bits, (end - start) << self.bits, verdict, confidence, reason, kind, guest)
-            )
+            self.out.runs.append(replace(judge.of(start, end), counted=counted))
         if starts.size > MAX_RUNS:
-            rest = starts[MAX_RUNS]
-            gaps = bool(self.out.gaps or self.out.lost or snapshots)
+            first, last = int(starts[MAX_RUNS]), int(ends[-1])
+            held = judge.holds(first, last)
+            waste = held == "zeros"
             self.out.runs.append(
                 LeakRun(
-                    int(rest) << self.bits,
-                    int(ends[-1] - rest) << self.bits,
-                    Verdict.POSSIBLE_DATA if gaps else Verdict.WASTE,
-                    0.5,
-                    f"{starts.size - MAX_RUNS} more leaked runs, not judged one by one",
-                    "not read",
+                    first << self.bits,
+                    (last - first) << self.bits,
+                    Verdict.WASTE if waste else Verdict.UNKNOWN,
+                    0.9 if waste else 0.5,
+                    f"{starts.size - MAX_RUNS} more {'leaked ' if counted else ''}runs, not judged one by one",
+                    held,
+                    counted=counted,
                 )
             )
+
+    def _many(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+        """More content is leaked than interrupted writes leave, and the disk has ranges without a table."""
+        if self.out.found is None:
+            return False
+        filled = self.out.found.content
+        number = sum(int(np.count_nonzero(filled[a:b])) for a, b in zip(starts.tolist(), ends.tolist(), strict=True))
+        enough = number >= _MANY_CLUSTERS and number << self.bits >= _MANY_BYTES
+        return enough and bool((self.l1[: self.needed] == 0).any())
 
     def _key_areas(self) -> list[tuple[int, int]]:
         """Host clusters [start, end) of LUKS headers with their key material, where the header says or a leak shows one."""
@@ -459,3 +550,82 @@ class Judge:
                         beside[start] = place
                         break
         return exact, beside
+
+
+class _Verdicts:
+    """The rules for one run, strongest evidence first."""
+
+    def __init__(
+        self, judge: Judge, *, fits: bool, neighbours: tuple[dict[int, int], dict[int, int]], many: bool
+    ) -> None:
+        self.judge, self.fits, self.many = judge, fits, many
+        self.exact, self.beside = neighbours
+        self.keys = judge._key_areas()
+        self.stale = "BITMAPS-NOT-TRUSTED" in judge.findings.by_code
+        found = judge.out.found
+        self.known = np.flatnonzero(found.mapped | found.is_table) if found is not None else np.zeros(0, dtype=np.int64)
+
+    def holds(self, start: int, end: int) -> str:
+        """What a run holds, in a word or two."""
+        found = self.judge.out.found
+        if found is None or any(low < end and start < high for low, high in found.not_looked_at.tolist()):
+            return "not read"
+        filled = found.content[start:end]
+        if not filled.any():
+            return "zeros"
+        first = start + int(filled.argmax())
+        contents = self.judge.contents
+        return next((contents[each] for each in range(first, min(end, first + 64)) if each in contents), "data")
+
+    def _table(self, start: int, end: int) -> int | None:
+        """The first cluster of a run that is a lost table's, or mapped by one: that table's cluster."""
+        place = int(np.searchsorted(self.known, start))
+        if place >= self.known.size or int(self.known[place]) >= end:
+            return None
+        cluster = int(self.known[place])
+        found = self.judge.out.found
+        if found is not None and found.is_table[cluster]:
+            return cluster
+        return next((table for low, high, table in self.judge.spans if low <= cluster <= high), cluster)
+
+    def of(self, start: int, end: int) -> LeakRun:
+        judge, kind = self.judge, self.holds(start, end)
+        verdict, confidence, guest = Verdict.POSSIBLE_DATA, 0.8, None
+        table = self._table(start, end)
+        if table is not None and kind != "an L1 table":
+            reason = f"it is mapped by, or is, the lost L2 table at {table << judge.bits:#x}"
+            confidence = 0.97
+        elif kind == "LUKS header" or any(start < high and low < end for low, high in self.keys):
+            reason, confidence = "it holds encryption keys", 0.99
+        elif start in self.exact:
+            guest, confidence = self.exact[start], 0.9
+            reason = f"it lies between the clusters of guest neighbours: guest {guest:#x} has lost its mapping"
+        elif judge.out.gaps and (self.fits or kind != "zeros"):
+            gap = judge.out.gaps[0]
+            reason = f"L1 entry {gap.l1_index} has room for it: {gap.why}"
+            confidence = 0.5 if kind == "zeros" or not self.fits else 0.8
+        elif judge.snapshots and kind != "zeros":
+            reason = "a snapshot, or the table of snapshots, cannot be read"
+        elif self.stale:
+            reason, confidence = "the bitmaps, which are not trusted, may be in it", 0.5
+        elif kind == "not read":
+            verdict, confidence, reason = Verdict.UNKNOWN, 0.5, "its content was not looked at"
+        elif kind == "zeros":
+            verdict, confidence, reason = Verdict.WASTE, 0.9, "it is empty"
+        elif start in self.beside and kind not in ("a refcount block", "an L1 table"):
+            guest, confidence = self.beside[start], 0.6
+            reason = f"it lies beside mapped clusters, and the guest has nothing at {guest:#x}, where it would fit"
+        elif judge.missing:
+            reason, confidence = f"it may be what is missing: {judge.missing}", 0.6
+        elif kind == "a refcount block":
+            verdict, confidence = Verdict.WASTE, 0.9
+            reason = "it is a refcount block that is no longer used"
+        elif kind not in ("data", "text"):
+            reason, confidence = f"it holds {kind}", 0.7
+        elif self.many:
+            reason = "more is leaked than interrupted writes leave, and the disk has ranges without a table"
+            confidence = 0.6
+        else:
+            verdict, confidence = Verdict.WASTE, 0.6
+            reason = "no mapping is missing: most likely a write that was interrupted before it was recorded"
+        return LeakRun(start << judge.bits, (end - start) << judge.bits, verdict, confidence, reason, kind, guest)

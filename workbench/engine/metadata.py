@@ -31,13 +31,15 @@ from formats.qcow2.extensions import (
 from formats.qcow2.header import MAGIC, V2_LENGTH, Header, parse_header
 from formats.qcow2.snapshots import Snapshot, SnapshotTable, parse_snapshot_table
 from workbench.engine.faults import Fault
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, StorageError
 from workbench.storage.base import Storage
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from formats.foreign import Foreign
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,18 @@ class Metadata:
     def is_qcow2(self) -> bool:
         """The magic is there."""
         return self.header.magic == MAGIC and len(self.head) >= 4
+
+    @cached_property
+    def foreign(self) -> Foreign | None:
+        """What the file is instead of a qcow2 image; None for a qcow2 image, however damaged, or when nobody knows."""
+        if self.geometry is not None:
+            return None
+        from formats.foreign import recognise
+
+        try:
+            return recognise(self.storage.read, self.file_size, self.storage.next_data)
+        except StorageError:
+            return None  # of a file that cannot be read nothing is known
 
     @cached_property
     def geometry(self) -> Geometry | None:
@@ -223,6 +237,23 @@ class Metadata:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         return self.snapshot_table.snapshots
+
+    @cached_property
+    def snapshots_hidden(self) -> bool:
+        """The snapshots cannot all be read: clusters may be in use, or shared, that no table shows."""
+        header, table, geometry = self.header, self.snapshot_table, self.geometry
+        if geometry is None or header.nb_snapshots != len(table.snapshots) or table.broken is not None:
+            return True
+        inner = geometry.cluster_size - 1
+        if bool(header.nb_snapshots) != bool(header.snapshots_offset) or header.snapshots_offset & inner:
+            return True
+        return any(
+            each.l1_table_offset & inner
+            or not 0 < each.l1_table_offset < self.file_size
+            or each.l1_size * 8 > limits.MAX_L1_SIZE
+            or (each.l1_size == 0 and bool(each.disk_size))
+            for each in table.snapshots
+        )
 
     def snapshot_index(self, name: str) -> int:
         """Where in `snapshots` the one with this ID or else this name is, as QEMU looks it up. Raises ArgumentError."""

@@ -29,10 +29,12 @@ def require_openable(meta: Metadata, *, for_check: bool = False, writable: bool 
             kind = NotQcow2Error
         elif fault.code in _UNSUPPORTED:
             kind = UnsupportedError
-        hint = (
-            "not a qcow2 file" if kind is NotQcow2Error else f"see `qwb check {path}` and `qwb problems {fault.code}`"
-        )
-        raise kind(fault.what, path=path, offset=fault.offset, hint=None if kind is NotQcow2Error else hint)
+        hint: str | None = f"see `qwb check {path}` and `qwb problems {fault.code}`"
+        if meta.foreign is not None:
+            kind, hint = NotQcow2Error, meta.foreign.advice
+        elif kind is NotQcow2Error:
+            hint = None
+        raise kind(fault.what, path=path, offset=fault.offset, hint=hint)
     if writable and meta.header.has("corrupt"):
         raise ImageError(
             "the image is marked corrupt and cannot be opened for writing",

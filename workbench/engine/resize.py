@@ -87,13 +87,15 @@ def _shrink(core: Core, old: int, size: int) -> None:
             core.raw_external = raw
     tables = core.tables
     for index in range(core.geometry.l1_entries_for(size), len(tables.l1)):
-        offset = tables.l1[index] & OFFSET_MASK
-        if tables.l1[index]:
+        entry = tables.l1[index]
+        offset = entry & OFFSET_MASK
+        if entry:
             tables.set_l1(index, 0)
             if offset:
                 core.guard.remove(Kind.ACTIVE_L2, offset, core.cluster_size)
                 tables.cache.forget(offset, core.cluster_size)
-                core.allocator.free(offset, core.cluster_size)
+                if not core.allocator.contradicts(entry):
+                    core.allocator.free(offset, core.cluster_size)
     core.flush()
     if core.external:
         if core.data.storage.size() > size:

@@ -51,7 +51,7 @@ def create_snapshot(image: Image, name: str, *, now: float | None = None) -> Sna
     moment = time.time() if now is None else now
     old = array("Q", core.tables.l1)
     counts = references(core, old)
-    move_refcounts(core, counts, dry=True)  # refused before anything is touched
+    move_refcounts(core, counts, dry=True, needed=2 * counts)  # refused before anything is touched
     with _Unsettled(core):
         copy = array("Q", map(without_copied, old))
         place = _store(core, encode_words(copy))
@@ -73,6 +73,7 @@ def delete_snapshot(image: Image, name: str) -> None:
     tree = array("Q", snapshot_l1(core.meta, entry).tobytes())
     counts = references(core, tree)
     rest = [each for each in core.meta.snapshots if each.offset != entry.offset]
+    move_refcounts(core, counts, down=True, dry=True, needed=_needed(core, core.tables.l1, rest))
     with _Unsettled(core):
         _replace_table(core, rest)
         core.flush()
@@ -101,7 +102,8 @@ def apply_snapshot(image: Image, name: str) -> None:
     tree.extend([0] * max(0, needed - len(tree)))
     before = array("Q", core.tables.l1)
     gained, lost = references(core, tree), references(core, before)
-    move_refcounts(core, gained, dry=True)
+    others = [each for each in core.meta.snapshots if each.offset != entry.offset]
+    move_refcounts(core, gained - lost, dry=True, needed=2 * gained + _needed(core, None, others))
     with _Unsettled(core):
         place = _store(core, encode_words(array("Q", map(without_copied, tree))))
         gained, lost = _widened(core, gained), _widened(core, lost)
@@ -156,6 +158,14 @@ def _ready(image: Image) -> Core:
     core.refcounts.write_back()
     core.file.sync()
     return core
+
+
+def _needed(core: Core, l1: array[int] | None, snapshots: list[Snapshot]) -> NDArray[np.int32]:
+    """References that the disk below `l1` and these snapshots have to each cluster of the file."""
+    counts = references(core, l1 if l1 is not None else array("Q"))
+    for each in snapshots:
+        counts += references(core, array("Q", snapshot_l1(core.meta, each).tobytes()))
+    return counts
 
 
 def _empty_caches(core: Core) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from workbench.engine.naming import require_distinct
 from workbench.errors import StorageError
 from workbench.storage.file import FileStorage
+from workbench.storage.likeness import create_error, create_like
 from workbench.storage.locks import LockMode, acquire
 
 
@@ -45,7 +46,7 @@ def open_target(path: Path, sources: Iterable[str], *, in_place: bool = False) -
             old = stack.enter_context(FileStorage.open(final, writable=True))
             stack.enter_context(acquire(old, LockMode.WRITE))
         draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
-        storage = stack.enter_context(FileStorage.create(draft))
+        storage = stack.enter_context(_draft(draft, final) if exists else FileStorage.create(draft))
         try:
             yield Target(storage, path, fresh=True)
             if exists:
@@ -57,6 +58,14 @@ def open_target(path: Path, sources: Iterable[str], *, in_place: bool = False) -
         except BaseException:
             _remove(draft)
             raise
+
+
+def _draft(path: Path, final: Path) -> FileStorage:
+    """The draft of a file that is there already is never open to more people than that is."""
+    try:
+        return FileStorage(create_like(path, final), str(path), writable=True, is_device=False)
+    except OSError as error:
+        raise create_error(path, error) from error
 
 
 def _remove(draft: Path) -> None:

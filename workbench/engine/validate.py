@@ -13,7 +13,7 @@ from formats.qcow2 import limits
 from formats.qcow2.bitmaps import Bitmap
 from formats.qcow2.extensions import Extension, ExtensionType
 from formats.qcow2.header import AUTOCLEAR, COMPRESSION_TYPES, INCOMPATIBLE, V2_LENGTH, V3_LENGTH, field
-from formats.qcow2.snapshots import EXTRA_TOO_LARGE
+from formats.qcow2.snapshots import EXTRA_TOO_LARGE, TABLE_TOO_LARGE
 from workbench.engine.faults import Fault, Refusal
 from workbench.engine.metadata import Metadata
 from workbench.units import Geometry
@@ -43,16 +43,18 @@ def _identity(meta: Metadata) -> Iterator[Fault]:
         yield Fault("FILE-EMPTY", "the file is empty", 0, 0, Refusal.ALWAYS)
         return
     if not meta.is_qcow2:
-        yield Fault(
-            "HEADER-MAGIC", "not a qcow2 image: the magic 'QFI\\xfb' is missing", *field("magic"), Refusal.ALWAYS
-        )
+        missing = "not a qcow2 image: the magic 'QFI\\xfb' is missing"
+        what = f"not a qcow2 image, but {meta.foreign.name}" if meta.foreign else missing
+        yield Fault("HEADER-MAGIC", what, *field("magic"), Refusal.ALWAYS)
         return
     if meta.file_size < V2_LENGTH:
         yield Fault("HEADER-TRUNCATED", "the file ends inside the header", 0, meta.file_size, Refusal.ALWAYS)
     if header.version not in (2, 3):
         yield Fault(
             "HEADER-VERSION",
-            f"unsupported qcow2 version {header.version}",
+            f"not a qcow2 image, but {meta.foreign.name}"
+            if meta.foreign
+            else f"unsupported qcow2 version {header.version}",
             *field("version"),
             Refusal.ALWAYS,
             {"version": header.version},
@@ -191,8 +193,9 @@ def _table(
         )
     if offset % cluster:
         yield Fault(f"{code}-UNALIGNED", f"{name} offset {offset:#x} is not cluster aligned", *place, refusal, numbers)
-    elif offset + size > INT64_MAX:
-        yield Fault(f"{code}-OFFSET", f"{name} offset {offset:#x} is beyond any file", *place, refusal, numbers)
+    elif offset + size > (limits.MAX_OFFSET if size else INT64_MAX):
+        what = f"the {name} cannot be read: its offset {offset:#x} is beyond any file"
+        yield Fault(f"{code}-OFFSET", what, *place, refusal, numbers)
 
 
 def _tables(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
@@ -242,6 +245,7 @@ def _tables(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         field("l1_size", "l1_table_offset"),
         Refusal.ALWAYS,
     )
+    yield from _past_the_end(meta)
     needed = geometry.l1_entries_for(header.size)
     if needed > INT32_MAX or header.size > INT64_MAX:
         yield Fault(
@@ -260,13 +264,24 @@ def _tables(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         )
 
 
+def _past_the_end(meta: Metadata) -> Iterator[Fault]:
+    """Tables that the header puts where the file has no bytes. QEMU opens such an image and reads zeros."""
+    for name, region, pointer in (
+        ("active L1 table", meta.l1_region, "l1_table_offset"),
+        ("refcount table", meta.refcount_table_region, "refcount_table_offset"),
+    ):
+        if region.length and meta.file_size <= region.offset and region.end <= limits.MAX_OFFSET:
+            what = f"the {name} at {region.offset:#x} lies past the end of the file at {meta.file_size:#x}"
+            yield Fault("REGION-BEYOND-EOF", what, *field(pointer), numbers={"owner": name})
+
+
 def _extensions(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
     area = meta.area
     if area.overrun:
         offset, kind, length = area.overrun
         yield Fault(
             "EXTENSION-OVERRUN",
-            f"header extension {kind:#010x} of {length} bytes leaves the header cluster",
+            f"header extension too large: type {kind:#010x} with {length} bytes leaves the room for extensions",
             offset,
             8,
             Refusal.ALWAYS,
@@ -292,7 +307,8 @@ def _extensions(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
 def _one_extension(meta: Metadata, geometry: Geometry, each: Extension) -> Iterator[Fault]:
     where = (each.offset, each.end - each.offset)
     if each.type == ExtensionType.BACKING_FORMAT and len(each.data) >= 16:
-        yield Fault("BACKING-FORMAT-TOO-LONG", f"backing format name of {len(each.data)} bytes", *where, Refusal.ALWAYS)
+        what = f"backing format name of {len(each.data)} bytes exceeds the limit of 15"
+        yield Fault("BACKING-FORMAT-TOO-LONG", what, *where, Refusal.ALWAYS)
     elif each.type == ExtensionType.ENCRYPTION:
         if meta.header.crypt_method != 2:
             yield Fault(
@@ -332,12 +348,8 @@ def _bitmaps_extension(meta: Metadata, geometry: Geometry, each: Extension) -> I
     if record.reserved:
         yield Fault("BITMAPS-EXTENSION", "reserved field of the bitmaps extension is not zero", *where, Refusal.ALWAYS)
     if record.nb_bitmaps == 0 or record.nb_bitmaps > limits.MAX_BITMAPS:
-        yield Fault(
-            "BITMAPS-EXTENSION",
-            f"bitmap count {record.nb_bitmaps} is not in 1..{limits.MAX_BITMAPS}",
-            *where,
-            Refusal.ALWAYS,
-        )
+        what = f"{record.nb_bitmaps} bitmaps are not 1 to {limits.MAX_BITMAPS}, the limit"
+        yield Fault("BITMAPS-EXTENSION", what, *where, Refusal.ALWAYS)
     if record.directory_offset % geometry.cluster_size:
         yield Fault(
             "BITMAP-DIRECTORY-UNALIGNED",
@@ -346,9 +358,10 @@ def _bitmaps_extension(meta: Metadata, geometry: Geometry, each: Extension) -> I
             Refusal.ALWAYS,
         )
     if not 0 < record.directory_size <= limits.MAX_BITMAP_DIRECTORY_SIZE:
-        yield Fault(
-            "BITMAP-DIRECTORY-SIZE", f"bitmap directory of {record.directory_size} bytes", *where, Refusal.ALWAYS
+        what = (
+            f"bitmap directory of {record.directory_size} bytes, not 1 to {limits.MAX_BITMAP_DIRECTORY_SIZE}, the limit"
         )
+        yield Fault("BITMAP-DIRECTORY-SIZE", what, *where, Refusal.ALWAYS)
 
 
 def _data_file(meta: Metadata) -> Iterator[Fault]:
@@ -416,12 +429,8 @@ def _backing(meta: Metadata) -> Iterator[Fault]:
         return
     room = min(limits.MAX_BACKING_NAME, header.cluster_size - header.backing_file_offset)
     if header.backing_file_size > room:
-        yield Fault(
-            "BACKING-NAME-TOO-LONG",
-            f"backing file name of {header.backing_file_size} bytes",
-            *field("backing_file_size"),
-            Refusal.ALWAYS,
-        )
+        what = f"backing file name of {header.backing_file_size} bytes exceeds the limit of {room}"
+        yield Fault("BACKING-NAME-TOO-LONG", what, *field("backing_file_size"), Refusal.ALWAYS)
     elif meta.backing_name and not meta.backing_format:
         yield Fault(
             "BACKING-FORMAT-MISSING",
@@ -440,6 +449,8 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         code, refusal = ("SNAPSHOT-UNREADABLE", Refusal.OPEN)
         if reason == EXTRA_TOO_LARGE:
             code, refusal = ("SNAPSHOT-EXTRA-TOO-LARGE", Refusal.ALWAYS)
+        elif reason == TABLE_TOO_LARGE:
+            code, refusal = ("SNAPSHOT-TABLE-TOO-LARGE", Refusal.ALWAYS)
         yield Fault(code, f"snapshot table entry {index}: {reason}", offset, 40, refusal, {"index": index, "name": ""})
     seen: set[str] = set()
     for index, each in enumerate(table.snapshots):
@@ -466,7 +477,7 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         if each.l1_size * 8 > limits.MAX_L1_SIZE:
             yield Fault(
                 "SNAPSHOT-L1-TOO-LARGE",
-                f"snapshot {index}: L1 table of {each.l1_size} entries",
+                f"snapshot {index}: L1 table of {each.l1_size} entries exceeds the limit of {limits.MAX_L1_SIZE // 8}",
                 each.offset + 8,
                 4,
                 Refusal.NONE,
@@ -479,7 +490,7 @@ def _snapshots(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         if each.id in seen:
             yield Fault(
                 "SNAPSHOT-DUPLICATE-ID",
-                f"snapshot {index} repeats the ID {each.id!r}",
+                f"snapshot {index} repeats the ID {each.id[:32]!r}",
                 *place,
                 Refusal.NONE,
                 numbers,
@@ -516,7 +527,7 @@ def _bitmaps(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         if each.name in seen:
             yield Fault(
                 "BITMAP-DUPLICATE-NAME",
-                f"bitmap {index} repeats the name {each.name!r}",
+                f"bitmap {index} repeats the name {each.name[:64]!r}",
                 each.offset,
                 len(each.raw),
                 Refusal.ALWAYS,
@@ -534,7 +545,8 @@ def _one_bitmap(meta: Metadata, geometry: Geometry, index: int, each: Bitmap) ->
         return Fault(code, f"bitmap {index}: {what}", *place, refusal, numbers)
 
     if each.table_size == 0 or each.table_size > limits.MAX_BITMAP_TABLE_ENTRIES:
-        yield fault("BITMAP-TABLE-SIZE", f"table of {each.table_size} entries")
+        most = limits.MAX_BITMAP_TABLE_ENTRIES
+        yield fault("BITMAP-TABLE-SIZE", f"table of {each.table_size} entries, not 1 to {most}, the limit")
     if each.table_offset == 0 or each.table_offset % geometry.cluster_size:
         yield fault("BITMAP-TABLE-UNALIGNED", f"table offset {each.table_offset:#x} is not a cluster of the file")
     if not 0 < name_size <= limits.MAX_BITMAP_NAME:

@@ -36,6 +36,10 @@ def verdict(result: CheckResult) -> list[str]:
             )
         elif result.orphans:
             lines.append("This means waste of disk space, but no harm to data.")
+    if result.unsafe_to_write:
+        lines.append(
+            "Do not open this image for writing: that would free clusters that may hold guest data. `qwb repair` keeps them."
+        )
     if not lines:
         lines.append("No errors were found on the image.")
         if len(result.findings):
@@ -70,11 +74,12 @@ def report(result: CheckResult, *, limit: int | None = 100) -> Iterator[str]:
             )
     if result.orphans:
         yield ""
-        yield "Leaked clusters"
+        yield "Leaked clusters" if all(run.counted for run in result.orphans) else "Clusters that nothing refers to"
         for run in result.orphans[:limit]:
             yield (
                 f"  {run.offset:#x}-{run.offset + run.length:#x} ({format_size(run.length)}): {run.verdict.value} "
                 f"({certainty(run.confidence)}), holds {printable(run.content)}: {run.reason}"
+                f"{'' if run.counted else '; it counts as free'}"
             )
         if limit is not None and len(result.orphans) > limit:
             yield f"  … {len(result.orphans) - limit} more"

@@ -44,12 +44,12 @@ def find_case(image: str | os.PathLike[str]) -> Path | None:
         pointed = _pointer(file)
         with contextlib.suppress(OSError):
             place = Path(os.readlink(pointed))
-            if place.exists() and _belongs(place, file):
+            if place.exists() and _belongs(place, file, image):
                 return place
     if not known or _links(image) < 2:
         return None
     for each in _neighbours(beside[0].parent):
-        if any(_belongs(each, file) for file in known):
+        if any(_belongs(each, file, image) for file in known):
             return each
     return None
 
@@ -82,15 +82,28 @@ def _pointer(file: Identity) -> Path:
     return state_folder() / "cases" / f"inode-{file[1]}-{file[2]}"
 
 
-def _belongs(case: Path, file: Identity) -> bool:
-    """Whether a case file speaks of the file with this device and inode."""
-    from workbench.errors import StorageError
+def _belongs(case: Path, file: Identity, image: str | os.PathLike[str]) -> bool:
+    """Whether a case file speaks of the file with this device and inode, which is `image`.
+
+    Inode numbers are given to new files when old ones are gone. So a name under which it was repaired must still lead to
+    it; or else its content must fit what the case file says of it.
+    """
+    from workbench.errors import QwbError
     from workbench.repair.casefile import CaseFile
 
     try:
         with CaseFile(case, create=False, readonly=True) as found:
-            return file in found.files()
-    except StorageError:
+            if file not in found.files():
+                return False
+            sessions = found.sessions()
+            if any(file in identities(each.image) for each in sessions):
+                return True
+            from workbench.repair.recovery import fits
+            from workbench.storage.file import FileStorage
+
+            with FileStorage.open(image) as storage:
+                return bool(sessions) and fits(storage, found, sessions[-1])
+    except QwbError:
         return False
 
 

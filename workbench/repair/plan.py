@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from workbench.check import check
+from workbench.check.companions import companions
+from workbench.check.findings import FindingLog
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckCancelled, CheckResult
 from workbench.engine.metadata import load_metadata
@@ -22,16 +24,18 @@ from workbench.repair.apply import Change
 from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
 from workbench.repair.fixes import FINISH, RULES, Rule, rules_for
+from workbench.repair.fixes.follow import distrust_bitmaps
+from workbench.repair.fixes.refcounts import leaks_kept
+from workbench.repair.gate import Gate, GateError, Rows
 from workbench.repair.policy import Mode, Policy
 from workbench.repair.preserve import PlanRefused, Proof, prove
-from workbench.repair.triage import orphans
 from workbench.repair.withhold import Withheld, harmless_part
 from workbench.repair.workspace import Step, Workspace
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
 from workbench.units import many
 
-ROUNDS: Final = 8
+ROUNDS: Final = 12
 FORMAT: Final = 1
 _SHAPE_IN_DOUBT: Final = {
     "EXTENDED-L2-CLUSTER-SIZE",
@@ -40,6 +44,7 @@ _SHAPE_IN_DOUBT: Final = {
     "L1-TABLE-UNALIGNED",
     "L1-TABLE-TOO-LARGE",
     "L1-TABLE-OFFSET",
+    "L1-TABLE-TOO-SMALL",
 }
 """Faults of the header under which L1 and L2 tables may be read wrongly."""
 
@@ -262,7 +267,7 @@ def make_plan(
     chosen = policy or Policy()
     tell = on_phase or (lambda _: None)
     tell("checking the image")
-    found = before if before is not None else check(load_metadata(storage), cancel=cancel)
+    found = before if before is not None else check(load_metadata(storage), deep=True, cancel=cancel)
 
     def attempt(policy: Policy) -> Plan:
         plan = _attempt(storage, policy, found, tell, cancel)
@@ -282,27 +287,35 @@ def _attempt(
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
     space.found = found
-    after: CheckResult | None = None
+    foreign = space.meta.foreign
+    if foreign is not None:
+        space.note(f"this is {foreign.name}, not a qcow2 image: nothing in it is changed; {foreign.advice}")
+        same = verdict_of(found)
+        return Plan(storage, chosen, (), same, same, space.overlay, tuple(space.notes), print_, found, found)
+    after = found
     for number in range(1, ROUNDS + 1):
-        steps = len(space.steps)
-        for rule in _chosen(chosen, found):
+        steps, waiting = len(space.steps), False
+        for rule in _chosen(chosen):
             if cancel is not None and cancel():
                 raise CheckCancelled("planning was cancelled; nothing was changed", path=storage.path)
             tell(f"trying fixes, round {number}: {rule.title}")
-            _run(space, rule)
+            if _run(space, rule, after) and not rule.reads_tables and not rule.always:
+                waiting = True
+                break  # what the tables say may be something else now: they wait for the next check
         if len(space.steps) == steps:
-            after = after or (found if not space.overlay.changed else None)
             break
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
-        if _is_settled(after):
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
+        if not waiting and _is_settled(after):
             break
-    steps = len(space.steps)
-    if chosen.mode is not Mode.CODES or chosen.codes & FINISH.codes:
-        _run(space, FINISH)
-    if after is None or len(space.steps) != steps:
+    reason = companions(space.meta, FindingLog())
+    if reason is not None:
+        space.note(f"{reason}; a repair of this image does not change that")
+    distrust_bitmaps(space)
+    asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
+    if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
     return Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
@@ -325,12 +338,12 @@ def _kept(space: Workspace) -> int:
     if space.meta.geometry is None or space.policy.free_orphans:
         return 0
     try:
-        return int(orphans(space, space.ledger).sum())
+        return leaks_kept(space)
     except ImageError:
         return 0
 
 
-def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:
+def _chosen(policy: Policy) -> Iterable[Rule]:
     for rule in RULES:
         named = policy.mode is Mode.CODES and bool(rule.codes & policy.codes)
         if rule.id in policy.skip or (rule.on_request and not named):
@@ -344,18 +357,28 @@ def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:
         yield rule
 
 
-def _run(space: Workspace, rule: Rule) -> None:
+def _run(space: Workspace, rule: Rule, result: CheckResult) -> bool:
+    """Let a fix work on the rows of `result` that it answers; True when it staged steps."""
+    policy = space.policy
+    follows = rule is FINISH or (rule.always and space.steps)
+    asked = rule.codes if follows or policy.mode is not Mode.CODES else rule.codes & policy.codes
+    rows = Rows(result.findings, asked)
+    if not rows and not (rule.always and space.steps):
+        return False
     if rule.needs_shape and space.meta.geometry is None:
-        return
+        return False
     if rule.reads_tables and _SHAPE_IN_DOUBT & {fault.code for fault in space.meta.faults}:
-        return  # under a wrong shape, mending entries would damage them
-    if rule.id == "copied" and space.policy.mode is Mode.LEAKS and space.notes:
-        return
-    space.fix = rule.id
+        return False  # under a wrong shape, mending entries would damage them
+    if rule.id == "copied" and policy.mode is Mode.LEAKS and space.notes:
+        return False
+    steps = len(space.steps)
+    space.start(rule.id, rows, Gate(space, rows, rule.reach))
     try:
         rule.run(space)
-    except (ImageError, ArgumentError) as error:
+    except (ImageError, ArgumentError, GateError) as error:
+        space.roll_back()
         space.note(f"{rule.title}: {error.what}")
+    return len(space.steps) != steps
 
 
 def problem_severity(code: str) -> Severity:

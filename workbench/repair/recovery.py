@@ -133,6 +133,24 @@ def settled_view(storage: Storage, session: Session, casefile: CaseFile, *, comp
     return view
 
 
+def fits(storage: Storage, casefile: CaseFile, session: Session) -> bool:
+    """Whether the image holds, byte for byte, old or new ones wherever the session writes, and its metadata elsewhere."""
+    touched = []
+    for edit in casefile.edits(session.id):
+        length = max(len(edit.old), len(edit.new))
+        if _foreign_byte(storage.read(edit.offset, length), edit) is not None:
+            return False
+        touched.append((edit.offset, edit.offset + length))
+    before = session.fingerprint_before
+    alike = [
+        each
+        for each in before.get("regions", [])
+        if not any(start < each[1] + each[2] and each[1] < end for start, end in touched)
+    ]
+    found = fingerprint.compare(storage, {"size": storage.size(), "regions": alike})
+    return not found and storage.size() in (session.size_before, session.size_after)
+
+
 def _require_in_between(storage: Storage, casefile: CaseFile, session: Session) -> None:
     """Every byte that the session touches must be its old or its new one; anything else was written by someone else."""
     if session.state in (State.PLANNED, State.JOURNALED):

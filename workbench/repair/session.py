@@ -123,7 +123,7 @@ class Guide:
 
     def look(self, *, cancel: Callable[[], bool] | None = None, found: CheckResult | None = None) -> tuple[Group, ...]:
         """Check the image (or take the check that is there already) and return what can be decided."""
-        self.found = found if found is not None else check(load_metadata(self.storage), cancel=cancel)
+        self.found = found if found is not None else check(load_metadata(self.storage), deep=True, cancel=cancel)
         return groups_of(self.found)
 
     def choose(

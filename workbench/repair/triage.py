@@ -1,42 +1,94 @@
-"""Which unreferenced clusters must keep their refcount: what the check's leak triage calls possible guest data."""
+"""Which clusters that nothing refers to must be counted all the same: whatever somebody may need, whatever their refcount.
+
+Evidence counts from the image as it was found: mending a damaged entry takes away the gap that explains a leak.
+"""
 
 from __future__ import annotations
-
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.check import CheckResult, check
+from workbench.check import CheckResult
 from workbench.repair.ledger import Ledger
+from workbench.repair.preserve.keeping import Keeper, refers
+from workbench.repair.preserve.walk import Cell, Reading
 from workbench.repair.workspace import Workspace
 
-_HARMLESS: Final = {"SNAPSHOT-DUPLICATE-ID", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-WITH-DATA-FILE"}
+
+def keeper_of(space: Workspace) -> Keeper:
+    """What is known of the image as it was found; of the image at hand while the header gave no shape then."""
+    if space.keeper is not None:
+        return space.keeper
+    reading = Reading(space.base)
+    if reading.geometry is None:
+        now = Reading(space.overlay)
+        return Keeper(now, refers(now))
+    space.keeper = Keeper(reading, refers(reading))
+    return space.keeper
 
 
 def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
-    """True for each cluster of the file that is leaked, but may hold guest data (or a lost table).
-
-    Evidence counts from the image as it was found (mending a damaged entry takes away the gap that explains a leak) as
-    much as from the one at hand.
-    """
+    """True for each cluster of the file that nothing refers to, and that must stay (or become) counted."""
+    keeper = keeper_of(space)
     kept = np.zeros(ledger.clusters, dtype=bool)
-    if not ledger.leaks().size:
+    if keeper.reading.bits != ledger.cluster_bits:
         return kept
-    for result in (space.found, check(space.meta)):
-        if result is not None:
-            _mark(result, ledger, kept)
-    kept &= (ledger.counts == 0) & (ledger.stored > 0)
+    size = min(ledger.clusters, keeper.reading.clusters)
+    before, _ = keeper.refs.span(0, size)
+    unused = ledger.counts[:size] == 0
+    dropped = np.flatnonzero(unused & (before > 0))
+    for number in dropped.tolist():
+        kept[number] = bool(keeper.reason(number)) and keeper.content(number) > 0
+    loose = unused & (before == 0)
+    if loose.any():
+        kept[:size] |= loose & keeper.evidence[:size]
+        loose &= keeper.found.content[:size]
+        some = np.flatnonzero(loose)
+        loose[some] = keeper.stored_many(some) != 0  # as the image was found: in use, or not known
+        if loose.any() and (keeper.gap or space.policy.cautious):
+            kept[:size] |= loose
+        elif loose.any() and space.found is not None:
+            kept[:size] |= loose & _judged(space.found, ledger)[:size]
     return kept
 
 
-def _mark(result: CheckResult, ledger: Ledger, kept: NDArray[np.bool_]) -> None:
+def sharing_lost(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
+    """Clusters that count as shared more often than tables show, where another disk of the image has nothing.
+
+    Snapshots share a cluster at one place of the disk. Where one of them has a hole there, its entry may be lost: then
+    the count is the only trace, and a write in place would change what the snapshot held. bool per cluster.
+    """
+    kept = np.zeros(ledger.clusters, dtype=bool)
+    excess = (ledger.counts > 0) & (ledger.stored > ledger.counts)
+    reading = Reading(space.overlay)
+    if not excess.any() or reading.geometry is None or reading.external or len(reading.meta.snapshots) == 0:
+        return kept
+    views = list(reading.views())
+    for index in range(max(view.l1.size for view in views)):
+        found = [reading.table(int(view.l1[index]) if index < view.l1.size else 0) for view in views]
+        cells = [
+            reading.cells(*each, index * reading.shape.l2_coverage) if each is not None else None for each in found
+        ]
+        known = [each for each in cells if each is not None]
+        if len({id(each) for each in known}) < 2 and len(known) == len(cells):
+            continue
+        hole = np.zeros(known[0][0].shape, dtype=bool) if known else np.zeros(0, dtype=bool)
+        for each in cells:
+            hole |= (each[0] == Cell.HOLE) if each is not None else True
+        for kinds, hosts in known:
+            chosen = hole & (kinds == Cell.DATA)
+            numbers = (hosts[chosen] >> np.uint64(ledger.cluster_bits)).astype(np.int64)
+            kept[numbers[numbers < ledger.clusters]] = True
+    return kept & excess
+
+
+def _judged(result: CheckResult, ledger: Ledger) -> NDArray[np.bool_]:
+    """Leaks that the check calls possible guest data."""
+    out = np.zeros(ledger.clusters, dtype=bool)
     geometry = result.meta.geometry
-    if geometry is None or geometry.cluster_bits != ledger.cluster_bits:
-        return
-    # A snapshot that could not be read explains any leak: its clusters have no other trace.
-    snapshots = any(code.startswith("SNAPSHOT") and code not in _HARMLESS for code in result.findings.by_code)
-    for each in result.orphans:
-        if each.keep or snapshots:
-            first = each.offset >> ledger.cluster_bits
-            kept[first : first + (each.length >> ledger.cluster_bits)] = True
+    if geometry is not None and geometry.cluster_bits == ledger.cluster_bits:
+        for each in result.orphans:
+            if each.keep:
+                first = each.offset >> ledger.cluster_bits
+                out[first : first + (each.length >> ledger.cluster_bits)] = True
+    return out

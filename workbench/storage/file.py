@@ -201,7 +201,9 @@ class FileStorage:
             while done < len(view):
                 done += os.pwrite(fd, view[done : done + _STEP], offset + done)
         except (OSError, OverflowError) as error:
-            raise self._error("write failed", error, offset + done) from error
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = f"write failed with {len(view) - done} bytes to go" if full else "write failed"
+            raise self._error(what, error, offset + done) from error
 
     def write_zeroes(self, offset: int, length: int, *, punch: bool = False) -> None:
         fd = self._writing()

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from formats.qcow2.entries import block_of, offset_of
 from workbench.check import CheckResult, check
 from workbench.check.causes import Cause
-from workbench.check.findings import Finding
+from workbench.check.companions import companions
+from workbench.check.findings import Finding, FindingLog
 from workbench.check.problems import PROBLEMS, Severity
 from workbench.check.result import Progress
 from workbench.engine.metadata import Metadata
@@ -58,7 +59,9 @@ def run_check(meta: Metadata, job: Job) -> Checked:
     def progress(now: Progress) -> None:
         job.step(now.done, now.total, now.phase)
 
-    result = check(meta, progress=progress, cancel=lambda: job.cancelled)
+    log = FindingLog()
+    aborted = companions(meta, log)
+    result = check(meta, progress=progress, cancel=lambda: job.cancelled, log=log, aborted=aborted)
     world = None
     if meta.geometry is not None:
         world = HostMap(result)

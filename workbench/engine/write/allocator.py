@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK, compressed_range
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
 from workbench.errors import StorageError
 from workbench.units import div_round_up, round_up
 
@@ -35,7 +35,7 @@ class Allocator:
         self.punch = False
         """Give freed space back to the file system too."""
         self.complaints: list[str] = []
-        """Refcounts that were too low when something was freed (a damaged image)."""
+        """Refcounts that contradicted the tables when something was freed (a damaged image)."""
 
     # -- taking
 
@@ -139,7 +139,20 @@ class Allocator:
                 qemu=f"Cannot free unaligned cluster {offset:#x}",
                 fatal=False,
             )
-        self.free(offset, core.cluster_size)
+        if not self.contradicts(entry):
+            self.free(offset, core.cluster_size)
+
+    def contradicts(self, entry: int) -> bool:
+        """The entry says that its cluster is shared (no COPIED), the refcount that nobody else has it.
+
+        One of them is wrong, and freeing it might take it from a snapshot: it is left counted, a leak at worst.
+        """
+        core = self._core
+        offset = entry & OFFSET_MASK
+        if entry & COPIED or core.refcounts.get(offset // core.cluster_size) != 1:
+            return False
+        self.complaints.append(f"the cluster at {offset:#x} has refcount 1, but its entry says that it is shared")
+        return True
 
     @property
     def overdue(self) -> bool:

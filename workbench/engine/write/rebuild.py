@@ -1,6 +1,6 @@
 """Refcounts counted anew: what opening a dirty image for writing needs (lazy refcounts; QEMU: qcow2_check_refcounts).
 
-Only images that are otherwise sound are mended here. Anything else is for `qwb repair`, which shows its plan first.
+QEMU frees what nothing refers to; here it stays counted unless it is empty.  Only images that are otherwise sound are mended here. Anything else is for `qwb repair`, which shows its plan first.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from formats.qcow2 import limits
 from formats.qcow2.snapshots import Snapshot
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range, words
 from workbench.engine.metadata import Region
@@ -25,19 +26,31 @@ if TYPE_CHECKING:
 def rebuild_refcounts(core: Core) -> int:
     """Make all refcounts, and the active disk's COPIED flags, what the tables say. Returns how many refcounts changed.
 
-    Raises CorruptError when a table or cluster lies outside the file: then nothing was written.
-    Memory: 8 bytes per cluster of the file.
+    Nothing loses its count on a guess. What nothing refers to keeps its count when it is not zero, or when a lost table
+    maps it; where the stored count is 0 (lazy refcounts), lost tables and what they map are counted once. They are
+    counted rather than the opening refused, because only that makes the file safe: refused, it would stay dirty, and the
+    next program that opens it for writing would free them. The price of a wrong guess is a leak, which a repair names.
+    Refcounts of clusters in use are not lowered while an L1 table that nothing refers to is about (a lost snapshot may
+    need them). The opening is refused, nothing written, where snapshots or bitmaps cannot be read as a whole: nobody can
+    tell what they need.
+
+    Raises CorruptError for that, and when a table or cluster lies outside the file. Memory: 11 bytes per cluster of the
+    file. Time: a read of all data that nothing refers to.
     """
     import numpy as np
 
     size = core.cluster_size
+    _require_readable(core)
     census = _Census(core)
     counts = census.count()
+    counts = _kept(core, counts, gap=census.empty_table)
     refcounts, changed = core.refcounts, 0
     limit = core.geometry.refcount_max
     if len(counts) and int(counts.max()) > limit:
         raise CorruptError(
-            f"a cluster is used more often than {core.geometry.refcount_bits} bits can count", path=core.path
+            f"a cluster is used more often than {core.geometry.refcount_bits} bits can count",
+            path=core.path,
+            hint=_way_out(core),
         )
     used = np.flatnonzero(counts)
     core.allocator.taken(0, int(used[-1]) + 1 if len(used) else 0)
@@ -60,6 +73,76 @@ def rebuild_refcounts(core: Core) -> int:
     _fix_copied(core, size)
     core.file.sync()
     return changed
+
+
+def _way_out(core: Core) -> str:
+    return f"nothing was changed; see `qwb check {core.path}`, then `qwb repair {core.path}`"
+
+
+def _require_readable(core: Core) -> None:
+    """Refuse where counting anew would overlook references: snapshots, their L1 tables or bitmaps that cannot be read."""
+    meta, header = core.meta, core.header
+    table = meta.snapshot_table
+    what, offset = "", header.snapshots_offset
+    if table.broken is not None or len(table.snapshots) != header.nb_snapshots:
+        what = f"only {len(table.snapshots)} of its {header.nb_snapshots} snapshots can be read"
+    for number, each in enumerate(table.snapshots):
+        if each.l1_size * 8 > limits.MAX_L1_SIZE or each.l1_table_offset % core.cluster_size:
+            what, offset = f"the L1 table of snapshot {number} cannot be read", each.l1_table_offset
+    directory = meta.bitmap_directory
+    extension = meta.bitmaps_extension
+    lost = directory.broken is not None or (extension is not None and len(directory.bitmaps) != extension.nb_bitmaps)
+    if extension is not None and header.has("bitmaps") and lost:
+        what, offset = "its bitmap directory cannot be read", extension.directory_offset
+    if what:
+        raise CorruptError(
+            f"the image is dirty and {what}: its refcounts cannot be counted anew",
+            path=core.path,
+            offset=offset,
+            hint=_way_out(core),
+        )
+
+
+def _kept(core: Core, counts: NDArray[np.int64], *, gap: bool) -> NDArray[np.int64]:
+    """`counts`, with what must not lose its count though nothing refers to it.
+
+    gap: a table of the active disk lost its entries: then anything that is not zero may be what they led to.
+    """
+    import numpy as np
+
+    from workbench.engine.unreferenced import read_table, scan
+
+    stored = _stored(core, len(counts))
+    referenced = counts > 0
+    found = scan(core.file.storage, core.geometry, referenced, external=core.external)
+    lone = ~referenced & (found.content | found.mapped)
+    counts[lone] = stored[lone]
+    evident = ~referenced & (found.mapped | found.is_table)
+    if gap:
+        evident |= found.content
+    counts[evident] = np.maximum(counts[evident], 1)
+    if found.l1:
+        counts[referenced] = np.maximum(counts[referenced], stored[referenced])
+        for table in found.tables:
+            if table.via_l1 and stored[table.offset >> core.geometry.cluster_bits] and core.geometry.refcount_max > 1:
+                read = read_table(core.file.storage, core.geometry, table.offset, external=core.external)
+                shared = read[1][referenced[read[1]]] if read is not None else np.zeros(0, dtype=np.int64)
+                counts[shared] = np.maximum(counts[shared], 2)
+    return counts
+
+
+def _stored(core: Core, clusters: int) -> NDArray[np.int64]:
+    """The refcounts as they are on disk; what is absurdly large counts as the most that fits."""
+    import numpy as np
+
+    refcounts = core.refcounts
+    out = np.zeros(clusters, dtype=np.int64)
+    for index, offset in enumerate(refcounts.table):
+        low = index * refcounts.per_block
+        if offset and low < clusters:
+            part = refcounts.cache.get(offset).data[: clusters - low]
+            out[low : low + len(part)] = np.minimum(part.astype(np.uint64), np.uint64((1 << 63) - 1)).astype(np.int64)
+    return out
 
 
 def _fix_block(core: Core, index: int, counts: NDArray[np.int64]) -> int:
@@ -120,6 +203,8 @@ class _Census:
         self._size = core.cluster_size
         self._total = div_round_up(core.file.storage.size(), self._size)
         self._counts: NDArray[np.int64] = np.zeros(self._total, dtype=np.int64)
+        self.empty_table = False
+        """An L2 table of the active disk has no entry at all: a healthy writer leaves none such."""
 
     def count(self) -> NDArray[np.int64]:
         core, header, meta = self._core, self._core.header, self._core.meta
@@ -127,7 +212,7 @@ class _Census:
         self._range(header.l1_table_offset, header.l1_size * 8, "the active L1 table")
         self._range(*core.reftable_place, "the refcount table")
         self._many(core.refcounts.block_offsets(), "a refcount block")
-        self._disk(list(core.tables.l1))
+        self._disk(list(core.tables.l1), active=True)
         if header.nb_snapshots:
             table = meta.snapshot_table
             self._range(header.snapshots_offset, table.end - header.snapshots_offset, "the snapshot table")
@@ -142,7 +227,7 @@ class _Census:
         self._range(snapshot.l1_table_offset, snapshot.l1_size * 8, "a snapshot's L1 table")
         self._disk(self._core.meta.snapshot_l1(snapshot).tolist())
 
-    def _disk(self, l1: list[int]) -> None:
+    def _disk(self, l1: list[int], *, active: bool = False) -> None:
         """The L2 tables of one L1 table, and what they refer to."""
         import numpy as np
 
@@ -151,7 +236,9 @@ class _Census:
         self._many(offsets, "an L2 table")
         step = core.geometry.l2_entry_size // 8
         for offset in offsets:
-            entries = words(core.file.read(offset, self._size))[::step]
+            table = words(core.file.read(offset, self._size))
+            entries = table[::step]
+            self.empty_table |= active and not table.any()
             packed = (entries & np.uint64(COMPRESSED)) != 0
             if packed.any():
                 start, end = compressed_range(entries[packed], core.geometry.cluster_bits)
@@ -210,5 +297,5 @@ class _Census:
             f"the image is dirty and {what} at {offset:#x} is misplaced: its refcounts cannot be counted anew",
             path=self._core.path,
             offset=offset,
-            hint=f"see `qwb check {self._core.path}`",
+            hint=_way_out(self._core),
         )

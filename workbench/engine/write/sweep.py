@@ -75,14 +75,19 @@ def _add(core: Core, counts: NDArray[np.int32], clusters: NDArray[np.int64]) -> 
 
 
 def move_refcounts(
-    core: Core, change: NDArray[np.int32], *, down: bool = False, dry: bool = False
+    core: Core,
+    change: NDArray[np.int32],
+    *,
+    down: bool = False,
+    dry: bool = False,
+    needed: NDArray[np.int32] | None = None,
 ) -> NDArray[np.uint8]:
     """Add `change` to all refcounts, on disk (not flushed). Returns the new ones, 2 standing for all above 1.
 
-    down: subtract it instead.  dry: only find out whether it can be done.
+    down: subtract it instead.  dry: only find out whether it can be done.  needed: references that are left afterwards.
 
-    UnsupportedError when one would not fit its width, CorruptError when one would become negative: then nothing is
-    written.
+    UnsupportedError when one would not fit its width, CorruptError when one would become negative or less than what is
+    needed: then nothing is written.
     """
     import numpy as np
 
@@ -118,6 +123,16 @@ def move_refcounts(
                     path=core.path,
                     offset=at,
                     hint=f"see `qwb check {core.path}`",
+                )
+            left = needed[low : low + len(part)] if needed is not None else None
+            if left is not None and bool((wide[: len(left)] < left).any()):
+                at = (low + int((wide[: len(left)] < left).argmax())) * core.cluster_size
+                raise CorruptError(
+                    f"the refcount of the cluster at {at:#x} is lower than its references: freeing on that basis would"
+                    " lose data",
+                    path=core.path,
+                    offset=at,
+                    hint=f"nothing was changed; see `qwb check {core.path}`, then `qwb repair {core.path}`",
                 )
             values[: len(part)] = wide.astype(values.dtype)
             pending.append((offset, pack(values, core.geometry.refcount_order)))

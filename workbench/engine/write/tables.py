@@ -143,7 +143,8 @@ class Tables:
     def _own_table(self, l1_index: int) -> None:
         """A new L2 table: empty, or a copy of the one shared with a snapshot."""
         core, size = self._core, self._core.cluster_size
-        old = offset_of(self.l1[l1_index])
+        entry = self.l1[l1_index]
+        old = offset_of(entry)
         if old & (size - 1):
             self._unaligned(old, l1_index)
         new = core.allocator.allocate(size)
@@ -160,7 +161,8 @@ class Tables:
         core.guard.add(Kind.ACTIVE_L2, new, size)
         if old:
             core.guard.remove(Kind.ACTIVE_L2, old, size)
-            core.allocator.free(old, size)
+            if not core.allocator.contradicts(entry):
+                core.allocator.free(old, size)
 
     def _unaligned(self, table: int, l1_index: int) -> None:
         self._core.corrupted(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from formats.qcow2.tables import OFFSET_MASK
 from workbench.repair.preserve.account import Fate
 from workbench.repair.preserve.case import Case
-from workbench.repair.preserve.walk import Reading, Use, nonzero
+from workbench.repair.preserve.walk import Use, nonzero
 from workbench.units import div_round_up
 
 _OFFSET: Final = np.uint64(OFFSET_MASK)
@@ -69,7 +68,7 @@ class Hosts:
             lowered = (spare > 0) & (now < then) & (now - need < spare) & (now > 0)
             if lowered.any():
                 self._lowered(low + np.flatnonzero(lowered))
-        elif need.any() and self.case.hidden:
+        elif need.any() and self.case.keeper.hidden:
             both = ((uses_after & Use.DATA) != 0) & (now > 0) & (now <= need)
             reason = "counted anew, although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, low + np.flatnonzero(both), reason)
@@ -79,7 +78,7 @@ class Hosts:
             wrong &= ~(((uses & Use.FLAGGED) != 0) & (then > 1))
         self._hosts(Fate.UNPROVEN, low + np.flatnonzero(wrong), "marked as not shared (COPIED), although it is")
         fresh = flagged & ((uses & Use.FLAGGED) == 0) & (had > 0)
-        if fresh.any() and self.case.hidden:
+        if fresh.any() and self.case.keeper.hidden:
             bad = fresh if then is None else fresh & (then != 1)
             reason = "marked as not shared (COPIED), although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, low + np.flatnonzero(bad), reason)
@@ -91,9 +90,14 @@ class Hosts:
             if number < self.base.clusters:
                 self._let_go(number)
         if (now != (then if then is not None else 0)).any():
-            forgotten = (now == 0) & (need == 0) & (had == 0) & ~gone & self.case.evidence[part]
+            forgotten = (now == 0) & (need == 0) & (had == 0) & ~gone & self._evidence(part)
             for number in (low + np.flatnonzero(forgotten)).tolist():
                 self._let_go(number)
+
+    def _evidence(self, part: slice) -> NDArray[np.bool_]:
+        """The evidence of the clusters `part`, which may reach past the base's end."""
+        found = self.case.keeper.evidence[part]
+        return np.pad(found, (0, part.stop - part.start - found.size))
 
     def _hosts(self, fate: Fate, clusters: NDArray[np.int64], reason: str) -> None:
         size = 1 << self.after.bits
@@ -102,7 +106,7 @@ class Hosts:
                 self.ledger.add(fate, int(run[0]) * size, int(run.size) * size, reason)
 
     def _lowered(self, clusters: NDArray[np.int64]) -> None:
-        if self.case.hidden:
+        if self.case.keeper.hidden:
             reason = "its refcount goes down, although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, clusters, reason)
             return
@@ -112,41 +116,23 @@ class Hosts:
 
     def _let_go(self, number: int, what: str = "it would go free") -> None:
         """A cluster that would be neither referred to nor counted (or is written over)."""
-        content = nonzero(self.base, number)
+        content = self.case.keeper.content(number)
         if not content:
             return
         size = 1 << self.base.bits
         start, uses = number * size, self.case.refs.one(number)[1]
-        if uses & Use.WRONG or number in self.case.unread:
-            fate, reason = Fate.GIVEN_UP, f"{what}, although an entry that cannot be read means it"
-        elif uses & Use.TABLE and not self._superseded(number):
-            fate, reason = Fate.GIVEN_UP, f"{what}, although it was a table"
+        why = self.case.keeper.reason(number)
+        if number in self.case.unread:
+            why = why or "a compressed entry that cannot be unpacked means it"
+        if why:
+            fate, reason = Fate.GIVEN_UP, f"{what}, although {why}"
         elif uses:
             return
-        elif self.case.evidence[number]:
-            fate, reason = Fate.GIVEN_UP, f"{what}, although it is, or is mapped by, a lost table"
-        elif self.case.gap:
-            fate, reason = Fate.GIVEN_UP, f"{what}: {self.case.gap}"
         elif self.case.frees.cover(start, size):
             fate, reason = Fate.FREED, "nothing refers to it, and nothing suggests that anybody needs it"
         else:
             fate, reason = Fate.UNPROVEN, f"{what} without a word"
         self.ledger.add(fate, start, size, reason, size=content)
-
-    def _superseded(self, number: int) -> bool:
-        """A table whose content was readable, and is compared as a view or an object."""
-        offset = number << self.base.bits
-        if offset == 0:
-            return True
-        tables = self._tables_before
-        if offset in tables:
-            found = self.base.table(offset)
-            return found is not None and not _foreign(self.base, found[0])
-        return True
-
-    @cached_property
-    def _tables_before(self) -> dict[int, tuple[int, bool]]:
-        return self.base.l2_tables()
 
     def overwritten(self) -> None:
         """Content under changed bytes that is neither guest data (compared above) nor a table that was readable."""
@@ -157,7 +143,7 @@ class Hosts:
                 if uses & Use.DATA or (uses & Use.COUNTS and not uses & Use.TABLE):
                     continue
                 old = a.read(max(start, number * size), min(end, (number + 1) * size) - max(start, number * size))
-                if any(old) and (not uses or not self._superseded(number)):
+                if any(old) and (not uses or not self.case.keeper.superseded(number)):
                     self._let_go(number, "it would be written over")
 
     def next_open(self) -> None:
@@ -177,14 +163,3 @@ class Hosts:
                 if number < self.base.clusters and nonzero(self.base, number):
                     reason = "kept, but the image stays marked dirty: QEMU would free it at its next open"
                     self.ledger.add(Fate.UNPROVEN, number << b.bits, 1 << b.bits, reason)
-
-
-def _foreign(reading: Reading, entries: NDArray[np.uint64]) -> bool:
-    """Most of what is in the table is no entry that any driver writes."""
-    used = entries[entries != 0]
-    plain = (used & np.uint64(COMPRESSED)) == 0
-    offset = used & _OFFSET
-    odd = plain & (((offset & np.uint64((1 << reading.bits) - 1)) != 0) | (offset >= np.uint64(reading.size)))
-    start, _ = compressed_range(used & np.uint64(~COPIED & ((1 << 64) - 1)), reading.bits)
-    odd |= ~plain & (start >= np.uint64(reading.size))
-    return bool(used.size) and int(odd.sum()) * 2 > used.size

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.luks.header import LuksHeader
 from formats.qcow2 import limits
 from formats.qcow2.bitmaps import Bitmap
 from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.snapshots import Snapshot
 from formats.qcow2.tables import BITMAP_TABLE_ENTRY
 from workbench.engine.metadata import Metadata, Region
-from workbench.repair.preserve.walk import Reading
+from workbench.repair.preserve.walk import Reading, References
 
+_MISREAD = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-EXTRA-TOO-LARGE", "SNAPSHOT-UNREADABLE", "SNAPSHOTS-TOO-MANY"}
 Unproven = tuple[int, int, str]
 Touch = Callable[[int, int], bool]
 _COMPARED_APART = {
@@ -39,6 +41,8 @@ def objects_kept(base: Reading, after: Reading, touch: Touch) -> Iterator[Unprov
 
 
 def _snapshots(base: Reading, after: Reading) -> Iterator[Unproven]:
+    if any(each.code in _MISREAD for each in base.meta.faults):
+        return  # records behind a wrong length are read wrongly; whose tables can be read is compared as a disk
     ids = [each.id for each in base.meta.snapshots]
     later = list(after.meta.snapshots)
     for each in base.meta.snapshots:
@@ -86,28 +90,69 @@ def _keys(base: Metadata, after: Metadata, touch: Touch) -> Iterator[Unproven]:
         return
     length = min(pointer.length, base.file_size - pointer.offset, limits.MAX_LUKS_HEADER_SIZE)
     here = after.encryption
-    if here is None or here.offset != pointer.offset:
-        yield pointer.offset, length, "the LUKS header would not be found any more"
-    elif touch(pointer.offset, pointer.offset + length):
+    if here is None or after.luks is None or here.offset != pointer.offset:
+        if base.luks.valid:
+            yield pointer.offset, length, "the LUKS header would not be found any more"
+        return
+    if not touch(pointer.offset, pointer.offset + length):
+        return
+    one, other = base.luks, after.luks
+    kept = _secret(one) == _secret(other)
+    areas = [
+        (pointer.offset + each.key_material_offset * 512, one.key_bytes * each.stripes)
+        for each in one.key_slots
+        if each.active and 0 < each.key_material_offset * 512 < length and each.stripes <= 1 << 16
+    ]
+    if not kept or any(touch(start, start + size) for start, size in areas):
         yield pointer.offset, length, "the LUKS header or a key would be written over"
+
+
+def _secret(header: LuksHeader) -> tuple[object, ...]:
+    """What cannot be made anew: without it no passphrase opens the image."""
+    slots = tuple((each.iterations, each.salt) for each in header.key_slots)
+    return header.mk_digest, header.mk_digest_salt, header.mk_digest_iterations, slots
 
 
 # -- bitmaps
 
 
-def bitmaps_kept(base: Reading, after: Reading, touch: Touch) -> Iterator[Unproven]:
+def bitmaps_kept(base: Reading, after: Reading, touch: Touch, refs: References) -> Iterator[Unproven]:
     """Valid bitmaps keep name, state and bits, or are marked as not to be trusted."""
     later = {each.name: each for each in _bitmaps(after.meta)}
     for each in _bitmaps(base.meta):
-        table = Region(each.table_offset, each.table_size * 8)
-        inside = table.offset % (1 << base.bits) == 0 and table.offset > 0 and table.end <= base.size
-        if each.in_use or not inside:
+        if each.in_use or not _valid(base, each, refs):
             continue
         twin = later.get(each.name)
         if twin is None:
             yield each.offset, len(each.raw), "a bitmap is gone: the next backup would not know what changed"
         elif not twin.in_use and not _same_bits(base, after, each, twin, touch):
             yield each.offset, len(each.raw), "a bitmap says something else than before"
+
+
+def _valid(base: Reading, each: Bitmap, refs: References) -> bool:
+    """Whether QEMU would trust the bitmap, and its bits are nobody else's bytes."""
+    size, names = 1 << base.bits, [other.name for other in _bitmaps(base.meta)]
+    if each.flags & ~7 or each.type != 1 or each.extra_data or not each.name or names.count(each.name) > 1:
+        return False
+    if not limits.MIN_BITMAP_GRANULARITY_BITS <= each.granularity_bits <= limits.MAX_BITMAP_GRANULARITY_BITS:
+        return False
+    if (
+        each.table_offset % size
+        or not 0 < each.table_offset < base.size
+        or each.table_offset + each.table_size * 8 > base.size
+    ):
+        return False
+    if each.table_size != max(1, -(-each.data_size(base.meta.header.size) // size)):
+        return False
+    words = _table(base, each)
+    place = BITMAP_TABLE_ENTRY["offset"].get(words)
+    spare = np.where(
+        place > 0, np.uint64(BITMAP_TABLE_ENTRY.reserved_mask | 1), np.uint64(BITMAP_TABLE_ENTRY.reserved_mask)
+    )
+    bad = ((words & spare) != 0) | (place % np.uint64(size) != 0) | (place >= np.uint64(base.size))
+    numbers = (place[place > 0] >> np.uint64(base.bits)).astype(np.int64)
+    counts, _ = refs.at(np.append(numbers, each.table_offset >> base.bits))
+    return not bad.any() and bool((counts <= 1).all())
 
 
 def _bitmaps(meta: Metadata) -> tuple[Bitmap, ...]:

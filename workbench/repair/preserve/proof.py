@@ -54,7 +54,7 @@ def _compare(case: Case) -> None:
     if doubtful:
         views.reread(doubtful)
     else:
-        views.compare(blind=bool(differs))
+        views.compare(blind="extended L2 or data file bit" in differs)
     hosts.counts()
     hosts.overwritten()
     _objects(case)
@@ -81,7 +81,7 @@ def _from_nothing(case: Case) -> None:
 def _objects(case: Case) -> None:
     for start, length, reason in objects_kept(case.base, case.after, case.changed.touch):
         case.ledger.add(Fate.UNPROVEN, start, length, reason)
-    for start, length, reason in bitmaps_kept(case.base, case.after, case.changed.touch):
+    for start, length, reason in bitmaps_kept(case.base, case.after, case.changed.touch, case.refs):
         case.ledger.add(Fate.UNPROVEN, start, length, reason)
     found = case.ledger.guest_ranges(Fate.REGAINED, Fate.GIVEN_UP)
     for start, length, reason in marked_in_bitmaps(case.after, found):

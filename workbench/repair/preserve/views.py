@@ -16,6 +16,8 @@ from workbench.repair.preserve.case import Case
 from workbench.repair.preserve.walk import Cell, Reading, Use, View
 
 _OFFSET: Final = np.uint64(OFFSET_MASK)
+Table = tuple[NDArray[np.uint64], NDArray[np.uint64] | None]
+"""(entries, subcluster bitmaps) of an L2 table."""
 
 
 class Views:
@@ -60,14 +62,15 @@ class Views:
         if twin.size < view.size:
             self._cut_off(view, twin.size)
 
-    def _cells(self, view: View, guest: int, before: Any, later: Any) -> None:
+    def _cells(self, view: View, guest: int, before: Table | None, later: Table | None) -> None:
         """Compare one L2 table's cells, before and after (None: unreadable)."""
         a, b = self.base, self.after
         blank = np.zeros(a.shape.l2_entries, np.uint64)
-        kinds, hosts = a.cells(*before) if before else a.cells(blank, blank if a.shape.extended_l2 else None)
+        none: Table = (blank, blank if a.shape.extended_l2 else None)
+        kinds, hosts = a.cells(*(before or none), guest)
         if before is None:
             kinds = np.full_like(kinds, Cell.ERROR)
-        kinds_after, hosts_after = b.cells(*later) if later else b.cells(blank, blank if b.shape.extended_l2 else None)
+        kinds_after, hosts_after = b.cells(*(later or none), guest)
         if later is None:
             kinds_after = np.full_like(kinds_after, Cell.ERROR)
         stored = (kinds == Cell.DATA) | (kinds == Cell.PACKED)
@@ -96,8 +99,8 @@ class Views:
         unit = self.base.shape.subcluster_size
         if self.base.external:
             return np.zeros_like(placed)
-        counts, uses = self.case.refs.at((hosts >> np.uint64(self.after.bits)).astype(np.int64))
-        ours: NDArray[np.bool_] = placed & (counts <= 1) & ((uses & (Use.TABLE | Use.COUNTS)) == 0)
+        ours = placed.copy()
+        ours[placed] = ~self._owned(hosts[placed])
         flat = np.flatnonzero(ours.reshape(-1))
         for run in np.split(flat, np.flatnonzero(np.diff(flat) != 1) + 1):
             if run.size:
@@ -116,6 +119,10 @@ class Views:
             return
         before = self._content(a, old, unit, column)
         empty = (Cell.HOLE, Cell.ZERO)
+        if new[0] is Cell.PACKED and self._content(b, new, unit, column) is None:
+            if old[0] is Cell.PACKED and self._packed_bytes(a, old[1]) == self._packed_bytes(b, new[1]):
+                return  # the same stream, which nobody can unpack, in another place
+            new = (Cell.ERROR, new[1])
         if old[0] in (Cell.DATA, Cell.PACKED) and before is not None:
             if a.meta.header.crypt_method == 2 and old[0] is Cell.DATA and new[0] is Cell.DATA:
                 add(Fate.UNPROVEN, start, unit, "an encrypted cluster was moved, which only the key can do", view=view)
@@ -147,18 +154,29 @@ class Views:
         declared = self.case.places.get(view.name)
         if declared is None or not declared.cover(start, unit):
             self.ledger.add(Fate.UNPROVEN, start, unit, "content appears whose place is not certain", view=view)
-        elif not self.base.external and self._owned(new):
+        elif (
+            self.base.geometry is not None
+            and not self.base.external
+            and new[0] is Cell.DATA
+            and self._owned(np.array([new[1]], dtype=np.uint64)).any()
+        ):
             reason = "content appears that others refer to already"
             self.ledger.add(Fate.UNPROVEN, start, unit, reason, view=view)
         else:
             self.ledger.add(Fate.REGAINED, start, unit, "its place is certain", view=view)
 
-    def _owned(self, cell: tuple[Cell, int]) -> bool:
-        """Whether the base refers to the cluster (a wrong entry that was put right counts once)."""
-        if self.base.geometry is None or cell[0] is not Cell.DATA:
-            return False
-        count, uses = self.case.refs.one(cell[1] >> self.after.bits)
-        return count > 1 or bool(uses & (Use.TABLE | Use.COUNTS))
+    def _owned(self, hosts: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether clusters (by host offset) that get a place belong to others as well: more often than their refcounts say.
+
+        What is counted as shared may be: a snapshot has it, too. Refcounts that are lost (0) say nothing.
+        """
+        numbers = (hosts >> np.uint64(self.after.bits)).astype(np.int64)
+        before, _ = self.case.refs.at(numbers)
+        later, uses = self.case.refs_after.at(numbers)
+        stored = self.case.keeper.stored_many(numbers)
+        owned: NDArray[np.bool_] = np.where(stored < 0, before > 1, later > np.maximum(stored, 1))
+        owned |= (uses & (Use.TABLE | Use.COUNTS)) != 0
+        return owned
 
     def _content(self, reading: Reading, cell: tuple[Cell, int], unit: int, column: int) -> bytes | None:
         """What the guest reads (ciphertext where it is encrypted); None for an error or what lies in another file."""
@@ -168,14 +186,18 @@ class Views:
         if kind is Cell.DATA:
             return None if reading.external else reading.read(place, unit)
         if kind is Cell.PACKED and not reading.external:
-            start, end = compressed_range(place & ~COPIED, reading.bits)
-            data = reading.read(start, min(end, reading.size) - start) if start < reading.size else b""
+            data = self._packed_bytes(reading, place)
             try:
                 whole = codecs.decompress(data, 1 << reading.bits, reading.meta.header.compression_type)
             except (CorruptError, UnsupportedError):
                 return None
             return whole[column * unit : (column + 1) * unit]
         return None
+
+    def _packed_bytes(self, reading: Reading, descriptor: int) -> bytes:
+        """The sectors that a compressed descriptor names, as far as the file has them."""
+        start, end = compressed_range(descriptor & ~COPIED, reading.bits)
+        return reading.read(start, min(end, reading.size) - start) if start < reading.size else b""
 
     def _shows_backing(self, cell: tuple[Cell, int]) -> bool:
         return cell[0] is Cell.HOLE and self.after.backed
@@ -200,7 +222,7 @@ class Views:
                 table = a.table(int(view.l1[index]))
                 if table is None:
                     continue
-                kinds, hosts = a.cells(*table)
+                kinds, hosts = a.cells(*table, index * a.shape.l2_coverage)
                 start, end = compressed_range(hosts, a.bits)
                 packed = kinds == Cell.PACKED
                 low = np.where(packed, start, hosts) >> bits
@@ -212,9 +234,9 @@ class Views:
                     later = self.after.table(int(twin.l1[index])) if twin and index < twin.l1.size else None
                     self._hit_cells(view, index * a.shape.l2_coverage, (kinds, hosts, hit), later)
 
-    def _hit_cells(self, view: View, guest: int, cells: tuple[Any, Any, Any], later: Any) -> None:
+    def _hit_cells(self, view: View, guest: int, cells: tuple[Any, Any, Any], later: Table | None) -> None:
         kinds, hosts, hit = cells
-        after = self.after.cells(*later) if later else None
+        after = self.after.cells(*later, guest) if later else None
         unit = self.base.shape.subcluster_size
         for row, column in zip(*(each.tolist() for each in np.nonzero(hit)), strict=True):
             cell = (Cell(int(kinds[row, column])), int(hosts[row, column]))
@@ -232,7 +254,7 @@ class Views:
             table = reading.table(int(view.l1[index]))
             if table is None:
                 continue
-            kinds, _ = reading.cells(*table)
+            kinds, _ = reading.cells(*table, index * reading.shape.l2_coverage)
             wanted = (kinds == Cell.DATA) | (kinds == Cell.PACKED)
             if holes:
                 wanted |= kinds == Cell.HOLE
@@ -274,9 +296,10 @@ def _twin(view: View, others: list[View]) -> View | None:
     if view.snapshot is None:
         return next((each for each in others if each.snapshot is None), None)
     mine = view.snapshot
-    named = [each for each in others if each.snapshot is not None and each.snapshot.name == mine.name]
-    near = [
-        each for each in named if each.snapshot is not None and each.snapshot.l1_table_offset == mine.l1_table_offset
+    found = [each for each in others if each.snapshot is not None]
+    near = [each for each in found if each.snapshot and each.snapshot.l1_table_offset == mine.l1_table_offset]
+    named = [each for each in near if each.snapshot and each.snapshot.name == mine.name] or [
+        each for each in found if each.snapshot and each.snapshot.name == mine.name and each.snapshot.id == mine.id
     ]
-    exact = [each for each in near or named if each.snapshot is not None and each.snapshot.id == mine.id]
-    return next(iter(exact or near), None)
+    exact = [each for each in named if each.snapshot and each.snapshot.id == mine.id]
+    return next(iter(exact or named or near), None)

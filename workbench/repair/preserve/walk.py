@@ -211,6 +211,7 @@ class Reading:
     geometry: Geometry | None = field(init=False)
     gaps: bool = False
     """Seen while counting: an entry that leads nowhere, or a table without any entry. Data may have lost its mapping."""
+    _fixed: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         self.meta = load_metadata(self.storage)
@@ -250,49 +251,78 @@ class Reading:
     # -- views
 
     def views(self) -> Iterator[View]:
-        """The active disk, then each snapshot whose L1 table can be located."""
-        header = self.meta.header
+        """The active disk, then each snapshot whose L1 table can be located.
+
+        Of an L1 table as much is read as the disk (and the VM state behind it) needs, or as fills its first cluster: a
+        damaged length would take the file's other content for tables.
+        """
+        header, least = self.meta.header, (1 << self.bits) // 8
         if header.l1_table_offset % (1 << self.bits) == 0 and 0 < header.l1_table_offset < self.size:
-            yield View(None, self.meta.l1, header.size)
+            yield View(None, self.meta.l1[: max(self.shape.l1_entries_for(header.size), least)], header.size)
         elif not header.l1_size:
             yield View(None, np.zeros(0, dtype=np.uint64), header.size)
         for each in self.meta.snapshots:
             inside = each.l1_table_offset % (1 << self.bits) == 0 and 0 < each.l1_table_offset < self.size
             if inside and each.l1_size * 8 <= limits.MAX_L1_SIZE:
                 size = each.disk_size if each.disk_size is not None else header.size
-                yield View(each, self.meta.snapshot_l1(each), size)
+                needed = self.shape.l1_entries_for(size) + self.shape.l1_entries_for(each.vm_state_size) + 1
+                yield View(each, self.meta.snapshot_l1(each)[: max(needed, least)], size)
 
     def table(self, word: int) -> tuple[U64, U64 | None] | None:
-        """(entries, subcluster bitmaps) that an L1 entry leads to; None when QEMU refuses to read there."""
+        """(entries, subcluster bitmaps) that an L1 entry leads to; None when nothing sensible can be read there.
+
+        That is where QEMU refuses to, and where the table's cluster is the header's or the refcounts'.
+        """
         offset = word & OFFSET_MASK
-        if offset & ((1 << self.bits) - 1):
+        if offset & ((1 << self.bits) - 1) or (offset and offset in self._fixed_places()):
             return None
         count = (1 << self.bits) // 8
         found = np.zeros(count, np.uint64) if not offset else words(self.read(offset, count * 8))
         return (found[0::2], found[1::2]) if self.shape.extended_l2 else (found, None)
 
-    def cells(self, entries: U64, bitmaps: U64 | None) -> tuple[NDArray[np.uint8], U64]:
-        """(Cell, host offset or descriptor) per unit: shape (entries, 32) with extended L2 entries, else (entries, 1)."""
+    def _fixed_places(self) -> frozenset[int]:
+        """Offsets of clusters that can be no L2 table: refcount structures, and the active L1 table where it makes sense."""
+        if self._fixed is None:
+            size, header = 1 << self.bits, self.meta.header
+            found = {place for place in self.block_offsets().tolist() if place > 1}
+            region = self.meta.refcount_table_region
+            if not region.offset % size:
+                length = min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE)
+                found.update(range(region.offset, region.offset + length, size))
+            used = self.meta.l1[self.meta.l1 != 0] & _OFFSET
+            good = (used % np.uint64(size) == 0) & (used < np.uint64(self.size))
+            if header.l1_table_offset % size == 0 and int(good.sum()) * 2 > used.size:
+                found.update(range(header.l1_table_offset, header.l1_table_offset + header.l1_size * 8, size))
+            self._fixed = frozenset(found)
+        return self._fixed
+
+    def cells(self, entries: U64, bitmaps: U64 | None, guest: int) -> tuple[NDArray[np.uint8], U64]:
+        """(Cell, host offset or descriptor) per unit: shape (entries, 32) with extended L2 entries, else (entries, 1).
+
+        guest: offset in the disk that the first entry describes. A data file must have the data at the same offset.
+        """
         packed = (entries & _PACKED) != 0
         offset = entries & _OFFSET
         wild = (offset & np.uint64((1 << self.bits) - 1)) != 0
         placed = offset != 0
         if self.external:
             placed |= (entries & _COPIED) != 0
+            here = np.uint64(guest) + (np.arange(entries.size, dtype=np.uint64) << np.uint64(self.bits))
+            wild |= packed | (placed & (offset != here))
         if bitmaps is None:
             zero = (entries & np.uint64(ZERO)) != 0
             kind = np.where(placed, np.uint8(Cell.DATA), np.uint8(Cell.HOLE))
             kind[zero] = Cell.ZERO if self.meta.header.version >= 3 else Cell.ERROR
-            kind[wild] = Cell.ERROR
             kind[packed] = Cell.PACKED
+            kind[wild & (self.external | ~packed)] = Cell.ERROR
             return kind[:, None], np.where(packed, entries & ~_COPIED, offset)[:, None]
         place = np.arange(SUBCLUSTERS, dtype=np.uint64)
         has = ((bitmaps[:, None] >> place) & np.uint64(1)) != 0
         zero = ((bitmaps[:, None] >> (place + np.uint64(SUBCLUSTERS))) & np.uint64(1)) != 0
         kinds = np.where(has, np.uint8(Cell.DATA), np.where(zero, np.uint8(Cell.ZERO), np.uint8(Cell.HOLE)))
         kinds[has & (zero | ~placed[:, None])] = Cell.ERROR
-        kinds[wild] = Cell.ERROR
-        kinds[packed] = np.where((bitmaps[packed] != 0)[:, None], np.uint8(Cell.ERROR), np.uint8(Cell.PACKED))
+        kinds[packed] = Cell.PACKED
+        kinds[wild & (self.external | ~packed)] = Cell.ERROR
         hosts = offset[:, None] + place * np.uint64(self.shape.subcluster_size)
         hosts[packed] = (entries & ~_COPIED)[packed][:, None]
         return kinds, hosts
@@ -309,11 +339,14 @@ class Reading:
             last = at + 1
             while last < len(rows) and last - at < step and rows[last][0] == rows[last - 1][0] + size:
                 last += 1
+            if rows[at][0] & (size - 1):
+                self.gaps = True
+                into.mark(np.array([rows[at][0] >> self.bits, (rows[at][0] >> self.bits) + 1]), Use.WRONG)
+                at += 1
+                continue
             data = words(self.read(rows[at][0], (last - at) * size)).reshape(last - at, -1)
             for row, (offset, users, active) in zip(data, rows[at:last], strict=True):
-                straddles = 1 + bool(offset & (size - 1))
-                into.add_run(offset >> self.bits, straddles, users, Use.TABLE)
-                self.gaps |= straddles == 2
+                into.add_run(offset >> self.bits, 1, users, Use.TABLE)
                 if wide or external or not self._one_run(row, users, active, into):
                     self.gaps |= not row.any()
                     self._entries(row[0::2] if wide else row, users, active, into)
@@ -401,7 +434,7 @@ class Reading:
         if meta.snapshots:
             yield header.snapshots_offset, meta.snapshot_table.end - header.snapshots_offset, Use.TABLE
         extension = meta.bitmaps_extension
-        if extension is not None and header.has("bitmaps"):
+        if extension is not None and extension.directory_offset < self.size:
             yield (
                 extension.directory_offset,
                 min(extension.directory_size, limits.MAX_BITMAP_DIRECTORY_SIZE),
@@ -422,6 +455,17 @@ class Reading:
         for place in (self.block_offsets()).tolist():
             if place:
                 yield place, cluster, Use.COUNTS
+
+    def count_structures(self, into: Sparse) -> None:
+        """Add everything but L2 tables and guest data, and mark the L2 tables that the active L1 calls COPIED."""
+        for offset, length, use in self.structures():
+            if length > 0 and offset < self.size:
+                first, last = offset >> self.bits, (min(offset + length, self.size) - 1) >> self.bits
+                into.add_run(first, last - first + 1, 1, use)
+        for view in self.views():
+            if view.snapshot is None:
+                marked = view.l1[(view.l1 & _COPIED) != 0] & _OFFSET
+                into.mark((marked >> np.uint64(self.bits)).astype(np.int64), Use.FLAGGED)
 
     # -- refcounts as stored
 
@@ -445,19 +489,6 @@ class Reading:
         if not place:
             return np.zeros(per_block, np.uint8)
         return refcounts.unpack(self.read(place, 1 << self.bits), self.shape.refcount_order)
-
-    # -- snapshots that may hide references
-
-    def hidden_references(self) -> bool:
-        """The snapshots cannot all be read, so clusters may be in use that no table shows."""
-        header, table = self.meta.header, self.meta.snapshot_table
-        if header.nb_snapshots != len(table.snapshots) or table.broken is not None:
-            return True
-        if bool(header.nb_snapshots) != bool(header.snapshots_offset) or header.snapshots_offset % (1 << self.bits):
-            return True
-        readable = sum(view.snapshot is not None for view in self.views())
-        lost = any(each.l1_size == 0 and (each.disk_size or 0) > 0 for each in table.snapshots)
-        return readable != len(table.snapshots) or lost
 
 
 def same_reading(one: Reading, other: Reading) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.tables import COPIED
+from formats.qcow2.entries import is_copied
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
 from workbench.check.extras import MOST, UNCOUNTED, log_tail, log_unused, table_notes
@@ -229,7 +229,7 @@ class _Check:
         offset = words & np.uint64((1 << 56) - (1 << 9))
         used, words, offset = used[offset != 0], words[offset != 0], offset[offset != 0]
         one, unreadable = self._ones(census, stored, as_clusters(offset, geometry.cluster_bits))
-        wrong = (one != ((words & np.uint64(COPIED)) != 0)) & ~unreadable
+        wrong = (one != is_copied(words)) & ~unreadable
         if wrong.any():
             table = L1Table(self.meta.header.l1_table_offset, regions.active_l1, ACTIVE)
             log_l1(self.log, geometry, "L1-COPIED-WRONG", table, used[wrong], words[wrong], 1)

@@ -152,7 +152,9 @@ def _features(meta: Metadata) -> Iterator[Fault]:
         )
     if header.has("corrupt"):
         yield Fault(
-            "IMAGE-CORRUPT-BIT", "the corrupt bit is set: the image was found damaged and must not be written", 72, 8
+            "IMAGE-CORRUPT-BIT",
+            "the corrupt bit is set: the image was found damaged and must not be written",
+            *field("incompatible_features"),
         )
 
 
@@ -300,7 +302,9 @@ def _extensions(meta: Metadata, geometry: Geometry) -> Iterator[Fault]:
         yield from _one_extension(meta, geometry, each)
     if meta.header.has("bitmaps") and ExtensionType.BITMAPS not in seen:
         yield Fault(
-            "BITMAPS-BIT-WITHOUT-EXTENSION", "the bitmaps autoclear bit is set but there is no bitmaps extension", 88, 8
+            "BITMAPS-BIT-WITHOUT-EXTENSION",
+            "the bitmaps autoclear bit is set but there is no bitmaps extension",
+            *field("autoclear_features"),
         )
 
 

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Final
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import offset_of
 from formats.qcow2.header import MAGIC
 
 Read = Callable[[int, int], bytes]
@@ -161,7 +162,7 @@ def _has_entries(data: bytes, size: int) -> bool:
     if not any(data[:usable:8]):  # the byte that holds COPIED
         return False
     return any(
-        word >> 56 == 0x80 and word & 0x1FF == 0 and 0 < word & 0x00FF_FFFF_FFFF_FE00 < size
+        word >> 56 == 0x80 and word & 0x1FF == 0 and 0 < offset_of(word) < size
         for (word,) in struct.iter_unpack(">Q", data[:usable])
     )
 

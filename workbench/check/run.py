@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.entries import is_copied
+from formats.qcow2.entries import is_copied, offset_of
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
 from workbench.check.extras import MOST, UNCOUNTED, log_tail, log_unused, table_notes
@@ -226,7 +226,7 @@ class _Check:
             return weight
         used = np.flatnonzero(regions.active_l1)
         words = regions.active_l1[used]
-        offset = words & np.uint64((1 << 56) - (1 << 9))
+        offset = offset_of(words)
         used, words, offset = used[offset != 0], words[offset != 0], offset[offset != 0]
         one, unreadable = self._ones(census, stored, as_clusters(offset, geometry.cluster_bits))
         wrong = (one != is_copied(words)) & ~unreadable

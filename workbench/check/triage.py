@@ -42,6 +42,7 @@ MAX_PROBES: Final = 1024
 """Clusters whose content is described."""
 PROBE_BYTES: Final = 256 << 20
 """Bytes of unreferenced clusters that a plain check reads; a repair reads them all."""
+_MOST_FITS: Final = 64
 _MANY_CLUSTERS: Final = 64
 _MANY_BYTES: Final = 8 << 20
 """Leaks that are more, in both, are more than interrupted writes leave."""
@@ -212,6 +213,8 @@ class Judge:
         self.contents: dict[int, str] = {}
         self.spans: list[tuple[int, int, int]] = []
         self.out = Triage()
+        self._free: NDArray[np.intp] | None = None
+        self._named: list[tuple[int, int]] = []
         self.clusters = min(geometry.clusters(meta.file_size), len(census))
         self.snapshots = any(
             code.startswith("SNAPSHOT") and code not in _HARMLESS_SNAPSHOT_CODES for code in findings.by_code
@@ -297,9 +300,13 @@ class Judge:
 
     def _free_l1(self) -> NDArray[np.intp]:
         """L1 indices of the disk that refer to no L2 table, or to one that is lost."""
+        if self._free is not None:
+            return self._free
         free = set(np.flatnonzero(self.l1[: self.needed] == 0).tolist())
         free |= {gap.l1_index for gap in self.out.gaps if gap.l1_index < self.needed}
-        return np.array(sorted(free), dtype=np.intp)
+        self._free = np.array(sorted(free), dtype=np.intp)
+        self._named = [(index, int(self.l1[index]) & OFFSET_MASK) for index in sorted(free) if self.l1[index]]
+        return self._free
 
     # -- content -------------------------------------------------------------------------------------------------------
 
@@ -357,10 +364,10 @@ class Judge:
                 continue
             lost = self._fit(cluster, table, leaked, old)
             if table.grade is Grade.GUESS:
-                lost = replace(lost, confidence=min(lost.confidence, 0.5))
-            elif not counted and not self.distrusted:
+                lost = replace(lost, confidence=min(lost.confidence, 0.4))
+            elif not counted and not self._near(cluster):
                 evidence = (*lost.evidence, "its clusters count as free: it may be a remnant of a deleted snapshot")
-                lost = replace(lost, confidence=min(lost.confidence, 0.6), evidence=evidence)
+                lost = replace(lost, confidence=min(lost.confidence, 0.4), evidence=evidence)
             self.out.lost.append(lost)
         self._share_out()
 
@@ -396,15 +403,7 @@ class Judge:
             if at.size:
                 evidence.append(f"an old L1 table at {copy << self.bits:#x} has it in entry {int(at[0])}")
                 return LostTable(offset, entries, leaked, (int(at[0]),), 0.97, tuple(evidence))
-        near = [
-            index
-            for index in free.tolist()
-            if self.l1[index]
-            and (
-                (int(self.l1[index]) & OFFSET_MASK) >> self.bits == cluster
-                or ((int(self.l1[index]) & OFFSET_MASK) ^ offset).bit_count() == 1
-            )
-        ]
+        near = self._near(cluster)
         if near:
             evidence.append(
                 f"the damaged L1 entry {near[0]} ({int(self.l1[near[0]]):#x}) differs only a little from it"
@@ -416,32 +415,43 @@ class Judge:
         if free.size == 1:
             evidence.append(f"L1 entry {int(free[0])} is the only one without a table")
             return LostTable(offset, entries, leaked, (int(free[0]),), 0.9, tuple(evidence))
-        damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index in set(free.tolist())]
+        damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index < self.needed]
         ordered = self._by_order(offset, free)
-        ranked = [index for index in damaged if index in ordered] + [index for index in ordered if index not in damaged]
-        ranked += [index for index in free.tolist() if index not in set(ranked)]
+        inside, hurt = set(ordered), set(damaged)
+        ranked = [index for index in damaged if index in inside]
+        ranked += [index for index in ordered[: _MOST_FITS + len(hurt)] if index not in hurt]
+        known = set(ranked)
+        ranked += [index for index in free[: _MOST_FITS + len(known)].tolist() if index not in known]
         if len(damaged) == 1:
             evidence.append(f"L1 entry {damaged[0]} is the only damaged one")
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.85, tuple(evidence))
+            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), 0.85, tuple(evidence))
         if len(ordered) == 1:
             evidence.append(f"L2 tables lie in the order of their L1 entries, and entry {ordered[0]} is free there")
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), 0.75, tuple(evidence))
+            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), 0.75, tuple(evidence))
         evidence.append(f"{free.size} L1 entries are free; {len(ordered)} fit the order of the tables in the file")
         return LostTable(
-            offset, entries, leaked, tuple(ranked[:64]), 1 / max(1, len(ordered) or free.size), tuple(evidence)
+            offset, entries, leaked, tuple(ranked[:_MOST_FITS]), 1 / max(1, len(ordered) or free.size), tuple(evidence)
         )
+
+    def _near(self, cluster: int) -> list[int]:
+        """Free L1 entries, damaged ones, that still name this cluster or differ from it in one bit."""
+        offset = cluster << self.bits
+        self._free_l1()
+        return [
+            index for index, place in self._named if place >> self.bits == cluster or (place ^ offset).bit_count() == 1
+        ]
 
     def _by_order(self, offset: int, free: NDArray[np.intp]) -> list[int]:
         """Free L1 entries between the tables whose host offsets are just below and above `offset`."""
         used = np.flatnonzero(self.l1[: self.needed])
         used = used[~np.isin(used, free)]
         if not used.size:
-            return [int(index) for index in free]
+            return free.tolist()
         offsets = self.l1[used] & np.uint64(OFFSET_MASK)
         below, above = used[offsets < np.uint64(offset)], used[offsets > np.uint64(offset)]
         low = int(below.max()) if below.size else -1
         high = int(above.min()) if above.size else self.needed
-        return [int(index) for index in free if low < index < high]
+        return free[(free > low) & (free < high)].tolist()
 
     # -- verdicts ------------------------------------------------------------------------------------------------------
 

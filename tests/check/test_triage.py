@@ -9,13 +9,12 @@ import pytest
 
 from formats.qcow2.tables import OFFSET_MASK, compressed_entry
 from tests.campaigns.write_kit import new_image
-from tests.engine.write.kit import opened
+from tests.engine.write.kit import meta, opened
 from tests.engine.write.test_rebuild import (
     CLUSTER,
     DISK,
     filled,
     lose_l1,
-    meta,
     put,
     refcounts,
     reopen,

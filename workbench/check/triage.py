@@ -446,12 +446,12 @@ class Judge:
         used = np.flatnonzero(self.l1[: self.needed])
         used = used[~np.isin(used, free)]
         if not used.size:
-            return free.tolist()
+            return list(map(int, free))
         offsets = self.l1[used] & np.uint64(OFFSET_MASK)
         below, above = used[offsets < np.uint64(offset)], used[offsets > np.uint64(offset)]
         low = int(below.max()) if below.size else -1
         high = int(above.min()) if above.size else self.needed
-        return free[(free > low) & (free < high)].tolist()
+        return list(map(int, free[(free > low) & (free < high)]))
 
     # -- verdicts ------------------------------------------------------------------------------------------------------
 

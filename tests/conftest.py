@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,41 @@ class BaseImages:
             if each.name != ".image":
                 shutil.copy2(each, folder / each.name, follow_symlinks=False)
         return folder / source.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What goes to the state directory must not land in the home of whoever runs the tests."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    if before is None:
+        del os.environ["XDG_STATE_HOME"]
+    else:
+        os.environ["XDG_STATE_HOME"] = before
+
+
+@pytest.fixture
+def loop() -> Iterator[Callable[[Path], Path]]:
+    """`loop(file)`: a real block device over a file (whole sectors), gone after the test. Skips where that needs rights."""
+    made: list[str] = []
+
+    def attach(file: Path) -> Path:
+        try:
+            done = subprocess.run(
+                ["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            pytest.skip("losetup not found (package mount)")
+        name = done.stdout.strip()
+        if done.returncode or not os.access(name, os.R_OK | os.W_OK):
+            pytest.skip(f"no loop device here: {done.stderr.strip() or name}")
+        made.append(name)
+        return Path(name)
+
+    yield attach
+    for name in made:
+        subprocess.run(["losetup", "--detach", name], check=False)
 
 
 def _builders_digest() -> str:

@@ -7,17 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from formats.qcow2.entries import NO_HOST, ClusterType
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
-from workbench.engine.mapping import (
-    NO_HOST,
-    ClusterType,
-    MappingRules,
-    Runs,
-    decode_l2,
-    diagnose,
-    join,
-    one_run,
-)
+from workbench.engine.mapping import MappingRules, Runs, decode_l2, diagnose, join, one_run
 from workbench.units import Geometry
 
 C = 1 << 16

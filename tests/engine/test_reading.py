@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from formats.qcow2.entries import ClusterType
 from formats.qcow2.tables import COMPRESSED, COPIED, ZERO, compressed_entry
 from tests.engine.tiny import DATA, L2, tiny
 from workbench.engine.codecs import compress
 from workbench.engine.gate import OpenRequest, allow_local, forbid_all, no_backing, redirect, resolve_name
 from workbench.engine.image import Image
-from workbench.engine.mapping import ClusterType
 from workbench.errors import ArgumentError, CorruptError, GateRefused, ImageError, StorageError
 from workbench.storage.memory import MemoryStorage
 

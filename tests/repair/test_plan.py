@@ -13,7 +13,7 @@ from workbench.errors import ArgumentError, ImageError
 from workbench.repair.casefile import case_path
 from workbench.repair.edits import describe, heads, plan_lines
 from workbench.repair.orphans import export_orphans
-from workbench.repair.plan import PlanRefused, hand_edit, make_plan, read_change
+from workbench.repair.plan import hand_edit, make_plan, read_change
 from workbench.repair.policy import Mode, Policy
 from workbench.repair.session import Guide
 from workbench.storage.file import FileStorage
@@ -71,18 +71,28 @@ def test_what_is_no_plan_is_refused_in_one_line(text: str) -> None:
         read_change(text)
 
 
-def test_a_plan_that_leaves_the_image_worse_is_refused(wounded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fix_that_writes_where_no_row_sends_it_is_stopped_and_taken_back(
+    wounded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from workbench.check.problems import Tier
     from workbench.repair import plan as module
+    from workbench.repair.fixes import RULES
     from workbench.repair.fixes.base import Rule, codes
     from workbench.repair.workspace import Workspace
 
     def wreck(space: Workspace) -> None:
-        space.put(space.meta.header.l1_table_offset, b"\xff" * 64, code="L1-ENTRY-RESERVED", title="wreck", kind="l1")
+        new = space.append()
+        space.put(new, b"x" * 64, code="DATA-CROSS-LINKED", title="in a cluster of its own", kind="data")
+        space.put(space.meta.header.l1_table_offset, b"\xff" * 64, code="DATA-CROSS-LINKED", title="wreck", kind="l1")
 
-    monkeypatch.setattr(module, "RULES", (Rule("wreck", "Wreck", codes("L1-ENTRY-RESERVED"), Tier.SAFE, wreck),))
-    with FileStorage.open(wounded) as storage, pytest.raises(PlanRefused, match="worse"):
-        make_plan(storage)
+    wrong = Rule("wreck", "Wreck", codes("DATA-CROSS-LINKED"), Tier.SAFE, wreck)
+    with FileStorage.open(wounded) as storage:
+        monkeypatch.setattr(module, "RULES", (wrong,))
+        alone = make_plan(storage)
+        monkeypatch.setattr(module, "RULES", (wrong, *RULES))
+        beside = make_plan(storage)
+    assert alone.empty and not alone.steps and any("no finding names" in note for note in alone.notes)
+    assert beside.after.clean and not any(step.fix == "wreck" for step in beside.steps)
 
 
 def test_only_named_problems_are_mended(base_images: BaseImages, tmp_path: Path) -> None:

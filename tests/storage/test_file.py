@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -149,3 +150,33 @@ def test_many_threads_read_at_once(tmp_path: Path) -> None:
             return got == 4096 and bytes(buffer) == blocks[number] == storage.read(number * 4096, 4096)
 
         assert all(pool.map(read, list(range(200)) * 5))
+
+
+def test_a_device_is_known_not_to_grow_and_names_what_is_missing(plain: Path, loop: Callable[[Path], Path]) -> None:
+    from workbench.storage.overlay import Overlay
+
+    with FileStorage.open(plain) as storage:
+        assert storage.growable and Overlay(storage).growable
+    with FileStorage.open(loop(plain), writable=True) as storage:
+        assert not storage.growable and not Overlay(storage).growable
+        size = storage.size()
+        for work in (
+            lambda: storage.write(size - 10, bytes(100)),
+            lambda: storage.write_zeroes(size, 90),
+            lambda: storage.truncate(size + 90),
+            lambda: storage.allocate(size, 90),
+        ):
+            with pytest.raises(StorageError, match="cannot grow: 90 bytes are missing") as caught:
+                work()
+            assert "extend the device" in str(caught.value)
+        storage.truncate(0)
+        storage.write(size - 10, b"0123456789")
+        assert storage.size() == size and storage.read(size - 10, 100) == b"0123456789"
+
+
+def test_a_new_file_never_replaces_anything(plain: Path) -> None:
+    plain.with_name("link").symlink_to("nowhere")
+    for name in (plain, plain.with_name("link")):
+        with pytest.raises(StorageError):
+            FileStorage.create(name)
+    assert plain.stat().st_size == 4096

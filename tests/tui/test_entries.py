@@ -9,6 +9,7 @@ import pytest
 from formats.qcow2.tables import COPIED
 from sample_images import sample_path
 from tests.tui.conftest import Drive, go, settle
+from workbench.check.run import check
 from workbench.engine.metadata import Metadata, load_metadata
 from workbench.engine.tables import Run, Table, bitmap_table, l1_table, l2_table, refcount_block
 from workbench.render.entries import Sort, covered, covers, meaning, run_words
@@ -231,3 +232,18 @@ async def test_view_keys_cross_from_the_file_to_the_disk_and_back(drive: Drive, 
             await pilot.press(key)
             await settle(app, pilot)
             assert (screen.place.node, screen.place.view, screen.place.guest) == (node, view, guest), key
+
+
+@pytest.mark.parametrize("name", ["subclusters-contradict", "unaligned-entry", "entry-past-eof"])
+def test_the_filter_for_suspicious_entries_keeps_those_that_check_finds_fault_with(name: str) -> None:
+    meta = meta_of(name)
+    table = l2_of(meta)
+    codes = ("L2-ENTRY", "COMPRESSED-", "SUBCLUSTER-", "L2-ZERO", "L2-COPIED-UNALLOCATED")
+    reported = {
+        row.index + step
+        for row in check(meta).findings
+        if row.code.startswith(codes) and row.table == table.region.offset
+        for step in range(row.count)
+    }
+    rows = EntryRows(meta, table, fold=False, chosen=parse_filter("suspicious"))
+    assert {rows.run(row).first for row in range(len(rows))} == reported != set()

@@ -29,6 +29,7 @@ def check_file(
     storage: Storage,
     *,
     fast: bool = False,
+    deep: bool = False,
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
@@ -42,8 +43,9 @@ def check_file(
     log = FindingLog()
     aborted = companions(meta, log)
     return check(
-        meta, fast=fast, progress=progress, cancel=cancel, window=window, threads=threads, log=log, aborted=aborted
-    )
+        meta, fast=fast, deep=deep, progress=progress, cancel=cancel, window=window, threads=threads, log=log,
+        aborted=aborted,
+    )  # fmt: skip
 
 
 def companions(meta: Metadata, log: FindingLog) -> str | None:

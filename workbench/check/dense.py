@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, compressed_range
+from formats.qcow2.entries import Fault, L2Entries, reserved_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workbench.check.passes_l2 import L2Pass
 
-_RESERVED: Final = np.uint64(L2_STANDARD["reserved_low"].mask | L2_STANDARD["reserved_high"].mask)
-_COPIED: Final = np.uint64(COPIED)
-_COMPRESSED: Final = np.uint64(COMPRESSED)
-_OFFSET: Final = np.uint64(OFFSET_MASK)
-
 
 def is_dense(work: L2Pass, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which tables (rows of `words`) have faults or compressed clusters in most entries, and reserved bits in many."""
-    odd: NDArray[np.bool_] = np.count_nonzero(words & work.odd_mask, axis=1) * 2 > words.shape[1]
+    odd: NDArray[np.bool_] = np.count_nonzero(L2Entries(words, work.shape).odds, axis=1) * 2 > words.shape[1]
     if odd.any():
-        odd &= np.count_nonzero(words & _RESERVED, axis=1) * 4 > words.shape[1]
+        odd &= np.count_nonzero(reserved_columns(words), axis=1) * 4 > words.shape[1]
     return odd
 
 
@@ -34,21 +29,17 @@ def judge_table(work: L2Pass, table: int, words: NDArray[np.uint64]) -> NDArray[
     flags a look. Wrong COPIED flags of all others are logged here.
     """
     size = work.geometry.cluster_size
-    packed = (words & _COMPRESSED) != 0
-    standard = ~packed
-    offset = words & _OFFSET
-    mapped = standard & (offset != 0)
-    copied = words >= _COPIED
-    _, end = compressed_range(words & ~_COPIED, work.geometry.cluster_bits)
-    packed_beyond = packed & (end >= np.uint64(work.file_size + size))
+    each = L2Entries(words, work.shape)
+    packed, mapped, offset = each.packed, each.placed, each.offset
+    beyond = each.beyond(work.file_size)
     known = np.uint64(max(work.file_size, work.refcounts_end))
     near = mapped & (offset < known)
     faults = {
-        "L2-ENTRY-RESERVED": ((words & _RESERVED) != 0) & standard,
-        "L2-ENTRY-UNALIGNED": ((words & np.uint64(work.unaligned_mask)) != 0) & mapped,
-        "COMPRESSED-COPIED": packed & copied,
-        "L2-ENTRY-BEYOND-EOF": mapped & (offset >= np.uint64(work.file_size)),
-        "COMPRESSED-BEYOND-EOF": packed_beyond,
+        "L2-ENTRY-RESERVED": each.fault(Fault.RESERVED) & ~packed,
+        "L2-ENTRY-UNALIGNED": each.fault(Fault.UNALIGNED),
+        "COMPRESSED-COPIED": each.fault(Fault.COPIED_COMPRESSED),
+        "L2-ENTRY-BEYOND-EOF": beyond & mapped,
+        "COMPRESSED-BEYOND-EOF": beyond & packed,
     }
     tables = work.tables
     weight = int(tables.active[table]) + int(tables.inactive[table])
@@ -56,7 +47,7 @@ def judge_table(work: L2Pass, table: int, words: NDArray[np.uint64]) -> NDArray[
         _log(work, table, words, code, chosen, weight)
     looked_at = int(work.copied_weight[table])
     if looked_at:
-        _log(work, table, words, "L2-COPIED-WRONG", mapped & copied & ~near, looked_at)
+        _log(work, table, words, "L2-COPIED-WRONG", mapped & each.copied & ~near, looked_at)
     active = int(tables.active[table])
     if active:
         used = offset[mapped]
@@ -65,7 +56,7 @@ def judge_table(work: L2Pass, table: int, words: NDArray[np.uint64]) -> NDArray[
         work.stats.compressed += active * many
         jumps = int(np.count_nonzero(used[1:] != used[:-1] + np.uint64(size)))
         work.stats.fragmented += active * (many + jumps)
-    return np.flatnonzero(near | (packed & ~packed_beyond))
+    return np.flatnonzero(near | (packed & ~beyond))
 
 
 def _log(

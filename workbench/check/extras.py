@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from formats.qcow2.tables import BITMAP_TABLE_ENTRY
+from formats.qcow2.entries import offset_of
 from workbench.check.findings import FindingLog
 from workbench.check.passes_l2 import MappingStats
 from workbench.check.passes_refcounts import StoredRefcounts
@@ -108,7 +108,7 @@ def _bitmap_tails(meta: Metadata, geometry: Geometry, log: FindingLog) -> None:
         if not 0 <= tail < size * 8:
             continue
         words = meta.read_words(Region(each.table_offset + last * 8, 8), 8)
-        offset = int(BITMAP_TABLE_ENTRY["offset"].get(int(words[0])))
+        offset = offset_of(int(words[0]))
         if not offset or offset % size or offset >= meta.file_size:
             continue
         data = np.frombuffer(meta.storage.read(offset + tail // 8, size - tail // 8), dtype=np.uint8)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
+from formats.qcow2.entries import L2Entries, offset_of
 from workbench.check.tables import L2Set, plan_batches, read_batch
 from workbench.engine.metadata import Metadata
 from workbench.errors import StorageError
@@ -30,11 +30,10 @@ def guest_of_clusters(meta: Metadata, tables: L2Set, geometry: Geometry, cluster
             batch = read_batch(meta, tables, active, geometry)
         except StorageError:
             continue  # reported as READ-ERROR by the check itself
-        words = batch.words
-        offset = words & np.uint64(OFFSET_MASK)
-        found = (offset >> np.uint64(bits)).astype(np.int64)
+        each = L2Entries(batch.words, meta.shape)
+        found = (each.offset >> np.uint64(bits)).astype(np.int64)
         place = np.minimum(np.searchsorted(clusters, found), clusters.size - 1)
-        hit = (clusters[place] == found) & (offset != 0) & ((words & np.uint64(COMPRESSED)) == 0)
+        hit = (clusters[place] == found) & each.placed
         for row, col in zip(*(axis.tolist() for axis in np.nonzero(hit)), strict=True):
             index = int(tables.index[active[row]])
             if tables.snapshot[active[row]] < 0:
@@ -46,7 +45,7 @@ def is_unmapped(meta: Metadata, geometry: Geometry, l1: NDArray[np.uint64], gues
     """Whether the active disk has neither data nor zeros at `guest`, though its L2 table exists."""
     if not 0 <= guest < meta.header.size or geometry.l1_index(guest) >= l1.size:
         return False
-    table = int(l1[geometry.l1_index(guest)]) & OFFSET_MASK
+    table = offset_of(int(l1[geometry.l1_index(guest)]))
     if not table:
         return False
     size = geometry.l2_entry_size

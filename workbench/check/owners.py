@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK, compressed_range
+from formats.qcow2.entries import L2Entries, offset_of
 from workbench.check.kinds import Owner
 from workbench.check.passes_refcounts import StoredRefcounts
 from workbench.check.regions import Regions, RegionWalk
@@ -78,7 +78,7 @@ class _Users:
     def of(self, offset: int) -> list[tuple[int, int, int, int]]:
         found = []
         for snapshot, where, entries in self.tables:
-            same = np.flatnonzero((entries & np.uint64(OFFSET_MASK)) == np.uint64(offset))
+            same = np.flatnonzero(offset_of(entries) == np.uint64(offset))
             found += [(snapshot, where, int(i), int(entries[i])) for i in same.tolist() if entries[i]]
         return found
 
@@ -143,14 +143,12 @@ def _data(
             words = read_batch(meta, tables, rows, geometry).words
         except StorageError:
             continue  # reported as READ-ERROR by the check itself
-        offset = words & np.uint64(OFFSET_MASK)
-        packed = (words & np.uint64(COMPRESSED)) != 0
-        start, end = compressed_range(words, geometry.cluster_bits)
-        start = np.where(packed, start, offset)
-        last = np.where(packed, end - np.uint64(1), offset + np.uint64(geometry.cluster_size - 1))
+        each = L2Entries(words, meta.shape)
+        packed = each.packed
+        start, end = each.range
         low = np.searchsorted(wanted, (start >> bits).astype(np.int64))
-        high = np.searchsorted(wanted, (last >> bits).astype(np.int64), side="right")
-        hit = (high > low) & (packed | (offset != 0))
+        high = np.searchsorted(wanted, ((end - np.uint64(1)) >> bits).astype(np.int64), side="right")
+        hit = (high > low) & (packed | each.placed)
         for row, col in zip(*(axis.tolist() for axis in np.nonzero(hit)), strict=True):
             table = int(tables.offset[rows[row]])
             entry = int(words[row, col])

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, ZERO, compressed_layout, compressed_range
+from formats.qcow2.entries import (
+    Fault,
+    L2Entries,
+    Shape,
+    is_compressed,
+    is_copied,
+    offset_of,
+    one_run_tables,
+    packed_range,
+    past_end,
+)
 from workbench.check import kinds
 from workbench.check.census import Census, as_clusters
 from workbench.check.dense import is_dense, judge_table
@@ -25,10 +35,7 @@ if TYPE_CHECKING:
 
     Flags = NDArray[np.bool_]
 
-# Bit 0 is not counted: it is the zero flag, and with extended entries QEMU lets it pass.
-RESERVED: Final = L2_STANDARD["reserved_low"].mask | L2_STANDARD["reserved_high"].mask
 _USED_ONCE: Final = np.uint8(kinds.STORED | kinds.STORED_ONE)
-_LOW32: Final = np.uint64(0xFFFF_FFFF)
 
 
 @dataclass(slots=True)
@@ -60,7 +67,7 @@ class L2Pass:
         refcounts_end: int = 1 << 62,
     ) -> None:
         self.geometry = geometry
-        self.version = version
+        self.shape = Shape(geometry.cluster_bits, geometry.extended_l2, version, has_data_file)
         self.file_size = file_size
         self.has_data_file = has_data_file
         self.tables = tables
@@ -76,33 +83,12 @@ class L2Pass:
         self._done = np.zeros(0, dtype=bool)
         self.empty: list[NDArray[np.intp]] = []
         self.foreign: list[NDArray[np.intp]] = []
-        bits = geometry.cluster_bits
-        self.unaligned_mask = OFFSET_MASK & ((1 << bits) - 1)
-        self.odd_mask = np.uint64(RESERVED | COMPRESSED | self.unaligned_mask)
-        self.compressed_reserved = np.uint64(compressed_layout(bits).reserved_mask & ~COPIED)
 
     # -- tables that are one run ---------------------------------------------------------------------------------------
 
     def find_runs(self, batch: Batch) -> Flags:
         """Which tables of the batch map one run of host clusters in order, all flags alike, inside the file."""
-        words, size = batch.words, np.uint64(self.geometry.cluster_size)
-        first, entries = words[:, 0], words.shape[1]
-        last = first + size * np.uint64(entries - 1)
-        offset = first & np.uint64(OFFSET_MASK)
-        good: Flags = (words[:, -1] == last) & (offset != 0) & ((first & (self.odd_mask | np.uint64(ZERO))) == 0)
-        good &= (last & np.uint64(OFFSET_MASK)) < np.uint64(self.file_size)
-        if self.has_data_file:
-            good[:] = False
-        if good.all():
-            good = (words[:, 1:] - words[:, :-1] == size).all(axis=1)
-        else:
-            for row in np.flatnonzero(good):
-                good[row] = (words[row, 1:] - words[row, :-1] == size).all()
-        if batch.bitmaps is not None:
-            for row in np.flatnonzero(good):
-                bitmaps = batch.bitmaps[row]
-                good[row] = not ((bitmaps >> np.uint64(32)) & bitmaps & _LOW32).any()
-        return good
+        return one_run_tables(batch.words, batch.bitmaps, self.shape, self.file_size)
 
     def apply(self, batch: Batch, runs: Flags) -> None:
         """Count the batch. Not thread-safe: one at a time."""
@@ -118,14 +104,14 @@ class L2Pass:
             self.tables.inactive[tables].tolist(),
             strict=True,
         ):
-            start = (word & OFFSET_MASK) >> self.geometry.cluster_bits
-            if active == 1 and not inactive and word & COPIED and self._fresh_run(start, entries):
+            start = offset_of(word) >> self.geometry.cluster_bits
+            if active == 1 and not inactive and is_copied(word) and self._fresh_run(start, entries):
                 self.stats.allocated += entries
                 continue
             if active:
                 self.census.add_run(start, entries, active, kinds.DATA)
                 self.stats.allocated += active * entries
-                if self.copied_weight[table] and not self._run_copied(start, entries, word & COPIED != 0):
+                if self.copied_weight[table] and not self._run_copied(start, entries, is_copied(word)):
                     rest[row] = True
             if inactive:
                 self.census.add_run(start, entries, inactive, kinds.INACTIVE)
@@ -153,10 +139,10 @@ class L2Pass:
         self, tables: NDArray[np.intp], row: NDArray[np.intp], col: NDArray[np.intp], word: NDArray[np.uint64]
     ) -> None:
         """Count entries whose faults and statistics are done already, and look at their COPIED flags."""
-        packed = (word & np.uint64(COMPRESSED)) != 0
+        packed = is_compressed(word)
         self._compressed_add(tables, row[packed], word[packed])
         row, col, word = row[~packed], col[~packed], word[~packed]
-        offset = word & np.uint64(OFFSET_MASK)
+        offset = offset_of(word)
         self._count(tables, row, offset, odd=True)
         self._copied(tables, row, col, word, offset)
 
@@ -212,20 +198,10 @@ class L2Pass:
         bitmap: NDArray[np.uint64] | None,
         counted: Flags,
     ) -> None:
-        offset = word & np.uint64(OFFSET_MASK)
-        odd = bool((word & self.odd_mask).any())
-        packed = (word & np.uint64(COMPRESSED)) != 0 if odd else None
-        standard = ~packed if packed is not None else None
-        mapped = offset != 0
-        if self.has_data_file:
-            at_zero = (word & np.uint64(COPIED)) != 0
-            if bitmap is None:
-                at_zero &= (word & np.uint64(ZERO)) == 0
-            mapped |= at_zero
-        if standard is not None:
-            mapped &= standard
+        each = L2Entries(word, self.shape, bitmap)
+        offset, mapped = each.offset, each.placed
         if self.judge:
-            self._judge(tables, row, col, word, bitmap, offset, mapped, packed, odd)
+            self._judge(tables, row, col, each)
         fresh = ~counted[row] if counted.any() else None
         use = mapped if fresh is None else mapped & fresh
         if use.all():
@@ -235,9 +211,9 @@ class L2Pass:
         if self.judge and rows.size:
             self._fragmentation(tables, rows, cols, offsets)
         if not self.has_data_file:
-            self._count(tables, rows, offsets, odd)
-        if packed is not None and packed.any():
-            self._compressed(tables, row, col, word, bitmap, packed if fresh is None else packed & fresh)
+            self._count(tables, rows, offsets, each.odd)
+        if each.odd and each.packed.any():
+            self._compressed(tables, row, col, each, each.packed if fresh is None else each.packed & fresh)
         if fresh is not None:
             rows, offsets, words_used, cols = row[mapped], offset[mapped], word[mapped], col[mapped]
         self._copied(tables, rows, cols, words_used, offsets)
@@ -249,8 +225,8 @@ class L2Pass:
         clusters = as_clusters(offset, self.geometry.cluster_bits)
         if not clusters.size:
             return
-        if odd and self.unaligned_mask:
-            second = (offset & np.uint64(self.unaligned_mask)) != 0
+        if odd and self.shape.unaligned_bits:
+            second = (offset & np.uint64(self.geometry.cluster_size - 1)) != 0
             if second.any():
                 clusters = np.concatenate([clusters, clusters[second] + 1])
                 row = np.concatenate([row, row[second]])
@@ -287,20 +263,18 @@ class L2Pass:
         tables: NDArray[np.intp],
         row: NDArray[np.intp],
         col: NDArray[np.intp],
-        word: NDArray[np.uint64],
-        bitmap: NDArray[np.uint64] | None,
+        each: L2Entries,
         packed: Flags,
     ) -> None:
         if self.has_data_file:
             return
-        if bitmap is not None:
-            packed = packed & (bitmap == 0)
-        rows, cols, words = row[packed], col[packed], word[packed]
+        if each.bitmaps is not None:
+            packed = packed & ~each.fault(Fault.COMPRESSED_BITMAP)
+        rows, cols, words = row[packed], col[packed], each.words[packed]
         if not rows.size:
             return
-        bits = self.geometry.cluster_bits
-        _, end = compressed_range(words & np.uint64(~COPIED & ((1 << 64) - 1)), bits)
-        beyond = end >= np.uint64(self.file_size + self.geometry.cluster_size)
+        start, end = packed_range(words, self.shape)
+        beyond = past_end(start, end - start, self.file_size, self.geometry.cluster_size)
         if self.judge:
             weight = self.tables.active[tables][rows].astype(np.int64)
             total = int(weight.sum())
@@ -308,14 +282,14 @@ class L2Pass:
             self.stats.compressed += total
             self.stats.fragmented += total
             self._log("COMPRESSED-BEYOND-EOF", tables, rows, cols, words, beyond)
-            reserved = (words & self.compressed_reserved) != 0
+            reserved = each.fault(Fault.RESERVED)[packed]
             self._log("COMPRESSED-RESERVED", tables, rows, cols, words, reserved & ~beyond, counted=False)
         self._compressed_add(tables, rows[~beyond], words[~beyond])
 
     def _compressed_add(self, tables: NDArray[np.intp], rows: NDArray[np.intp], words: NDArray[np.uint64]) -> None:
         """References of compressed descriptors inside the file."""
         bits = self.geometry.cluster_bits
-        start, end = compressed_range(words & np.uint64(~COPIED & ((1 << 64) - 1)), bits)
+        start, end = packed_range(words, self.shape)
         first = as_clusters(start, bits)
         last = as_clusters(end - np.uint64(1), bits)
         if last.size and int(last.max()) >= self.census.total_clusters - 1:
@@ -342,7 +316,7 @@ class L2Pass:
             row, col, word, offset = row[chosen], col[chosen], word[chosen], offset[chosen]
             if not row.size:
                 return
-        copied = (word & np.uint64(COPIED)) != 0
+        copied = is_copied(word)
         if self.has_data_file:
             if self.judge:
                 self._log("L2-COPIED-WRONG", tables, row, col, word, ~copied, weight=weight)
@@ -367,81 +341,56 @@ class L2Pass:
 
     # -- findings ------------------------------------------------------------------------------------------------------
 
-    def _judge(
-        self,
-        tables: NDArray[np.intp],
-        row: NDArray[np.intp],
-        col: NDArray[np.intp],
-        word: NDArray[np.uint64],
-        bitmap: NDArray[np.uint64] | None,
-        offset: NDArray[np.uint64],
-        mapped: Flags,
-        packed: Flags | None,
-        odd: bool,
-    ) -> None:
+    def _judge(self, tables: NDArray[np.intp], row: NDArray[np.intp], col: NDArray[np.intp], each: L2Entries) -> None:
         """Faults of the entries themselves."""
         bad = np.zeros(0, dtype=np.int64)
 
         def log(code: str, chosen: Flags, counted: bool = True) -> None:
             nonlocal bad
-            if counted and chosen.any():
+            if not chosen.any():
+                return
+            if counted:
                 bad = np.append(bad, np.unique(np.flatnonzero(chosen)))
-            self._log(code, tables, row, col, word, chosen, counted=counted)
+            self._log(code, tables, row, col, each.words, chosen, counted=counted)
 
-        if odd and packed is not None:
-            log("L2-ENTRY-RESERVED", ((word & np.uint64(RESERVED)) != 0) & ~packed)
-            unaligned = ((word & np.uint64(self.unaligned_mask)) != 0) & mapped
-            log("L2-ENTRY-UNALIGNED", unaligned)
-            if packed.any():
-                log("COMPRESSED-COPIED", packed & ((word & np.uint64(COPIED)) != 0))
+        if each.odd:
+            log("L2-ENTRY-RESERVED", each.fault(Fault.RESERVED) & ~each.packed)
+            log("L2-ENTRY-UNALIGNED", each.fault(Fault.UNALIGNED))
+            if each.packed.any():
+                log("COMPRESSED-COPIED", each.fault(Fault.COPIED_COMPRESSED))
                 if self.has_data_file:
-                    log("COMPRESSED-WITH-DATA-FILE", packed)
-                elif bitmap is not None:
-                    log("COMPRESSED-WITH-SUBCLUSTERS", packed & (bitmap != 0))
+                    log("COMPRESSED-WITH-DATA-FILE", each.fault(Fault.COMPRESSED_EXTERNAL))
+                elif each.bitmaps is not None:
+                    log("COMPRESSED-WITH-SUBCLUSTERS", each.fault(Fault.COMPRESSED_BITMAP))
         if not self.has_data_file:
-            log("L2-ENTRY-BEYOND-EOF", mapped & (offset >= np.uint64(self.file_size)))
-        if bitmap is not None:
-            log("SUBCLUSTER-CONFLICT", mapped & (((bitmap >> np.uint64(32)) & bitmap & _LOW32) != 0))
-            idle = ~mapped if packed is None else ~mapped & ~packed
-            log("SUBCLUSTER-UNALLOCATED", idle & ((bitmap & _LOW32) != 0))
-            log(
-                "L2-ENTRY-BIT0-EXTENDED",
-                (word & np.uint64(ZERO)) != 0 if packed is None else ((word & np.uint64(ZERO)) != 0) & ~packed,
-                counted=False,
-            )
-        else:
-            zero = (word & np.uint64(ZERO)) != 0
-            if packed is not None:
-                zero &= ~packed
-            if self.version < 3:
-                log("L2-ZERO-FLAG-V2", zero, counted=False)
+            size = self.geometry.cluster_size
+            log("L2-ENTRY-BEYOND-EOF", each.placed & past_end(each.offset, size, self.file_size, size))
+        if each.bitmaps is not None:
+            log("SUBCLUSTER-CONFLICT", each.fault(Fault.SUBCLUSTER_BOTH))
+            log("SUBCLUSTER-UNALLOCATED", each.fault(Fault.SUBCLUSTER_NOWHERE))
+            # Not counted: with extended entries QEMU lets bit 0 pass.
+            log("L2-ENTRY-BIT0-EXTENDED", each.fault(Fault.BIT_0), counted=False)
+        elif self.shape.version < 3:
+            log("L2-ZERO-FLAG-V2", each.fault(Fault.ZERO_VERSION_2), counted=False)
         if not self.has_data_file:
-            stray = ~mapped & ((word & np.uint64(COPIED)) != 0)
-            if packed is not None:
-                stray &= ~packed
-            log("L2-COPIED-UNALLOCATED", stray, counted=False)
+            log("L2-COPIED-UNALLOCATED", each.fault(Fault.COPIED_NOWHERE), counted=False)
         elif self.raw_data_file:
-            self._one_to_one(tables, row, col, word, offset, mapped)
+            self._one_to_one(tables, row, col, each)
         if bad.size >= 4:
             faulty = np.bincount(row[np.unique(bad)], minlength=tables.size)
             used = np.bincount(row, minlength=tables.size)
             self.foreign.append(tables[(faulty >= 4) & (faulty * 2 > used)])
 
     def _one_to_one(
-        self,
-        tables: NDArray[np.intp],
-        row: NDArray[np.intp],
-        col: NDArray[np.intp],
-        word: NDArray[np.uint64],
-        offset: NDArray[np.uint64],
-        mapped: Flags,
+        self, tables: NDArray[np.intp], row: NDArray[np.intp], col: NDArray[np.intp], each: L2Entries
     ) -> None:
         """A raw external data file has every guest byte at its own address (active disk only)."""
         bits = np.uint64(self.geometry.cluster_bits)
         index = self.tables.index[tables][row].astype(np.uint64)
         guest = (index << (bits + np.uint64(self.geometry.l2_bits))) + (col.astype(np.uint64) << bits)
         active = self.tables.snapshot[tables][row] < 0
-        self._log("DATA-FILE-OFFSET", tables, row, col, word, mapped & active & (offset != guest), counted=False)
+        elsewhere = L2Entries(each.words, self.shape, each.bitmaps, guest).fault(Fault.ELSEWHERE)
+        self._log("DATA-FILE-OFFSET", tables, row, col, each.words, active & elsewhere, counted=False)
 
     def _log(
         self,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from formats.qcow2.entries import Fault, Pointers, PointerTable
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import REFCOUNT_OFFSET_MASK, REFCOUNT_TABLE_ENTRY
 from workbench.check import kinds
 from workbench.check.census import Census, as_clusters
 from workbench.check.findings import FindingLog
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 READ_LIMIT: Final = (1 << 63) - (1 << 30)
 """QEMU cannot read past this offset (BDRV_MAX_LENGTH)."""
-_RESERVED: Final = np.uint64(REFCOUNT_TABLE_ENTRY.reserved_mask)
 
 
 class StoredRefcounts:
@@ -33,10 +32,11 @@ class StoredRefcounts:
         self.meta = meta
         self.geometry = geometry
         self.table = meta.refcount_table
-        self.blocks = self.table & np.uint64(REFCOUNT_OFFSET_MASK)
+        self.pointers = Pointers(self.table, PointerTable.REFCOUNT, meta.shape)
+        self.blocks = self.pointers.offset
         self.entries = geometry.refcount_block_entries
         size = np.uint64(geometry.cluster_size)
-        self.unaligned: NDArray[np.bool_] = (self.blocks & (size - np.uint64(1))) != 0
+        self.unaligned: NDArray[np.bool_] = self.pointers.fault(Fault.UNALIGNED)
         self.unreadable: NDArray[np.bool_] = self.unaligned | (self.blocks > np.uint64(READ_LIMIT) - size)
 
     @property
@@ -163,7 +163,7 @@ def judge_blocks(stored: StoredRefcounts, total_clusters: int, file_size: int, l
                 table=base, index=first, value=int(table[first]), numbers={"covers": first * span, "covers_end": (last + 1) * span},
             )  # fmt: skip
 
-    reserved = (table[used] & _RESERVED) != 0
+    reserved = stored.pointers.fault(Fault.RESERVED)[used]
     report("REFBLOCK-RESERVED", used[reserved])
     used = used[~reserved]
     unaligned = stored.unaligned[used]

@@ -231,6 +231,17 @@ p(
     fix.RELINK_L2,
 )
 p(
+    "L2-TABLE-LOST",
+    WARNING,
+    "Lost L2 table",
+    "The cluster at {offset:#x} is an L2 table of {entries} entries that no L1 table refers to",
+    "A table of the disk's mapping has no place any more, nor have the clusters that it maps. qemu-img sees leaks, or, where the "
+    "refcounts are lost as well, nothing at all.",
+    "An L1 entry, or the whole L1 table, was overwritten or never reached the disk; or a snapshot was deleted half-way.",
+    "Its range of the disk reads as unallocated, until the table is linked again.",
+    fix.RELINK_L2,
+)
+p(
     "COMPRESSED-COPIED",
     CORRUPTION,
     "COPIED flag on a compressed cluster",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import Fault, Pointers, PointerTable, past_end
 from formats.qcow2.extensions import ExtensionType
-from formats.qcow2.tables import BITMAP_TABLE_ENTRY, L1_ENTRY
 from workbench.check.census import Claim
 from workbench.check.findings import FindingLog
 from workbench.check.kinds import Owner
@@ -30,8 +30,6 @@ INT64: Final = 1 << 63
 _MOST_RUNS: Final = 64
 _L1_BUDGET: Final = 1 << 28
 """Bytes of snapshots' L1 tables that are always read, whatever the file's size."""
-_ALL_ONES: Final = np.uint64(BITMAP_TABLE_ENTRY["all_ones"].mask)
-_BITMAP_RESERVED: Final = np.uint64(BITMAP_TABLE_ENTRY["reserved_low"].mask | BITMAP_TABLE_ENTRY["reserved_high"].mask)
 
 
 @dataclass(slots=True)
@@ -109,7 +107,7 @@ class RegionWalk:
             self.give_up(f"the {owner.title} at {offset:#x} is beyond any file")
             return
         size = self.meta.file_size
-        if offset + length - size >= self.geometry.cluster_size:
+        if past_end(offset, length, size, self.geometry.cluster_size):
             self.log.add(
                 "REGION-BEYOND-EOF", offset, length, counted=count, index=max(index, 0), snapshot=snapshot,
                 numbers={"owner": owner.title},
@@ -133,14 +131,13 @@ class RegionWalk:
         if not used.size:
             return
         words = entries[used]
-        offset = L1_ENTRY["offset"].get(words)
+        each = Pointers(words, PointerTable.L1, self.meta.shape)
+        offset, unaligned = each.offset, each.fault(Fault.UNALIGNED)
         size = self.geometry.cluster_size
-        reserved = L1_ENTRY["reserved_low"].mask | L1_ENTRY["reserved_high"].mask
-        self._l1_log("L1-ENTRY-RESERVED", table, used, words, (words & np.uint64(reserved)) != 0)
-        unaligned = (offset & np.uint64(size - 1)) != 0
+        self._l1_log("L1-ENTRY-RESERVED", table, used, words, each.fault(Fault.RESERVED))
         self._l1_log("L1-ENTRY-UNALIGNED", table, used, words, unaligned)
-        self._l1_log("L1-ENTRY-BEYOND-EOF", table, used, words, offset >= np.uint64(self.meta.file_size))
-        self._l1_log("L1-ENTRY-OFFSET-ZERO", table, used, words, offset == 0, counted=False)
+        self._l1_log("L1-ENTRY-BEYOND-EOF", table, used, words, each.beyond(self.meta.file_size))
+        self._l1_log("L1-ENTRY-OFFSET-ZERO", table, used, words, each.fault(Fault.COPIED_NOWHERE), counted=False)
         reach = unaligned & (offset < np.uint64(self.meta.file_size))
         if reach.any() and (int(offset[reach].max()) + size - 1) >> self.geometry.cluster_bits >= self.clusters:
             self.found.grows = True
@@ -259,10 +256,9 @@ class RegionWalk:
     def _bitmap_table(self, index: int, region: Region, *, in_use: bool) -> None:
         room = max(0, self.meta.file_size - region.offset)
         words = self.meta.read_words(Region(region.offset, min(region.length, (room + 7) & ~7)), region.length)
-        offset = BITMAP_TABLE_ENTRY["offset"].get(words)
-        reserved = (words & _BITMAP_RESERVED) != 0
-        ones = (offset != 0) & ((words & _ALL_ONES) != 0)
-        unaligned = (offset & np.uint64(self.geometry.cluster_size - 1)) != 0
+        each = Pointers(words, PointerTable.BITMAP, self.meta.shape)
+        reserved, ones = each.fault(Fault.RESERVED), each.fault(Fault.ONES_PLACED)
+        unaligned = each.fault(Fault.UNALIGNED)
         bad = reserved | ones | unaligned
         for code, chosen in (
             ("BITMAP-ENTRY-RESERVED", reserved | (ones & ~reserved)),
@@ -271,13 +267,10 @@ class RegionWalk:
             self._bitmap_log(code, index, region, words, np.flatnonzero(chosen))
         if bad.any() and not in_use:
             self.give_up(f"bitmap {index} cannot be loaded: its table has invalid entries")
-        offset = offset[~bad & (offset != 0)]
-        beyond = (offset >= np.uint64(self.meta.file_size)) & (offset != 0)
-        if beyond.any():
-            place = np.flatnonzero(~bad & (words != 0))
-            rows = place[np.isin(BITMAP_TABLE_ENTRY["offset"].get(words[place]), offset[beyond])]
-            self._bitmap_log("BITMAP-ENTRY-BEYOND-EOF", index, region, words, rows)
-        clusters = (offset[~beyond] >> np.uint64(self.geometry.cluster_bits)).astype(np.int64)
+        good = ~bad & (each.offset != 0)
+        beyond = good & each.beyond(self.meta.file_size)
+        self._bitmap_log("BITMAP-ENTRY-BEYOND-EOF", index, region, words, np.flatnonzero(beyond))
+        clusters = (each.offset[good & ~beyond] >> np.uint64(self.geometry.cluster_bits)).astype(np.int64)
         if clusters.size:
             self.found.bitmap_data.append((index, clusters))
 

@@ -10,7 +10,7 @@ import numpy as np
 from formats.qcow2.tables import COPIED
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
-from workbench.check.extras import log_tail, log_unused, table_notes
+from workbench.check.extras import MOST, log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
 from workbench.check.luks import check_luks
 from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
@@ -47,7 +47,7 @@ def check(
     meta: Metadata,
     *,
     fast: bool = False,
-    thorough: bool = False,
+    deep: bool = False,
     progress: ProgressSink | None = None,
     cancel: Cancel | None = None,
     window: int = WINDOW,
@@ -57,12 +57,11 @@ def check(
 ) -> CheckResult:
     """Check an image. Never writes, never raises on content.
 
-    fast: no content probes (leak triage without reading leaked clusters).  thorough: read every cluster that nothing
-    refers to, however many there are.  progress: called now and then from this
-    thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
+    fast: no content probes (leak triage without reading leaked clusters).  deep: read every cluster that nothing refers to,
+    however many there are (before a repair lets anything go).  progress: called now and then from this thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
     log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).
     """
-    run = _Check(meta, fast, thorough, progress, cancel, window, threads)
+    run = _Check(meta, fast, deep, progress, cancel, window, threads)
     if log is not None:
         run.log = log
     return run.run(aborted)
@@ -73,14 +72,14 @@ class _Check:
         self,
         meta: Metadata,
         fast: bool,
-        thorough: bool,
+        deep: bool,
         progress: ProgressSink | None,
         cancel: Cancel | None,
         window: int,
         threads: int,
     ) -> None:
         self.meta = meta
-        self.fast, self.thorough = fast, thorough
+        self.fast, self.deep = fast, deep
         self.progress = progress
         self.cancel = cancel
         self.window = window
@@ -274,7 +273,7 @@ class _Check:
         causes: tuple[Cause, ...] = ()
         unreferenced: Unreferenced | None = None
         started = time.perf_counter()
-        if geometry is not None and len(findings):
+        if geometry is not None and (len(findings) or self._blank(census, regions)):
             # Imported here: clean images, the most frequent, do without.
             from workbench.check.causes import find_causes
             from workbench.check.triage import PROBE_BYTES, Judge, Triage
@@ -283,10 +282,10 @@ class _Check:
             if census is not None:
                 triage = Judge(
                     self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
-                    limit=0 if self.fast else None if self.thorough else PROBE_BYTES, cancelled=self._cancelled,
+                    limit=0 if self.fast else None if self.deep else PROBE_BYTES, cancelled=self._cancelled,
                 ).run()  # fmt: skip
             unreferenced = triage.found
-            findings = self._at_risk(triage, findings, size)
+            findings = self._with_lost(triage, geometry, self._at_risk(triage, findings, size))
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
         elif len(findings):
@@ -298,6 +297,25 @@ class _Check:
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
             tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds,
         )  # fmt: skip
+
+    def _blank(self, census: Census | None, regions: Regions) -> bool:
+        """The disk has no L2 table at all, though the file holds something that nothing refers to."""
+        if census is None or self.fast or regions.active_l1.any() or not self.meta.header.size:
+            return False
+        loose = np.flatnonzero(census.counts[: len(census) - 1] == 0)
+        start = self.meta.storage.next_data(int(loose[0]) << self.meta.header.cluster_bits) if loose.size else None
+        return start is not None
+
+    def _with_lost(self, triage: Triage, geometry: Geometry, findings: Findings) -> Findings:
+        """The findings, with a row for each lost table: qemu-img counts none, but a repair may act on it."""
+        for each in triage.lost[:MOST]:
+            where = {}
+            if each.fits and each.certain:
+                guest = int(geometry.guest_offset(each.fits[0], 0))
+                where = {"index": each.fits[0], "guest": guest, "guest_length": geometry.l2_coverage}
+            numbers = {"entries": each.entries, "lost": each.leaked}
+            self.log.add("L2-TABLE-LOST", each.offset, geometry.cluster_size, numbers=numbers, **where)
+        return self.log.freeze() if triage.lost else findings
 
     def _at_risk(self, triage: Triage, findings: Findings, size: int) -> Findings:
         """The warning that opening the image for writing would free what may be guest data: one row for all of it."""

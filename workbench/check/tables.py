@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from formats.qcow2 import limits
-from formats.qcow2.tables import L1_ENTRY, OFFSET_MASK
+from formats.qcow2.entries import offset_of
 from workbench.engine.metadata import Metadata, Region
 from workbench.units import Geometry
 
@@ -69,7 +69,7 @@ class Collector:
     def add(self, table: L1Table) -> None:
         entries = table.entries
         index = np.flatnonzero(entries)
-        offset = L1_ENTRY["offset"].get(entries[index])
+        offset = offset_of(entries[index])
         times = np.full(index.size, table.users, dtype=np.uint32)
         none = np.zeros(index.size, dtype=np.uint32)
         is_active = table.snapshot == ACTIVE
@@ -165,8 +165,3 @@ def read_batch(
     if not geometry.extended_l2:
         return Batch(rows, words, None)
     return Batch(rows, np.ascontiguousarray(words[:, 0::2]), np.ascontiguousarray(words[:, 1::2]))
-
-
-def offsets_of(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Host offsets of L1 or standard L2 entries."""
-    return words & np.uint64(OFFSET_MASK)

@@ -11,6 +11,7 @@ a table, a compressed stream or a recognisable file system.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -47,6 +48,8 @@ _MANY_CLUSTERS: Final = 64
 _MANY_BYTES: Final = 8 << 20
 """Leaks that are more, in both, are more than interrupted writes leave."""
 _PROBE: Final = 72 << 10
+_LIKELY: Final = 0.6
+"""Confidence of what is not certain: no repair links it unasked."""
 
 
 _HARMLESS_SNAPSHOT_CODES: Final = {"SNAPSHOT-DUPLICATE-ID", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-WITH-DATA-FILE"}
@@ -152,6 +155,11 @@ class LostTable:
     confidence: float
     evidence: tuple[str, ...]
 
+    @property
+    def certain(self) -> bool:
+        """No other place is possible: a repair may link it unasked."""
+        return self.confidence >= 0.85
+
     def as_json(self) -> dict[str, Any]:
         return {
             "offset": self.offset,
@@ -225,7 +233,8 @@ class Judge:
     def run(self) -> Triage:
         starts, ends = self._runs()
         self.out.gaps = self._gaps()
-        suspicious = bool(self.out.gaps) or self.snapshots or bool(self.missing) or self.distrusted
+        blank = self.needed > 0 and not self.l1[: self.needed].any()
+        suspicious = bool(self.out.gaps) or self.snapshots or bool(self.missing) or self.distrusted or blank
         if not starts.size and not suspicious:
             return self.out
         if self.limit is None or self.limit > 0:
@@ -371,8 +380,13 @@ class Judge:
             self.out.lost.append(lost)
         self._share_out()
 
+    def _counted(self, cluster: int) -> bool:
+        """Whether the refcount says that a cluster is in use."""
+        return cluster < self.clusters and bool(self.census.flags[cluster] & kinds.STORED)
+
     def _share_out(self) -> None:
         """Lost tables with the same choice of L1 entries get different first ones, in the order they have in the file."""
+        wanted = Counter(table.fits[0] for table in self.out.lost if table.fits)
         taken: set[int] = set()
         shared: list[LostTable] = []
         for table in sorted(self.out.lost, key=lambda each: each.offset):
@@ -380,7 +394,8 @@ class Judge:
             if first is not None:
                 taken.add(first)
                 rest = tuple(index for index in table.fits if index != first)
-                shared.append(replace(table, fits=(first, *rest)))
+                confidence = table.confidence if wanted[table.fits[0]] == 1 else min(table.confidence, _LIKELY)
+                shared.append(replace(table, fits=(first, *rest), confidence=confidence))
             else:
                 shared.append(table)
         self.out.lost = shared
@@ -397,12 +412,22 @@ class Judge:
             evidence.append(f"{table_like.odd} of its {entries} entries are damaged")
         leaked = loose
         free = self._free_l1()
+        limit = 1.0 if table_like.grade is Grade.CERTAIN and loose == table_like.targets else _LIKELY
+        unmarked = (table_like.copied + table_like.packed) * 2 <= table_like.valid
+        if unmarked and not self.meta.header.has("data_file"):
+            evidence.append("its entries are not marked as the only reference (COPIED): it may be a snapshot's, or old")
+            limit = _LIKELY
         for copy, table in old:
             at = np.flatnonzero((table & np.uint64(OFFSET_MASK)) == np.uint64(offset))
             at = at[np.isin(at, free)]
-            if at.size:
+            if at.size and self._counted(copy):
+                evidence.append(
+                    f"the L1 table at {copy << self.bits:#x}, which nobody names, has it: a snapshot's, maybe"
+                )
+                limit = _LIKELY
+            elif at.size:
                 evidence.append(f"an old L1 table at {copy << self.bits:#x} has it in entry {int(at[0])}")
-                return LostTable(offset, entries, leaked, (int(at[0]),), 0.97, tuple(evidence))
+                return LostTable(offset, entries, leaked, (int(at[0]),), min(0.97, limit), tuple(evidence))
         near = self._near(cluster)
         if near:
             evidence.append(
@@ -414,7 +439,7 @@ class Judge:
             return LostTable(offset, entries, leaked, (), 0.0, tuple(evidence))
         if free.size == 1:
             evidence.append(f"L1 entry {int(free[0])} is the only one without a table")
-            return LostTable(offset, entries, leaked, (int(free[0]),), 0.9, tuple(evidence))
+            return LostTable(offset, entries, leaked, (int(free[0]),), min(0.9, limit), tuple(evidence))
         damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index < self.needed]
         ordered = self._by_order(offset, free)
         inside, hurt = set(ordered), set(damaged)
@@ -424,14 +449,14 @@ class Judge:
         ranked += [index for index in free[: _MOST_FITS + len(known)].tolist() if index not in known]
         if len(damaged) == 1:
             evidence.append(f"L1 entry {damaged[0]} is the only damaged one")
-            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), 0.85, tuple(evidence))
+            ranked = damaged + [index for index in ranked if index != damaged[0]]
+            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), min(0.85, limit), tuple(evidence))
         if len(ordered) == 1:
             evidence.append(f"L2 tables lie in the order of their L1 entries, and entry {ordered[0]} is free there")
-            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), 0.75, tuple(evidence))
+            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), min(0.75, limit), tuple(evidence))
         evidence.append(f"{free.size} L1 entries are free; {len(ordered)} fit the order of the tables in the file")
-        return LostTable(
-            offset, entries, leaked, tuple(ranked[:_MOST_FITS]), 1 / max(1, len(ordered) or free.size), tuple(evidence)
-        )
+        confidence = min(1 / max(1, len(ordered) or free.size), _LIKELY)
+        return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), confidence, tuple(evidence))
 
     def _near(self, cluster: int) -> list[int]:
         """Free L1 entries, damaged ones, that still name this cluster or differ from it in one bit."""

@@ -66,6 +66,7 @@ class _Meter:
 @image_argument
 @json_option
 @click.option("--fast", is_flag=True, help="Do not look into leaked clusters.")
+@click.option("--deep", is_flag=True, help="Look at all content that nothing refers to, however much it is.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; only the exit code tells.")
 @click.option("--limit", type=click.IntRange(0), default=100, help="Most findings to list (default: 100; 0: all).")
 @click.option(
@@ -81,6 +82,7 @@ def command(
     image: Path,
     as_json: bool,
     fast: bool,
+    deep: bool,
     quiet: bool,
     limit: int,
     secret_file: Path | None,
@@ -91,7 +93,7 @@ def command(
     meter = _Meter()
     with open_storage(image, force_share=force_share) as storage:
         try:
-            result = check_file(storage, fast=fast, progress=meter)
+            result = check_file(storage, fast=fast, deep=deep, progress=meter)
         finally:
             meter.clear()
         if as_json:

@@ -166,7 +166,9 @@ SIZE = Size()
 
 def mind_interrupted(path: Path | str, *, writable: bool = False) -> None:
     """Say on stderr that a repair of the image was cut off; raise StorageError when it is about to be written."""
-    if not os.path.exists(f"{os.fspath(path)}.qwb-case"):
+    from workbench.repair.places import find_case
+
+    if find_case(path) is None:
         return
     from workbench.repair.casefile import peek
 

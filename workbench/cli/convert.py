@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli.common import complain, debug_option, handle_errors, image_options, open_image
+from workbench.cli.common import complain, debug_option, handle_errors, image_options, mind_interrupted, open_image
 from workbench.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def command(
         raise ArgumentError("-c and -o need -O qcow2")
     if target_format == "qcow2" and no_create:
         raise ArgumentError("-n works with -O raw only")
+    mind_interrupted(target, writable=True)
     with contextlib.ExitStack() as stack:
         if _format_of(source, source_format) == "raw":
             if snapshot is not None or backing is not None:

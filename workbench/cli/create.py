@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from workbench.cli.common import SIZE, debug_option, handle_errors, json_option, print_json
+from workbench.cli.common import SIZE, debug_option, handle_errors, json_option, mind_interrupted, print_json
 from workbench.errors import ArgumentError
 from workbench.render.text import printable
 from workbench.units import parse_size
@@ -130,6 +130,7 @@ def command(
     chosen.check()
     if not quiet and not as_json:
         click.echo(printable(describe(name, chosen)))
+    mind_interrupted(image, writable=True)
     create_file(name, chosen, check_backing=not unsafe)
     if as_json:
         print_json({"filename": name, "format": "qcow2", "virtual-size": -(-chosen.size // 512) * 512})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from workbench.cli.common import debug_option, handle_errors, read_secret, secret_option
+from workbench.cli.common import debug_option, handle_errors, mind_interrupted, read_secret, secret_option
 from workbench.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def command(
         extra |= parse_settings(image)
         name = extra.pop("file.filename", extra.pop("filename", None))
         image = str(name) if name is not None else None
+    if image is not None:
+        mind_interrupted(image, writable=not read_only)
     secret = read_secret(secret_file) or _secret_object(objects, extra.get("encrypt.key-secret"))
     out = _Output(sys.stdout)
     unmap = str(extra.pop("discard", discard)) in ("unmap", "on")

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,14 +24,16 @@ from workbench.cli.common import (
     print_lines,
 )
 from workbench.errors import ArgumentError
-from workbench.units import many
+from workbench.units import many, parse_size
 
 if TYPE_CHECKING:
+    from workbench.engine.metadata import Metadata
     from workbench.repair.apply import Progress
     from workbench.repair.casefile import Session
     from workbench.repair.plan import Plan, Verdict
     from workbench.repair.policy import Policy
     from workbench.repair.session import Group, Guide
+    from workbench.storage.base import Storage
 
 
 @click.command("repair", epilog="Exit code: what a check says afterwards (0 clean, 2 corruption, 3 leaks); 1 on errors. --dry-run: as simulated.")  # fmt: skip
@@ -47,6 +50,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="NEW",
     help="Leave IMAGE as it is; write a repaired copy.",
+)
+@click.option(
+    "--accept-loss",
+    default="0",
+    metavar="BYTES",
+    help="Agree to a repair that gives up, or cannot prove to keep, this much.",
 )
 @click.option("--free-orphans", is_flag=True, help="Free leaked clusters too that may hold lost guest data.")
 @click.option(
@@ -73,7 +82,7 @@ if TYPE_CHECKING:
 @handle_errors
 def command(
     image: Path, leaks: bool, everything: bool, fix: tuple[str, ...], choose: tuple[str, ...], dry_run: bool, yes: bool,
-    target: Path | None, free_orphans: bool, apply_plan: Path | None, recover: bool, complete: bool, force: bool,
+    target: Path | None, accept_loss: str, free_orphans: bool, apply_plan: Path | None, recover: bool, complete: bool, force: bool,
     export_orphans: Path | None, case: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Repair IMAGE: plan, try on an overlay, show, confirm, write; `qwb undo` takes it back bit for bit.
@@ -85,39 +94,53 @@ def command(
 
     if leaks + everything + bool(fix) + (apply_plan is not None) > 1:
         raise ArgumentError("--leaks, --all, --fix and --apply-plan exclude each other")
+    try:
+        accepted = parse_size(accept_loss)
+    except ValueError as error:
+        raise ArgumentError(f"--accept-loss: {error}") from error
     if export_orphans is not None:
         _export(image, export_orphans, as_json)
         return
-    _end_interrupted(image, case, recover=recover, complete=complete, force=force, dry_run=dry_run, yes=yes)
+    if target is not None:
+        from workbench.repair.copying import require_new
+
+        if recover:
+            raise ArgumentError("--recover and --to exclude each other")
+        require_new(target)
+    else:
+        _end_interrupted(image, case, recover=recover, complete=complete, force=force, dry_run=dry_run, yes=yes)
     if recover:
         return
-    with _locked(image) as (storage, release), Guide(image, case=case, storage=storage) as guide:
+    with (
+        _locked(image) as (file, release),
+        _as_ended(file, image, case, complete=complete, copying=target is not None) as storage,
+        Guide(image, case=case, storage=storage) as guide,
+    ):
+        _mind_dependents(guide, target)
         if apply_plan is not None:
-            _saved_plan(guide, apply_plan, release, as_json, yes)
+            guide.choose(accept_loss=accepted)
+            _saved_plan(guide, apply_plan, release, as_json, yes, target)
             return
         interactive = not (leaks or everything or fix)
         _set_policy(guide, leaks, fix, choose, free_orphans)
+        guide.choose(accept_loss=accepted)
         groups = guide.look()
         if interactive:
             _ask(guide, groups, dry_run)
-        plan = guide.plan(on_phase=_phase)
+        plan = guide.plan(on_phase=_phase, in_place=target is None)
         _phase("")
         if not as_json:
             from workbench.repair.edits import plan_lines
 
             print_lines(plan_lines(plan))
-        if dry_run or plan.empty:
+        if dry_run or (plan.empty and target is None):
             _finish_dry(plan, as_json, dry_run)
             return
-        _confirm(plan, yes)
+        plan.require_accepted()
+        if not plan.empty:
+            _confirm(plan, yes)
         if target is not None:
-            from workbench.repair.copying import repaired_copy
-
-            path = repaired_copy(plan, target)
-            _mind_relative_names(plan, image, path)
-            if not as_json:
-                click.echo(f"\nwrote the repaired copy {path}; {image} is as it was")
-            _report(path, plan, as_json)
+            _write_copy(plan, image, target, as_json)
             return
         release()
         done = guide.apply(progress=_Meter())
@@ -125,6 +148,17 @@ def command(
         if not as_json:
             click.echo(f"\ndone: session {done.session.id} in {_case(image, case)}; `qwb undo {image}` takes it back")
         _report(image, plan, as_json)
+
+
+def _write_copy(plan: Plan, image: Path, target: Path, as_json: bool) -> None:
+    from workbench.repair.copying import repaired_copy
+
+    path = repaired_copy(plan, target)
+    _mind_other_files(plan.result_after.meta, image, path)
+    if not as_json:
+        what = "a copy" if plan.empty else "the repaired copy"
+        click.echo(f"\nwrote {what} {path}; {image} is as it was")
+    _report(path, plan, as_json)
 
 
 # -- before the plan ---------------------------------------------------------------------------------------------------
@@ -138,6 +172,39 @@ def _locked(image: Path) -> Iterator[tuple[Any, Any]]:
 
     with FileStorage.open(image) as storage, acquire(storage, LockMode.READ) as lock:
         yield storage, lock.release
+
+
+@contextlib.contextmanager
+def _as_ended(storage: Storage, image: Path, case: Path | None, *, complete: bool, copying: bool) -> Iterator[Storage]:
+    """What a repair starts from. For a copy of an image whose repair was interrupted: the image as if that had been ended
+    (rolled back, or with --complete carried out), while the image itself is left alone."""
+    from workbench.repair import recovery
+    from workbench.repair.casefile import CaseFile, case_path
+
+    found = recovery.interrupted(image, case=case) if copying else None
+    if found is None:
+        yield storage
+        return
+    with CaseFile(case_path(image, case), create=False, readonly=True) as casefile:
+        view = recovery.settled_view(storage, found, casefile, complete=complete)
+    how = "carried out" if complete else "rolled back"
+    complain(
+        f"{image}: the repair of {found.when} was interrupted; the copy starts from it {how}, {image} stays as it is"
+    )
+    with contextlib.closing(view):
+        yield view
+
+
+def _mind_dependents(guide: Guide, target: Path | None) -> None:
+    """Others that stand on the image see what a repair changes in it."""
+    found = guide.dependents() if target is None else []
+    if not found:
+        return
+    shown = ", ".join(each.name for each in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    complain(
+        f"{guide.path}: is the backing file of {shown}: what a repair changes in the disk shows through there;"
+        " shut down what uses them, or repair a copy with --to"
+    )
 
 
 def _export(image: Path, folder: Path, as_json: bool) -> None:
@@ -235,8 +302,7 @@ def _end_interrupted(
         )
     ended = recovery.recover(image, complete=finish, case=case, force=force, recheck=recheck(None))
     if ended is not None:
-        what = "completed" if ended.completed else "rolled back: the image is what it was before"
-        complain(f"{image}: the interrupted session {ended.session.id} was {what}")
+        complain(f"{image}: the interrupted session {ended.session.id} was {ended}")
 
 
 # -- doing it ----------------------------------------------------------------------------------------------------------
@@ -259,9 +325,11 @@ def _confirm(plan: Plan, yes: bool) -> None:
         _declined()
 
 
-def _mind_relative_names(plan: Plan, image: Path, copy: Path) -> None:
-    """A copy in another folder looks for its backing file there."""
-    name = plan.result_after.meta.backing_name
+def _mind_other_files(meta: Metadata, image: Path, copy: Path) -> None:
+    """A copy in another folder looks for its backing file there; a data file is not copied."""
+    if meta.header.has("data_file"):
+        complain(f"{copy}: has the same external data file as {image}: use only one of the two")
+    name = meta.backing_name
     if name and not name.startswith("/") and image.resolve().parent != copy.resolve().parent:
         complain(f"{copy}: its backing file {name!r} is looked for in its own folder now")
 
@@ -271,19 +339,38 @@ def _declined() -> NoReturn:
     raise click.exceptions.Exit(1)
 
 
-def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool) -> None:
-    from workbench.repair.plan import read_change
+def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool, target: Path | None) -> None:
+    from workbench.repair.plan import read_change, verdict_of
 
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"the plan cannot be read: {error}", path=str(file)) from error
-    change = read_change(text)
+    change = replace(guide.confirmed(read_change(text)), accept_loss=guide.policy.accept_loss)
     if not yes:
         if not sys.stdin.isatty():
             raise ArgumentError("nobody to ask: standard input is no terminal", hint="add --yes to carry out the plan")
         if not click.confirm(f"Carry out {change.title}?", default=False, err=True):
             _declined()
+    if target is not None:
+        from workbench.check import check
+        from workbench.engine.metadata import load_metadata
+        from workbench.repair.apply import require_proven, staged
+        from workbench.repair.copying import write_copy
+        from workbench.storage.file import FileStorage
+
+        view = staged(guide.storage, change)
+        require_proven(guide.storage, view, change)
+        path = write_copy(view, target, like=guide.path)
+        with FileStorage.open(path) as storage:
+            meta = load_metadata(storage)
+            _mind_other_files(meta, guide.path, path)
+            verdict = verdict_of(check(meta)).as_json()
+        if as_json:
+            print_json({"filename": str(path), **verdict})
+        else:
+            click.echo(f"wrote the repaired copy {path}; {guide.path} is as it was; {json.dumps(verdict)}")
+        raise click.exceptions.Exit(int(verdict["exit-code"]))
     release()
     done = guide.apply(change=change, progress=_Meter())
     verdict = done.verdict or {}
@@ -305,7 +392,7 @@ def _finish_dry(plan: Plan, as_json: bool, dry_run: bool) -> None:
         print_json(
             plan.as_json() if dry_run else {**plan.result_after.as_json(plan.base.path), **_fixed(plan, plan.after)}
         )
-    raise click.exceptions.Exit(_code(plan.after))
+    raise click.exceptions.Exit(_code(plan.after) if plan.accepted else 1)
 
 
 def _code(verdict: Verdict) -> int:

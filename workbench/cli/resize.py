@@ -50,6 +50,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Change the virtual size of IMAGE to SIZE bytes; +SIZE and -SIZE are relative (after `--`: qwb resize IMAGE -- -1G)."""
+    from workbench.engine.naming import require_distinct_files
     from workbench.engine.write.prealloc import Preallocation
 
     try:
@@ -68,6 +69,7 @@ def command(
                 path=str(image),
                 hint="add --shrink when that is meant",
             )
+        require_distinct_files(disk)
         disk.writer.truncate(new, Preallocation(preallocation))
     if as_json:
         print_json({"filename": str(image), "virtual-size": new, "previous-size": old})

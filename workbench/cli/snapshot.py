@@ -13,6 +13,7 @@ from workbench.cli.common import (
     handle_errors,
     image_argument,
     json_option,
+    mind_interrupted,
     open_storage,
     print_json,
     read_secret,
@@ -51,6 +52,7 @@ def command(
     if len(wanted) + listing > 1:
         raise ArgumentError("one of -l, -c, -a and -d at a time")
     if wanted:
+        mind_interrupted(image, writable=True)
         _change(image, create, apply, delete, discard=discard, secret=read_secret(secret_file))
         if as_json:
             print_json(_listed(image, force_share=False))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from formats.qcow2.tables import OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from formats.qcow2.entries import block_of, offset_of
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
 from workbench.engine.structures import Part, Structure, block_structure, l1_structure, l2_structure, structures
@@ -194,7 +194,7 @@ def _structure(meta: Metadata, address: Address) -> tuple[Structure, int | None]
     if kind is AddressKind.L1:
         return l1_structure(meta, snapshot), number
     if kind is AddressKind.L2:
-        offset = _pointer(meta, tables.l1_table(meta, snapshot), number) & OFFSET_MASK
+        offset = offset_of(_pointer(meta, tables.l1_table(meta, snapshot), number))
         if not offset:
             raise ArgumentError(
                 f"L1[{number}] points to no L2 table (its guest range is unallocated)", path=_path(meta)
@@ -206,7 +206,7 @@ def _structure(meta: Metadata, address: Address) -> tuple[Structure, int | None]
             meta, Part.REFCOUNT_TABLE, "refcount-table", "refcount table", table.region, table=table
         ), number
     if kind is AddressKind.REFCOUNT_BLOCK:
-        offset = _pointer(meta, table, number) & REFCOUNT_OFFSET_MASK
+        offset = block_of(_pointer(meta, table, number))
         if not offset:
             raise ArgumentError(f"refcount table entry {number} points to no refcount block", path=_path(meta))
         return block_structure(meta, number, offset), address.entry

@@ -114,6 +114,21 @@ def open_chain(top: Qcow2Layer, opening: Opening, stack: ExitStack) -> list[Laye
     return layers
 
 
+def open_under(path: str, form: str | None, opening: Opening, stack: ExitStack) -> list[Layer]:
+    """The chain that a new image with the backing file `path` will have under it. What gets opened is closed by `stack`.
+
+    form: the backing format, None to look. Raises as `open_chain` does.
+    """
+    storage = open_file(path, opening)
+    stack.callback(storage.close)
+    layer = _backing_layer(storage, form, opening, 1)
+    stack.callback(layer.close)
+    layers = open_chain(layer, opening, stack) if isinstance(layer, Qcow2Layer) else [layer]
+    if len(layers) >= MAX_BACKING_CHAIN:
+        raise ImageError(f"the backing chain has more than {MAX_BACKING_CHAIN} files", path=path)
+    return layers
+
+
 class _Cycle(ImageError):
     """A backing chain that comes back to a file it has."""
 

@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import ClusterType
 from workbench.engine.codecs import decompress
 from workbench.engine.layers import Layer, MissingLayer, Qcow2Layer
-from workbench.engine.mapping import ClusterType
 from workbench.engine.reading import DATA, PRESENT, ZERO, Flat, flatten
 from workbench.engine.target import open_target
 from workbench.errors import QwbError, StorageError

@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from formats.qcow2.entries import ClusterType
 from workbench.engine.convert import Cancelled, CopyResult, Piece, Progress, Source, readable
 from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.image import Image
 from workbench.engine.layers import Layer, Qcow2Layer
-from workbench.engine.mapping import ClusterType
 from workbench.engine.reading import flatten
 from workbench.engine.target import open_target
 from workbench.errors import ArgumentError, QwbError
@@ -52,7 +52,7 @@ def convert_to_qcow2(
         draft = target.storage.path
         if not target.fresh:
             raise ArgumentError("a qcow2 image is written to a file, not to a device", path=str(path))
-        create_file(draft, wanted)
+        create_file(draft, wanted, inputs=[*source.paths, path])
         with Image.open(draft, writable=True) as image:
             for start, buffer in _read_ahead(source, result, salvage, progress, cancel):
                 for low, high in _used(buffer, image.geometry.cluster_size):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from formats.qcow2 import limits
 from formats.qcow2.extensions import Extension, ExtensionType
 from formats.qcow2.header import AUTOCLEAR, COMPATIBLE, INCOMPATIBLE, MAGIC, V2_LENGTH, V3_LENGTH, Header
 from formats.qcow2.refcounts import pack
+from workbench.engine.gate import OpenRequest, allow_local, resolve_name
+from workbench.engine.naming import require_distinct
 from workbench.engine.write.header import compose_header
 from workbench.engine.write.prealloc import Preallocation
 from workbench.errors import ArgumentError
 from workbench.storage.base import Storage
+from workbench.storage.file import FileStorage
+from workbench.storage.space import Want, require_room
 from workbench.units import SECTOR_SIZE, Geometry, is_power_of_two, round_up
 
 
@@ -111,13 +119,23 @@ def create(storage: Storage, options: CreateOptions) -> None:
     Cluster 0: header; 1: refcount table; 2: the first refcount block.
     """
     options.check()
+    _write_empty(storage, options, _head(options))
+
+
+def _head(options: CreateOptions) -> bytes:
+    """The header cluster. ArgumentError for what the format has no room for."""
     geometry = options.geometry
     if geometry.l1_entries_for(options.size) * 8 > limits.MAX_L1_SIZE:
         raise ArgumentError("The image size is too large for file format 'qcow2' (try using a larger cluster size)")
-    size = geometry.cluster_size
     _, head = compose_header(_header(options, geometry), _extensions(options), _bytes(options.backing_file))
+    return head
+
+
+def _write_empty(storage: Storage, options: CreateOptions, head: bytes) -> None:
     import numpy as np
 
+    geometry = options.geometry
+    size = geometry.cluster_size
     refcounts = np.zeros(geometry.refcount_block_entries, dtype=np.uint64)
     refcounts[:3] = 1
     storage.write(0, head)
@@ -138,47 +156,90 @@ def finish(path: str, options: CreateOptions, *, storage: Storage | None = None)
         image.writer.truncate(round_up(options.size, SECTOR_SIZE), preallocation=mode)
 
 
-def create_file(path: str, options: CreateOptions, *, check_backing: bool = True) -> None:
+def create_file(
+    path: str,
+    options: CreateOptions,
+    *,
+    check_backing: bool = True,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
     """A new image at `path` (an existing file is overwritten, when nobody holds it), and its external data file.
 
-    check_backing: the backing file must exist and open. Raises ArgumentError, StorageError, LockedError, ImageError.
+    check_backing: the backing file must open, with all that it needs.  inputs: other files that are read for this work.
+    Before anything is emptied, targets are proven to be other files than all that is read, options and room are looked at,
+    and both targets are open and locked. When it fails later, files that were not there before are removed again.
+    Raises ArgumentError, StorageError, LockedError, ImageError.
     """
-    from workbench.engine.image import Image
-    from workbench.storage.file import FileStorage
-    from workbench.storage.locks import LockMode, acquire
-
     options.check()
-    if options.data_file:
-        _empty_file(options.data_file, round_up(options.size, SECTOR_SIZE))
-    exists = os.path.exists(path)
-    storage = FileStorage.open(path, writable=True) if exists else FileStorage.create(path)
+    head = _head(options)
+    targets = [path] + ([options.data_file] if options.data_file else [])
+    request = _backing_request(path, options)
+    below = [request.resolved] if request is not None and request.resolved is not None else []
+    require_distinct(targets, [*inputs, *below], "create")
+    if check_backing and request is not None:
+        _require_backing(request)
+    _require_room(targets[-1], options)
+    made: list[str] = []
+    with ExitStack() as stack:
+        try:
+            storages = [_taken(each, stack, made) for each in targets]
+            if options.data_file:
+                storages[1].truncate(0)
+                storages[1].truncate(round_up(options.size, SECTOR_SIZE))
+                storages[1].close()  # and with it its lock: it is opened again as the image's data file
+            storages[0].truncate(0)
+            _write_empty(storages[0], options, head)
+            finish(path, options, storage=storages[0])
+        except BaseException:
+            for each in made:
+                with suppress(FileNotFoundError):
+                    os.unlink(each)
+            raise
+
+
+def _backing_request(path: str, options: CreateOptions) -> OpenRequest | None:
+    name = options.backing_file
+    if not name:
+        return None
+    return OpenRequest("backing", name, resolve_name(name, path, "backing"), path, options.backing_format, 0)
+
+
+def _require_backing(request: OpenRequest) -> None:
+    """The backing file, and what is under it, opens."""
+    from workbench.engine.chain import Opening, open_under
+
+    place = allow_local(request)
+    if place is None:
+        return
+    with ExitStack() as stack:
+        open_under(os.fspath(place), request.format, Opening(allow_local, force_share=True), stack)
+
+
+def _require_room(path: str, options: CreateOptions) -> None:
+    """The space that is to be taken at once is there. What an existing file takes now comes free first."""
+    if options.preallocation not in (Preallocation.FALLOC, Preallocation.FULL):
+        return
     try:
-        with acquire(storage, LockMode.WRITE):
-            storage.truncate(0)
-            create(storage, options)
-        storage.close()
-        if check_backing and options.backing_file:
-            Image.open(path, force_share=True).close()
-        finish(path, options)
-    except BaseException:
-        storage.close()
-        if not exists:
-            os.unlink(path)
-        raise
+        found = os.stat(path)
+        given = found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else options.size
+    except FileNotFoundError:
+        given = 0
+    want = Want(Path(path).absolute().parent, options.size - given, "the preallocated disk")
+    require_room([want], path=path)
 
 
-def _empty_file(path: str, size: int) -> None:
-    from workbench.storage.file import FileStorage
+def _taken(path: str, stack: ExitStack, made: list[str]) -> FileStorage:
+    """A target open for writing and locked, its content untouched; `made` notes it when it was not there."""
     from workbench.storage.locks import LockMode, acquire
 
-    exists = os.path.exists(path)
-    storage = FileStorage.open(path, writable=True) if exists else FileStorage.create(path)
-    try:
-        with acquire(storage, LockMode.WRITE):
-            storage.truncate(0)
-            storage.truncate(size)
-    finally:
-        storage.close()
+    if os.path.exists(path):
+        storage = FileStorage.open(path, writable=True)
+    else:
+        storage = FileStorage.create(path)
+        made.append(path)
+    stack.callback(storage.close)
+    acquire(storage, LockMode.WRITE)
+    return storage
 
 
 def _header(options: CreateOptions, geometry: Geometry) -> Header:

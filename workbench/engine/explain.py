@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO, compressed_range
+from formats.qcow2.entries import ClusterType, Fault, l2_faults, offset_bits, offset_of, read_l2, subclusters
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
 from workbench.engine.owners import Cancel, Owner, OwnerKind, Progress, owners_of, refcount_of
@@ -137,7 +137,7 @@ def explain_guest(meta: Metadata, guest: int, snapshot: int | None = None) -> Tr
     words = tables.read_entry(meta, l1, index)
     if words is None:
         return walk.end(Outcome.BROKEN, problem=_no_entry(meta, l1, index))
-    at, offset = l1.entry_offset(meta, index), words[0] & OFFSET_MASK
+    at, offset = l1.entry_offset(meta, index), offset_of(words[0])
     walk.add(StepKind.L1_ENTRY, offset, Region(at, 8), words, table=l1.region.offset, index=index, size=8)
     if not offset:
         return walk.end(Outcome.UNALLOCATED)
@@ -170,17 +170,18 @@ def _through_l2(walk: _Walk, table: Table) -> Translation:
     size = geometry.l2_entry_size
     walk.add(
         StepKind.L2_ENTRY,
-        word & OFFSET_MASK,
+        offset_of(word),
         Region(at, size),
         words,
         table=table.region.offset,
         index=index,
         size=size,
     )
-    if word & COMPRESSED:
-        if meta.header.has("data_file"):
+    entry = read_l2(word, meta.shape)
+    if entry.kind is ClusterType.COMPRESSED:
+        if entry.faults & Fault.COMPRESSED_EXTERNAL:
             return walk.end(Outcome.BROKEN, problem="a compressed cluster in an image with an external data file")
-        low, high = compressed_range(word, geometry.cluster_bits)
+        low, high = entry.start, entry.end
         walk.add(
             StepKind.COMPRESSED,
             low,
@@ -189,13 +190,13 @@ def _through_l2(walk: _Walk, table: Table) -> Translation:
             offset=low,
             length=high - low,
             sectors=(high - (low & ~511)) >> 9,
-            offset_bits=62 - (geometry.cluster_bits - 8),
+            offset_bits=offset_bits(meta.shape),
         )
         return walk.end(Outcome.COMPRESSED, run=Region(low, high - low))
     if geometry.extended_l2:
         return _subcluster(walk, words)
-    if word & ZERO:
-        if meta.header.version < 3:
+    if entry.kind in (ClusterType.ZERO_PLAIN, ClusterType.ZERO_ALLOC):
+        if entry.faults & Fault.ZERO_VERSION_2:
             return walk.end(Outcome.BROKEN, problem="a zero flag in a version 2 image: QEMU refuses to read it")
         return walk.end(Outcome.ZERO)
     return _data(walk, word)
@@ -206,7 +207,7 @@ def _subcluster(walk: _Walk, words: tuple[int, ...]) -> Translation:
     assert geometry is not None
     within = walk.guest % geometry.cluster_size
     number = within // geometry.subcluster_size
-    allocated, zero = words[1] >> number & 1, words[1] >> (32 + number) & 1
+    allocated, zero = (half >> number & 1 for half in subclusters(words[1]))
     walk.add(
         StepKind.SUBCLUSTER,
         number,
@@ -221,7 +222,7 @@ def _subcluster(walk: _Walk, words: tuple[int, ...]) -> Translation:
         return walk.end(Outcome.BROKEN, problem=f"subcluster {number} is marked both as data and as zero")
     if zero:
         return walk.end(Outcome.ZERO)
-    if allocated and not words[0] & OFFSET_MASK and not walk.meta.header.has("data_file"):
+    if allocated and l2_faults(words[0], walk.meta.shape, words[1]) & Fault.SUBCLUSTER_NOWHERE:
         return walk.end(Outcome.BROKEN, problem=f"subcluster {number} is allocated but the entry has no offset")
     return _data(walk, words[0]) if allocated else walk.end(Outcome.UNALLOCATED)
 
@@ -229,12 +230,13 @@ def _subcluster(walk: _Walk, words: tuple[int, ...]) -> Translation:
 def _data(walk: _Walk, word: int) -> Translation:
     meta, geometry = walk.meta, walk.meta.geometry
     assert geometry is not None
-    offset = word & OFFSET_MASK
     external = meta.header.has("data_file")
-    if not offset and not (external and word & COPIED):
+    entry = read_l2(word, meta.shape)
+    if entry.kind is ClusterType.UNALLOCATED:
         return walk.end(Outcome.UNALLOCATED)
+    offset = entry.start
     within = walk.guest % geometry.cluster_size
-    if offset % geometry.cluster_size:
+    if entry.faults & Fault.UNALIGNED:
         return walk.end(Outcome.BROKEN, problem=f"the cluster's offset {offset:#x} is not cluster aligned")
     host = offset + within
     walk.add(StepKind.DATA, host, Region(offset, geometry.cluster_size), offset=offset, within=within)

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.tables import OFFSET_MASK, words
-from workbench.engine.mapping import ClusterType, MappingRules, Runs, decode_l2, join, one_run
+from formats.qcow2.entries import ClusterType, offset_of
+from formats.qcow2.tables import words
+from workbench.engine.mapping import MappingRules, Runs, decode_l2, join, one_run
 from workbench.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class L2Walker:
 
     def table_offset(self, l1_index: int) -> int:
         """Host offset of an L2 table; 0 when there is none (also past the end of the L1 table)."""
-        return int(self.l1[l1_index]) & OFFSET_MASK if l1_index < len(self.l1) else 0
+        return offset_of(int(self.l1[l1_index])) if l1_index < len(self.l1) else 0
 
     def table_words(self, l1_index: int) -> NDArray[np.uint64]:
         """One L2 table, native uint64; empty when there is none."""
@@ -138,7 +139,7 @@ class L2Walker:
 
         geometry = self.rules.geometry
         cluster, coverage = geometry.cluster_size, geometry.l2_coverage
-        entries = self.l1[first : min(last, len(self.l1))] & np.uint64(OFFSET_MASK)
+        entries = offset_of(self.l1[first : min(last, len(self.l1))])
         state = np.where(entries == 0, 0, np.where(entries & np.uint64(cluster - 1) == 0, 1, 2))
         edges = (np.flatnonzero(np.diff(state)) + 1).tolist()
         per_batch = max(1, BATCH_BYTES // cluster)

@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
-from formats.qcow2.tables import OFFSET_MASK, compressed_range
+from formats.qcow2.entries import NO_HOST, ClusterType, packed_range
 from workbench.engine.codecs import decompress
 from workbench.engine.l2 import L2Walker
-from workbench.engine.mapping import NO_HOST, ClusterType, MappingRules, Runs, diagnose, join, one_run
+from workbench.engine.mapping import MappingRules, Runs, diagnose, join, one_run
 from workbench.engine.metadata import Metadata
 from workbench.errors import CorruptError, ImageError, QwbError
 from workbench.storage.base import Storage
@@ -228,8 +228,8 @@ class Qcow2Layer:
 
     def compressed_place(self, descriptor: int) -> tuple[int, int]:
         """(host offset, length) in bytes of a compressed cluster's data, as its descriptor tells; the length is a bound."""
-        offset, end = compressed_range(descriptor, self.rules.geometry.cluster_bits)
-        return int(offset), int(end - offset)
+        offset, end = packed_range(descriptor, self.rules.shape)
+        return offset, end - offset
 
     def cluster(self, descriptor: int) -> bytes:
         """A compressed cluster's content; the last few are remembered. CorruptError when it cannot be unpacked."""
@@ -270,7 +270,7 @@ class Qcow2Layer:
             path=self.path,
             table=f"L2 table {l1_index}",
             index=l2_index,
-            offset=(table & OFFSET_MASK) + l2_index * geometry.l2_entry_size,
+            offset=table + l2_index * geometry.l2_entry_size,
             hint=hint,
         )
 

@@ -8,41 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
-from workbench.units import SUBCLUSTERS, Geometry, GuestOffset, HostOffset
+from formats.qcow2.entries import (
+    NO_HOST,
+    SUBCLUSTERS,
+    ClusterType,
+    Fault,
+    L2Entries,
+    Shape,
+    descriptor_of,
+    first_blocking,
+    l2_faults,
+    offset_of,
+    run_heads,
+    subcluster_kinds,
+)
+from workbench.units import Geometry, GuestOffset, HostOffset
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class ClusterType(IntEnum):
-    """What an L2 entry, or one of its subclusters, says about a guest cluster."""
-
-    UNALLOCATED = 0
-    """Comes from the backing file, or reads as zeros."""
-    ZERO_PLAIN = 1
-    """Reads as zeros; nothing allocated."""
-    ZERO_ALLOC = 2
-    """Reads as zeros; a host cluster is kept for it."""
-    NORMAL = 3
-    """Data at the host offset."""
-    COMPRESSED = 4
-    """A compressed cluster; the entry is its descriptor."""
-    INVALID = 5
-    """A driver stops here: see `diagnose`."""
-    UNALLOCATED_ALLOC = 6
-    """Unallocated subcluster of an allocated cluster: as UNALLOCATED, with a place to write to."""
-
-
-NO_HOST: Final = -1
-"""In host columns: this run has no host offset."""
-
-_UNALLOCATED, _ZERO_PLAIN, _ZERO_ALLOC, _NORMAL = 0, 1, 2, 3
-_COMPRESSED, _INVALID, _UNALLOCATED_ALLOC = 4, 5, 6
+_UNALLOCATED, _COMPRESSED = int(ClusterType.UNALLOCATED), int(ClusterType.COMPRESSED)
+_ZERO_PLAIN, _INVALID = int(ClusterType.ZERO_PLAIN), int(ClusterType.INVALID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +141,18 @@ def join(parts: list[Runs]) -> Runs:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MappingRules:
-    """What decides how L2 entries read: the image's shape, its version, and whether data lies in an external file."""
+    """What decides how L2 entries read: the image's geometry, its version, and whether data lies in an external file."""
 
     geometry: Geometry
     version: int = 3
     data_file: bool = False
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The same, as the reading of entries wants it."""
+        return Shape(self.geometry.cluster_bits, self.geometry.extended_l2, self.version, self.data_file)
 
 
 def decode_l2(words: NDArray[np.uint64], guest: int, rules: MappingRules) -> Runs:
@@ -174,74 +170,31 @@ def decode_entries(
     entries: NDArray[np.uint64], guest: NDArray[np.int64], rules: MappingRules
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """(kind, host) of standard L2 entries at the given guest offsets; no merging. host as in `Runs`."""
+    each = L2Entries(entries, rules.shape, guest=guest)
+    return each.driver_kind, _hosts(each)
+
+
+def _hosts(each: L2Entries) -> NDArray[np.int64]:
+    """Host column of entries, as in `Runs`."""
     import numpy as np
 
-    u = np.uint64
-    offset = entries & u(OFFSET_MASK)
-    no_offset = offset == 0
-    compressed = (entries & u(COMPRESSED)) != 0
-    zero = (entries & u(ZERO)) != 0 if not rules.geometry.extended_l2 else np.zeros(len(entries), dtype=bool)
-    kind = np.full(len(entries), _NORMAL, dtype=np.uint8)
-    unallocated = no_offset & ((entries & u(COPIED)) == 0) if rules.data_file else no_offset
-    kind[unallocated] = _UNALLOCATED
-    kind[zero] = _ZERO_ALLOC
-    kind[zero & no_offset] = _ZERO_PLAIN
-    kind[compressed] = _COMPRESSED
-    host = offset.astype(np.int64)
-    host[(kind == _UNALLOCATED) | (kind == _ZERO_PLAIN)] = NO_HOST
-    host[compressed] = (entries[compressed] & u(COMPRESSED - 1)).astype(np.int64)
-    placed = (kind == _NORMAL) | (kind == _ZERO_ALLOC)
-    wrong = placed & ((offset & u(rules.geometry.cluster_size - 1)) != 0)
-    if rules.version < 3:
-        wrong |= zero & ~compressed
-    if rules.data_file:
-        wrong |= compressed | (placed & (host != guest))
-    if wrong.any():
-        kind[wrong] = _INVALID
-        host[wrong] = NO_HOST
-    return kind, host
+    kind = each.driver_kind
+    host = each.offset.astype(np.int64)
+    host[(kind == _UNALLOCATED) | (kind == _ZERO_PLAIN) | (kind == _INVALID)] = NO_HOST
+    if each.odd:
+        packed = kind == _COMPRESSED
+        host[packed] = descriptor_of(each.words[packed]).astype(np.int64)
+    return host
 
 
 def _standard_runs(words: NDArray[np.uint64], guest: int, rules: MappingRules) -> Runs:
-    """Breaks are looked for in the bare words, so that only the first entry of each run needs decoding.
-
-    A word that is its neighbour plus one cluster continues it (all flags are equal then, unless the offset field
-    overflows, which decodes to another run head of its own only if flags differ: excluded below). An equal word
-    continues it when there is no offset.
-    """
     import numpy as np
 
-    cluster = rules.geometry.cluster_size
-    count = len(words)
-    step = words[1:] - words[:-1]
-    breaks = step != np.uint64(cluster)
-    heads = np.flatnonzero(breaks)
-    if len(heads):
-        heads += 1
-        # Equal words without an offset continue each other; only breaks are looked at again.
-        here, before = words[heads], words[heads - 1]
-        same = (here == before) & ((here & np.uint64(OFFSET_MASK | COMPRESSED)) == 0)
-        if rules.data_file:
-            same &= (here & np.uint64(COPIED)) == 0
-        heads = heads[~same]
-    heads = np.concatenate([np.zeros(1, dtype=heads.dtype), heads])
-    ends = np.append(heads[1:], count)
-    first, last = words[heads], words[ends - 1]
-    odd = (first ^ last) & np.uint64(~OFFSET_MASK & ((1 << 64) - 1)) != 0
-    odd |= ((first & np.uint64(COMPRESSED)) != 0) & (ends - heads > 1)
-    # A run that starts without offset and counts up from there is an unallocated entry followed by data.
-    # (COPIED in an external data file is data at host offset 0: then the count is right.)
-    at_zero = (first & np.uint64(OFFSET_MASK)) == 0
-    if rules.data_file:
-        at_zero &= (first & np.uint64(COPIED)) == 0
-    odd |= at_zero & (first != last)
-    if odd.any():
-        extra = [np.arange(h, e) for h, e in zip(heads[odd].tolist(), ends[odd].tolist(), strict=True)]
-        heads = np.unique(np.concatenate([heads, *extra]))
-        ends = np.append(heads[1:], count)
+    cluster, heads = rules.geometry.cluster_size, run_heads(words, rules.shape)
+    lengths = np.diff(np.append(heads, len(words))).astype(np.int64) * cluster
     starts = heads.astype(np.int64) * cluster + guest
     kind, host = decode_entries(words[heads], starts, rules)
-    return Runs(starts, (ends - heads).astype(np.int64) * cluster, kind, host)
+    return Runs(starts, lengths, kind, host)
 
 
 def decode_subclusters(
@@ -251,23 +204,12 @@ def decode_subclusters(
     import numpy as np
 
     geometry = rules.geometry
-    entries, bitmaps = words[0::2], words[1::2]
-    offsets = guest + np.arange(len(entries), dtype=np.int64) * geometry.cluster_size
-    kind, host = decode_entries(entries, offsets, rules)
-    position = np.arange(SUBCLUSTERS, dtype=np.uint64)
-    allocated = (bitmaps[:, None] >> position) & np.uint64(1) != 0
-    zero = (bitmaps[:, None] >> (position + np.uint64(SUBCLUSTERS))) & np.uint64(1) != 0
-    normal, unallocated = (kind == _NORMAL)[:, None], (kind == _UNALLOCATED)[:, None]
-    kinds = np.repeat(kind[:, None], SUBCLUSTERS, axis=1)
-    kinds[normal & ~allocated] = _UNALLOCATED_ALLOC
-    kinds[normal & zero] = _ZERO_ALLOC
-    kinds[unallocated & zero] = _ZERO_PLAIN
-    # QEMU looks at a whole cluster's bitmap before it believes any of it.
-    invalid = (normal[:, 0] & (allocated & zero).any(axis=1)) | (unallocated[:, 0] & allocated.any(axis=1))
-    kinds[invalid] = _INVALID
-    hosts = np.repeat(host[:, None], SUBCLUSTERS, axis=1)
-    hosts[normal[:, 0]] += np.arange(SUBCLUSTERS, dtype=np.int64) * geometry.subcluster_size
-    hosts[invalid] = NO_HOST
+    count = len(words) // 2
+    offsets = guest + np.arange(count, dtype=np.int64) * geometry.cluster_size
+    each = L2Entries(words[0::2], rules.shape, words[1::2], offsets)
+    kinds = subcluster_kinds(each)
+    hosts = np.repeat(_hosts(each)[:, None], SUBCLUSTERS, axis=1)
+    hosts[each.driver_kind == ClusterType.NORMAL] += np.arange(SUBCLUSTERS, dtype=np.int64) * geometry.subcluster_size
     return kinds.reshape(-1), hosts.reshape(-1)
 
 
@@ -289,19 +231,18 @@ def _extended_runs(words: NDArray[np.uint64], guest: int, rules: MappingRules) -
 
 
 def diagnose(entry: int, bitmap: int, guest: int, rules: MappingRules) -> str:
-    """Why one L2 entry is INVALID, in a clause (the first reason a driver meets)."""
-    host = entry & OFFSET_MASK
-    if entry & COMPRESSED:
-        return "compressed entry in an image with an external data file"
-    if rules.geometry.extended_l2:
-        if host and bitmap & (bitmap >> SUBCLUSTERS) & 0xFFFFFFFF:
-            return "subcluster both allocated and zero"
-        if not host and bitmap & 0xFFFFFFFF and not (rules.data_file and entry & COPIED):
-            return "allocated subclusters in an entry without host offset"
-    elif entry & ZERO and rules.version < 3:
-        return "zero flag in a version 2 image"
-    if host % rules.geometry.cluster_size:
+    """Why one L2 entry is INVALID, in a clause (the first reason a driver meets). guest: its cluster's offset."""
+    fault, host = first_blocking(l2_faults(entry, rules.shape, bitmap, guest)), offset_of(entry)
+    if fault is Fault.UNALIGNED:
         return f"host offset {host:#x} is not cluster aligned"
-    if rules.data_file and host != guest:
+    if fault is Fault.ELSEWHERE:
         return f"host offset {host:#x} in the external data file differs from the guest offset {guest:#x}"
-    return f"entry {entry:#018x} makes no sense"
+    return _REASONS[fault] if fault is not None else f"entry {entry:#018x} makes no sense"
+
+
+_REASONS = {
+    Fault.COMPRESSED_EXTERNAL: "compressed entry in an image with an external data file",
+    Fault.SUBCLUSTER_BOTH: "subcluster both allocated and zero",
+    Fault.SUBCLUSTER_NOWHERE: "allocated subclusters in an entry without host offset",
+    Fault.ZERO_VERSION_2: "zero flag in a version 2 image",
+}

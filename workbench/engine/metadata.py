@@ -15,6 +15,7 @@ from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
 from formats.luks.header import LuksHeader, parse_luks
 from formats.qcow2 import limits
 from formats.qcow2.bitmaps import BitmapDirectory, parse_bitmap_directory
+from formats.qcow2.entries import Shape
 from formats.qcow2.extensions import (
     BitmapsExtension,
     EncryptionExtension,
@@ -79,6 +80,14 @@ class Metadata:
             return None
         order = header.refcount_order if header.refcount_order <= limits.MAX_REFCOUNT_ORDER else 4
         return Geometry(header.cluster_bits, order, header.has("extended_l2"))
+
+    @cached_property
+    def shape(self) -> Shape:
+        """What decides how table entries read; only where there is a geometry."""
+        assert self.geometry is not None
+        return Shape(
+            self.geometry.cluster_bits, self.geometry.extended_l2, self.header.version, self.header.has("data_file")
+        )
 
     @cached_property
     def header_length(self) -> int:
@@ -214,6 +223,23 @@ class Metadata:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         return self.snapshot_table.snapshots
+
+    @cached_property
+    def snapshots_hidden(self) -> bool:
+        """The snapshots cannot all be read: clusters may be in use, or shared, that no table shows."""
+        header, table, geometry = self.header, self.snapshot_table, self.geometry
+        if geometry is None or header.nb_snapshots != len(table.snapshots) or table.broken is not None:
+            return True
+        inner = geometry.cluster_size - 1
+        if bool(header.nb_snapshots) != bool(header.snapshots_offset) or header.snapshots_offset & inner:
+            return True
+        return any(
+            each.l1_table_offset & inner
+            or not 0 < each.l1_table_offset < self.file_size
+            or each.l1_size * 8 > limits.MAX_L1_SIZE
+            or (each.l1_size == 0 and bool(each.disk_size))
+            for each in table.snapshots
+        )
 
     def snapshot_index(self, name: str) -> int:
         """Where in `snapshots` the one with this ID or else this name is, as QEMU looks it up. Raises ArgumentError."""

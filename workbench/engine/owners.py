@@ -14,8 +14,18 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import (
+    ClusterType,
+    L2Entries,
+    Pointers,
+    PointerTable,
+    block_of,
+    offset_of,
+    packed_range,
+    read_l2,
+)
 from formats.qcow2.extensions import ExtensionType
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK, REFCOUNT_OFFSET_MASK, compressed_range
+from formats.qcow2.tables import words as decode
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
 from workbench.engine.tables import Table
@@ -114,7 +124,7 @@ class _Scan:
 
     def run(self) -> Iterator[Owner]:
         yield from self._fixed()
-        yield from self._pointers(tables.refcount_table(self.meta), REFCOUNT_OFFSET_MASK, OwnerKind.REFCOUNT_BLOCK)
+        yield from self._pointers(tables.refcount_table(self.meta), PointerTable.REFCOUNT, OwnerKind.REFCOUNT_BLOCK)
         yield from self._bitmaps()
         yield from self._mapping()
 
@@ -160,8 +170,10 @@ class _Scan:
     def _extension(self, kind: ExtensionType) -> int:
         return next((each.offset for each in self.meta.extensions if each.type == kind), 0)
 
-    def _pointers(self, table: Table, mask: int, kind: OwnerKind) -> Iterator[Owner]:
+    def _pointers(self, table: Table, sort: PointerTable, kind: OwnerKind) -> Iterator[Owner]:
         """Entries of a plain pointer table whose cluster overlaps ours."""
+        import numpy as np
+
         at = 0
         while at < table.readable(self.meta):
             hole = table.hole(self.meta, at, table.readable(self.meta))
@@ -171,21 +183,18 @@ class _Scan:
             block = table.columns(self.meta, at, 1 << 16)[:, 0]
             if not block.size:
                 return
-            for index in self._overlaps(block, mask).tolist():
-                offset = int(block[index]) & mask
+            offsets = Pointers(block, sort, self.meta.shape).offset
+            for index in np.flatnonzero(self._overlaps(offsets)).tolist():
                 where = table.entry_offset(self.meta, at + index)
-                yield Owner(kind, where, table.name, at + index, Region(offset, self.size))
+                yield Owner(kind, where, table.name, at + index, Region(int(offsets[index]), self.size))
             at += block.size
             if self.cancel is not None and self.cancel():
                 return
 
-    def _overlaps(self, block: NDArray[np.uint64], mask: int) -> NDArray[np.intp]:
-        """Indices of entries whose offset, a cluster long, overlaps our cluster; null pointers do not count."""
-        import numpy as np
-
-        offsets = block & np.uint64(mask)
-        first = np.uint64(max(1, self.low - self.size + 1))
-        return np.flatnonzero((offsets >= first) & (offsets < np.uint64(self.high)))
+    def _overlaps(self, offsets: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which offsets begin a cluster that overlaps ours; null pointers do not count."""
+        found: NDArray[np.bool_] = (offsets >= max(1, self.low - self.size + 1)) & (offsets < self.high)
+        return found
 
     def _bitmaps(self) -> Iterator[Owner]:
         if not self.meta.header.has("bitmaps"):
@@ -195,7 +204,7 @@ class _Scan:
             if self._hits(table.region):
                 where = HostOffset(bitmap.offset)
                 yield Owner(OwnerKind.BITMAP_TABLE, where, "bitmap directory", index, table.region)
-            yield from self._pointers(table, OFFSET_MASK, OwnerKind.BITMAP_DATA)
+            yield from self._pointers(table, PointerTable.BITMAP, OwnerKind.BITMAP_DATA)
 
     # L1 and L2 tables
 
@@ -211,7 +220,7 @@ class _Scan:
                 if self.l1_budget < 0:
                     break  # overlapping L1 tables: only damage looks like that
                 offsets = self._l1_offsets(table)
-                source = _Source(offsets, self._overlaps(offsets, OFFSET_MASK)[: self.limit].tolist())
+                source = _Source(offsets, np.flatnonzero(self._overlaps(offsets))[: self.limit].tolist())
                 sources[table.region.offset, table.entries] = source
             source.snapshots.append(snapshot)
             for index in source.hits:
@@ -250,11 +259,8 @@ class _Scan:
         return chosen
 
     def _l1_offsets(self, table: Table) -> NDArray[np.uint64]:
-        import numpy as np
-
         region = Region(table.region.offset, table.entries * 8)
-        offsets: NDArray[np.uint64] = self.meta.read_words(region, limits.MAX_L1_SIZE) & np.uint64(OFFSET_MASK)
-        return offsets
+        return offset_of(self.meta.read_words(region, limits.MAX_L1_SIZE))
 
     def _search(self, offsets: NDArray[np.uint64]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         """(L2 table offset, entry, its words) of every entry that references our cluster; `offsets` ascend.
@@ -300,20 +306,16 @@ class _Scan:
     def _search_batch(self, start: int, count: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         import numpy as np
 
-        from formats.qcow2.tables import words as decode
-
         raw = decode(self.meta.storage.read(start, count * self.size))
         width = self.geometry.l2_entry_size // 8
-        entries = raw[::width]
-        packed = (entries & np.uint64(COMPRESSED)) != 0
-        hits = np.zeros(entries.size, dtype=bool)
-        if not self.meta.header.has("data_file"):
-            hits[self._overlaps(entries, OFFSET_MASK)] = True
-            hits &= ~packed
-        if packed.any():
-            chosen = np.flatnonzero(packed)
-            low, high = compressed_range(entries[chosen], self.geometry.cluster_bits)
-            hits[chosen] = (low < np.uint64(self.high)) & (high > np.uint64(self.low))
+        each = L2Entries(raw[::width], self.meta.shape)
+        if self.meta.header.has("data_file"):
+            hits = np.zeros(each.words.size, dtype=bool)
+        else:
+            hits = self._overlaps(each.offset)
+        if each.odd and each.packed.any():
+            low, high = packed_range(each.words[each.packed], self.meta.shape)
+            hits[each.packed] = (low < self.high) & (high > self.low)
         for at in np.flatnonzero(hits).tolist():
             table, row = divmod(at, self.geometry.l2_entries)
             pair = raw[at * width : (at + 1) * width].tolist()
@@ -324,11 +326,9 @@ class _Scan:
     ) -> Iterator[Owner]:
         """One owner for each L1 entry (active or snapshot) that leads to the L2 entry."""
         where = HostOffset(offset + row * self.geometry.l2_entry_size)
-        if words[0] & COMPRESSED:
-            low, high = compressed_range(words[0], self.geometry.cluster_bits)
-            kind, target = OwnerKind.COMPRESSED, Region(low, high - low)
-        else:
-            kind, target = OwnerKind.DATA, Region(words[0] & OFFSET_MASK, self.size)
+        entry = read_l2(words[0], self.meta.shape)
+        kind = OwnerKind.COMPRESSED if entry.kind is ClusterType.COMPRESSED else OwnerKind.DATA
+        target = Region(entry.start, entry.end - entry.start)
         for snapshot, index in leading:
             name = tables.l2_table(self.meta, index, offset, snapshot).name
             yield Owner(kind, where, name, row, target, self.geometry.guest_offset(index, row), snapshot)
@@ -345,7 +345,7 @@ def refcount_of(meta: Metadata, cluster: int) -> tuple[int | None, list[tuple[Ta
     if number >= table.entries:
         return 0, trail
     words = tables.read_entry(meta, table, number)
-    offset = (words[0] & REFCOUNT_OFFSET_MASK) if words else 0
+    offset = block_of(words[0]) if words else 0
     if words is None:
         return None, trail
     if not offset:

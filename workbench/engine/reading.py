@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import NO_HOST, ClusterType
 from workbench.engine.layers import Layer, MissingLayer, Qcow2Layer, RawLayer, fill_zeros
-from workbench.engine.mapping import NO_HOST, ClusterType, Extent, Runs
+from workbench.engine.mapping import Extent, Runs
 from workbench.engine.preallocation import is_preallocated, split_by_file
 from workbench.units import GuestOffset, HostOffset
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import without_copied
 from formats.qcow2.header import INCOMPATIBLE
 from formats.qcow2.snapshots import Snapshot, build_snapshot
-from formats.qcow2.tables import COPIED
 from workbench.engine.chain import snapshot_l1
 from workbench.engine.write.guard import Kind
 from workbench.engine.write.sweep import move_refcounts, references, set_copied
@@ -53,7 +53,7 @@ def create_snapshot(image: Image, name: str, *, now: float | None = None) -> Sna
     counts = references(core, old)
     move_refcounts(core, counts, dry=True, needed=2 * counts)  # refused before anything is touched
     with _Unsettled(core):
-        copy = array("Q", (word & ~COPIED for word in old))
+        copy = array("Q", map(without_copied, old))
         place = _store(core, encode_words(copy))
         entry = _entry(core, place, name, _next_id(entries), moment)
         counts = _widened(core, counts)
@@ -105,7 +105,7 @@ def apply_snapshot(image: Image, name: str) -> None:
     others = [each for each in core.meta.snapshots if each.offset != entry.offset]
     move_refcounts(core, gained - lost, dry=True, needed=2 * gained + _needed(core, None, others))
     with _Unsettled(core):
-        place = _store(core, encode_words(array("Q", (word & ~COPIED for word in tree))))
+        place = _store(core, encode_words(array("Q", map(without_copied, tree))))
         gained, lost = _widened(core, gained), _widened(core, lost)
         move_refcounts(core, gained)
         core.file.sync()

@@ -19,10 +19,10 @@ from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
 from formats.luks.header import LUKS_SCHEMA
 from formats.qcow2 import limits
 from formats.qcow2.bitmaps import BITMAP_SCHEMA
+from formats.qcow2.entries import block_of, offset_of
 from formats.qcow2.extensions import EXTENSION_SCHEMA
 from formats.qcow2.header import HEADER_SCHEMA
 from formats.qcow2.snapshots import SNAPSHOT_SCHEMA
-from formats.qcow2.tables import OFFSET_MASK, REFCOUNT_OFFSET_MASK
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
 from workbench.engine.tables import Table
@@ -134,14 +134,14 @@ class Structure:
     def _pointers(self) -> Any:
         import numpy as np
 
-        mask = REFCOUNT_OFFSET_MASK if self.part is Part.REFCOUNT_TABLE else OFFSET_MASK
-        return np.flatnonzero(self._words() & np.uint64(mask))
+        words = self._words()
+        return np.flatnonzero(block_of(words) if self.part is Part.REFCOUNT_TABLE else offset_of(words))
 
     def _target(self, index: int) -> Structure:
         word = int(self._words()[index])
         if self.part is Part.REFCOUNT_TABLE:
-            return block_structure(self.meta, index, word & REFCOUNT_OFFSET_MASK)
-        return l2_structure(self.meta, index, word & OFFSET_MASK, self.snapshot)
+            return block_structure(self.meta, index, block_of(word))
+        return l2_structure(self.meta, index, offset_of(word), self.snapshot)
 
 
 def structures(meta: Metadata) -> Structure:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from formats.annotate import Node, annotate
 from formats.bitfields import BitLayout
 from formats.qcow2 import limits
+from formats.qcow2.entries import offset_of
 from formats.qcow2.refcounts import unpack
 from formats.qcow2.tables import (
     BITMAP_TABLE_ENTRY,
     L1_ENTRY,
-    OFFSET_MASK,
     REFCOUNT_TABLE_ENTRY,
     l2_layout,
     table_schema,
@@ -219,7 +219,7 @@ def _runs_of(block: NDArray[Any], base: int, step: int, fold: bool) -> Iterator[
     sort = np.zeros(total - 1, dtype=np.uint8)
     sort[(difference == 0) & same_rest] = 1
     if step:
-        mapped = (block[:-1, 0] & np.uint64(OFFSET_MASK)) != 0
+        mapped = offset_of(block[:-1, 0]) != 0
         sort[(difference == np.uint64(step)) & same_rest & mapped] = 2
     cuts = np.concatenate(([0], np.flatnonzero(sort[1:] != sort[:-1]) + 1, [total - 1])).tolist()
     at = 0  # first entry that no run has yet

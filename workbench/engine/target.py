@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.errors import ArgumentError, StorageError
+from workbench.engine.naming import require_distinct
+from workbench.errors import StorageError
 from workbench.storage.file import FileStorage
+from workbench.storage.likeness import create_error, create_like
 from workbench.storage.locks import LockMode, acquire
 
 
@@ -23,24 +25,15 @@ class Target:
     fresh: bool
 
 
-def refuse_source(path: Path, sources: Iterable[str]) -> None:
-    """ArgumentError when `path` is one of the files that are read."""
-    if not path.exists():
-        return
-    for source in sources:
-        if os.path.exists(source) and os.path.samefile(path, source):
-            raise ArgumentError("is read by this very conversion", path=str(path), hint="name another file to write")
-
-
 @contextlib.contextmanager
 def open_target(path: Path, sources: Iterable[str], *, in_place: bool = False) -> Iterator[Target]:
     """A file to write `path`'s new content to.
 
     As a rule a hidden file beside `path`, renamed onto it at the end and removed when anything fails or is interrupted: what
     was there before stays until then. in_place, and block devices: the existing file itself.
-    Raises ArgumentError when `path` is one of `sources`, LockedError when somebody uses it, StorageError.
+    Raises ArgumentError when `path` is one of `sources` or a file that one of them needs, LockedError when somebody uses it, StorageError.
     """
-    refuse_source(path, sources)
+    require_distinct([path], sources)
     exists = path.exists()
     if in_place or (exists and not stat.S_ISREG(path.stat().st_mode)):
         with FileStorage.open(path, writable=True) as storage, acquire(storage, LockMode.WRITE):
@@ -53,7 +46,7 @@ def open_target(path: Path, sources: Iterable[str], *, in_place: bool = False) -
             old = stack.enter_context(FileStorage.open(final, writable=True))
             stack.enter_context(acquire(old, LockMode.WRITE))
         draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
-        storage = stack.enter_context(FileStorage.create(draft))
+        storage = stack.enter_context(_draft(draft, final) if exists else FileStorage.create(draft))
         try:
             yield Target(storage, path, fresh=True)
             if exists:
@@ -65,6 +58,14 @@ def open_target(path: Path, sources: Iterable[str], *, in_place: bool = False) -
         except BaseException:
             _remove(draft)
             raise
+
+
+def _draft(path: Path, final: Path) -> FileStorage:
+    """The draft of a file that is there already is never open to more people than that is."""
+    try:
+        return FileStorage(create_like(path, final), str(path), writable=True, is_device=False)
+    except OSError as error:
+        raise create_error(path, error) from error
 
 
 def _remove(draft: Path) -> None:

@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from formats.qcow2.tables import COMPRESSED, compressed_range
+from formats.qcow2.entries import (
+    NO_HOST,
+    ClusterType,
+    Fault,
+    PointerKind,
+    PointerTable,
+    is_copied,
+    past_end,
+    read_l2,
+    read_pointer,
+    reserved_bits,
+    subclusters,
+)
 from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Run, Table, TableKind
 from workbench.render.sizes import count, span
@@ -75,43 +87,52 @@ def meaning(meta: Metadata, table: Table, run: Run) -> Meaning:
     if table.kind is TableKind.L2:
         return _l2_meaning(meta, table, run)
     word = run.words[0]
-    layout = table.layout(meta, word)
-    assert layout is not None
-    offset = layout["offset"].get(word)
-    sort = {
-        TableKind.L1: Sort.L2_TABLE if offset else Sort.UNALLOCATED,
-        TableKind.REFCOUNT_TABLE: Sort.REFCOUNT_BLOCK if offset else Sort.FREE,
-        TableKind.BITMAP_TABLE: Sort.BITMAP_DATA if offset else Sort.ALL_ONES if word & 1 else Sort.ALL_ZEROS,
-    }[table.kind]
-    return _with_flags(meta, table, run, Meaning(sort, offset or None, _end(meta, run, offset)))
+    found = read_pointer(word, POINTERS[table.kind], meta.shape)
+    sort = _POINTER_SORTS[table.kind][found.kind]
+    host = found.start if found.kind is PointerKind.CLUSTER else None
+    return _with_flags(meta, table, run, Meaning(sort, host, _end(meta, run, host)), found.faults)
+
+
+POINTERS = {
+    TableKind.L1: PointerTable.L1,
+    TableKind.REFCOUNT_TABLE: PointerTable.REFCOUNT,
+    TableKind.BITMAP_TABLE: PointerTable.BITMAP,
+}
+_POINTER_SORTS = {
+    TableKind.L1: {PointerKind.CLUSTER: Sort.L2_TABLE, PointerKind.NONE: Sort.UNALLOCATED},
+    TableKind.REFCOUNT_TABLE: {PointerKind.CLUSTER: Sort.REFCOUNT_BLOCK, PointerKind.NONE: Sort.FREE},
+    TableKind.BITMAP_TABLE: {
+        PointerKind.CLUSTER: Sort.BITMAP_DATA,
+        PointerKind.ONES: Sort.ALL_ONES,
+        PointerKind.NONE: Sort.ALL_ZEROS,
+    },
+}
 
 
 def _l2_meaning(meta: Metadata, table: Table, run: Run) -> Meaning:
-    geometry = meta.geometry
-    assert geometry is not None
-    word = run.words[0]
-    if word & COMPRESSED:
-        start, end = compressed_range(word, geometry.cluster_bits)
-        return _with_flags(meta, table, run, Meaning(Sort.COMPRESSED, start, end - 1))
-    layout = table.layout(meta, word)
-    assert layout is not None
-    offset = layout["offset"].get(word)
-    in_data_file = bool(word) and meta.header.has("data_file")  # where offset 0 is a place like any other
-    host = offset if offset or in_data_file else None
-    detail = ""
+    bitmap = run.words[1] if len(run.words) == 2 else 0
+    found = read_l2(run.words[0], meta.shape, bitmap)
+    if found.kind is ClusterType.COMPRESSED:
+        return _with_flags(meta, table, run, Meaning(Sort.COMPRESSED, found.start, found.end - 1), found.faults)
+    host = found.start if found.start != NO_HOST else None
     if len(run.words) == 2:
-        detail = _subcluster_words(run.words[1])
+        detail, host = _subcluster_words(bitmap), host or None
         sort = Sort.SUBCLUSTERS if detail else Sort.UNALLOCATED
-        host = offset or None
-    elif word & 1:
-        sort, host = (Sort.ZERO_ALLOCATED if offset else Sort.ZERO), offset or None
     else:
-        sort = Sort.DATA if host is not None else Sort.UNALLOCATED
-    return _with_flags(meta, table, run, Meaning(sort, host, _end(meta, run, host), detail=detail))
+        detail, sort = "", _L2_SORTS[found.kind]
+    return _with_flags(meta, table, run, Meaning(sort, host, _end(meta, run, host), detail=detail), found.faults)
+
+
+_L2_SORTS = {
+    ClusterType.UNALLOCATED: Sort.UNALLOCATED,
+    ClusterType.ZERO_PLAIN: Sort.ZERO,
+    ClusterType.ZERO_ALLOC: Sort.ZERO_ALLOCATED,
+    ClusterType.NORMAL: Sort.DATA,
+}
 
 
 def _subcluster_words(bitmap: int) -> str:
-    allocated, zero = bitmap & 0xFFFFFFFF, bitmap >> 32
+    allocated, zero = subclusters(bitmap)
     both = "both data and zero: INVALID"
     masks = ((allocated, "data"), (zero, "zero"), (allocated & zero, both))
     return "; ".join(
@@ -126,19 +147,19 @@ def _end(meta: Metadata, run: Run, offset: int | None) -> int | None:
     return offset + (run.step * run.count if run.step else meta.geometry.cluster_size) - 1
 
 
-def _with_flags(meta: Metadata, table: Table, run: Run, found: Meaning) -> Meaning:
-    word = run.words[0]
-    layout = table.layout(meta, word)
-    assert layout is not None and meta.geometry is not None
-    copied = any(bit.name == "copied" for bit in layout) and layout["copied"].get(word)
+def _with_flags(meta: Metadata, table: Table, run: Run, found: Meaning, faults: int) -> Meaning:
+    assert meta.geometry is not None
+    word, size = run.words[0], meta.geometry.cluster_size
+    copied = table.kind in (TableKind.L1, TableKind.L2) and is_copied(word)
     odd = []
-    if word & layout.reserved_mask:
-        odd.append(f"RESERVED BITS {word & layout.reserved_mask:#x}")
+    reserved = reserved_bits(word, meta.shape, POINTERS.get(table.kind))
+    if reserved:
+        odd.append(f"RESERVED BITS {reserved:#x}")
     if found.host and found.sort is not Sort.COMPRESSED:
-        if found.host % meta.geometry.cluster_size:
+        if faults & Fault.UNALIGNED:
             odd.append("UNALIGNED")
         elsewhere = table.kind is TableKind.L2 and meta.header.has("data_file")
-        if found.host >= meta.file_size and not elsewhere:
+        if past_end(found.host, size, meta.file_size, size) and not elsewhere:
             odd.append(PAST_END)
     return replace(found, flags=("copied",) if copied else (), oddities=tuple(odd))
 
@@ -248,5 +269,5 @@ def run_json(meta: Metadata, table: Table, run: Run) -> dict[str, Any]:
         return out | {"refcount": run.words[0]}
     out["fields"] = layout.decode(run.words[0])
     if len(run.words) == 2:
-        out["subclusters"] = {"allocated": run.words[1] & 0xFFFFFFFF, "zero": run.words[1] >> 32}
+        out["subclusters"] = dict(zip(("allocated", "zero"), subclusters(run.words[1]), strict=True))
     return out

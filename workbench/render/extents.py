@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from workbench.engine.mapping import NO_HOST, ClusterType
+from formats.qcow2.entries import NO_HOST, ClusterType
 from workbench.engine.reading import COMPRESSED, DATA, INVALID, PRESENT, ZERO, Flat
 from workbench.render.text import printable
 from workbench.units import format_size

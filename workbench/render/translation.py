@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
+from formats.qcow2.entries import PointerTable, is_compressed, offset_of
 from workbench.engine.explain import Outcome, Step, StepKind, Translation
 from workbench.engine.metadata import Metadata
 from workbench.render.sizes import count, span
@@ -87,8 +87,9 @@ def _entry_lines(meta: Metadata, step: Step) -> list[str]:
     raw = " ".join(f"{word:#018x}" for word in step.words)
     lines = [f"it is at {n['table']:#x} + {n['index']} × {n['size']} = {at:#x} and holds {raw}"]
     word = step.words[0]
-    if word and not word & COMPRESSED:
-        lines.append(f"{word:#018x} & {OFFSET_MASK:#018x} = {word & OFFSET_MASK:#x}")
+    if word and not is_compressed(word):
+        mask = PointerTable.L1.offset_mask  # L2 entries have the same field
+        lines.append(f"{word:#018x} & {mask:#018x} = {offset_of(word):#x}")
     return [*lines, f"that is: {_entry_meaning(meta, step)}"]
 
 

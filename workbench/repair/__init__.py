@@ -16,7 +16,8 @@ A step-by-step flow (session.py):
         plan.result_before, plan.result_after     # CheckResults (census, claims: host map before and after)
         plan.edits(), plan.as_json()              # byte edits; JSON that read_change() makes applicable again
         done = guide.apply(progress=...)          # Progress(phase, done, total); Applied(session, verdict of the re-check)
-        guide.history(); guide.undo()             # [Session]; back to what it was, bit for bit
+        guide.history(); guide.undo()             # [Session]; Undone: str() says what is true of the image then
+        guide.dependents()                        # files beside it that have the image as their backing file
 
     Choices: fix ids and their alternatives stand in fixes.RULES; a lost L2 table whose place is uncertain (see plan.notes)
     is linked by choices={"relink:0x12000": "2"} (table offset: L1 index). fixes.catalogue.IMPLEMENTED leads from the fix

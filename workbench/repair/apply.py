@@ -17,10 +17,14 @@ from typing import Any, Final
 
 from workbench.errors import ImageError, QwbError, StorageError
 from workbench.repair import fingerprint
-from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_path
+from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_path, room_for
+from workbench.repair.preserve import PlanRefused, prove
+from workbench.repair.workspace import Step
 from workbench.storage.base import Storage
-from workbench.storage.file import FileStorage
+from workbench.storage.file import FileStorage, device_full
 from workbench.storage.locks import LockMode, acquire
+from workbench.storage.overlay import Overlay
+from workbench.storage.space import Want, existing_folder, require_room
 
 _HEAD: Final = 64 << 10
 """Edits below this offset are written last: the header cluster of all usual cluster sizes."""
@@ -30,6 +34,7 @@ class Phase(Enum):
     """What an apply, undo or recovery is doing, for progress displays."""
 
     FINGERPRINT = "comparing the image with the plan"
+    PROOF = "proving that nothing is lost"
     JOURNAL = "storing old and new bytes"
     WRITE = "writing"
     FLUSH = "flushing"
@@ -53,7 +58,8 @@ Recheck = Callable[[Storage], dict[str, Any]]
 class Change:
     """What apply needs to know: byte edits in file order (called anew for each walk), lengths, and where it fits.
 
-    plan: JSON values kept in the case file for the history (title, steps, verdict).
+    plan: JSON values kept in the case file for the history (title, steps, verdict).  steps: what the change declares, for
+    the proof.  accept_loss: bytes that the person agreed to give up, or to see unproven.
     """
 
     title: str
@@ -62,6 +68,8 @@ class Change:
     size_after: int
     fingerprint: dict[str, Any]
     plan: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    accept_loss: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +91,36 @@ def apply(
     """Carry out `change` on the image at `path`. The case file is `case`, or IMAGE.qwb-case.
 
     Raises LockedError when anyone else has the image open, ImageError when it is not what the plan was made from,
-    StorageError when reading or writing fails (the image is then rolled back at once, where that is possible).
+    PlanRefused when the change is not proven to lose no more than was agreed to, StorageError when reading or writing fails (the image is then rolled back at once, where that is possible).
     """
-    with open_locked(path) as storage, CaseFile(case_path(path, case)) as casefile:
-        return apply_to(storage, casefile, change, recheck=recheck, progress=progress)
+    with open_locked(path) as storage:
+        require_space(storage, change, case_path(path, case))
+        with CaseFile.of(path, case) as casefile:
+            return apply_to(storage, casefile, change, recheck=recheck, progress=progress)
+
+
+def require_space(storage: Storage, change: Change, case: Path) -> None:
+    """StorageError, naming the bytes missing, when the case file or what the image grows by would not fit."""
+    require_length(storage, change.size_after)
+    wants = [Want(existing_folder(case.parent), room_for(change.edits()), "the case file with old and new bytes")]
+    if storage.growable and os.path.exists(storage.path):
+        grown = max(0, change.size_after - storage.size())
+        grown += sum(
+            len(each.new) for each in change.edits() if each.offset < storage.size() and _in_a_hole(storage, each)
+        )
+        wants.append(Want(Path(os.path.realpath(storage.path)).parent, grown, "what is added to the image"))
+    require_room(wants, path=storage.path)
+
+
+def require_length(storage: Storage, size: int) -> None:
+    """StorageError when the image cannot become `size` bytes long: a block device keeps its length."""
+    if not storage.growable and size > storage.size():
+        raise device_full(storage.path, storage.size(), size)
+
+
+def _in_a_hole(storage: Storage, edit: ByteEdit) -> bool:
+    data = storage.next_data(edit.offset)
+    return data is None or data >= edit.offset + len(edit.new)
 
 
 @contextlib.contextmanager
@@ -107,7 +141,10 @@ def apply_to(
     """`apply` on an image that is open and locked already."""
     report = progress or _quiet
     report(Progress(Phase.FINGERPRINT))
-    require_fit(storage, change.fingerprint)
+    view = staged(storage, change)
+    report(Progress(Phase.PROOF))
+    require_proven(storage, view, change)
+    view.close()
     report(Progress(Phase.JOURNAL))
     session = casefile.begin(
         title=change.title,
@@ -140,8 +177,42 @@ def carry_out(
         raise
     report(Progress(Phase.CHECK))
     verdict = recheck(storage) if recheck else None
-    casefile.move(session.id, State.DONE, fingerprint_after=fingerprint.take(storage), verdict=verdict)
+    after = fingerprint.take(storage)
+    with recording(casefile, "the repair is written"):
+        casefile.move(session.id, State.DONE, fingerprint_after=after, verdict=verdict, left=fingerprint.stamp(storage))
     return Applied(casefile.session(session.id), verdict)
+
+
+@contextlib.contextmanager
+def recording(casefile: CaseFile, done: str) -> Iterator[None]:
+    """Around the last note of a session, when the image is changed already: an error then says what is true."""
+    try:
+        yield
+    except StorageError as error:
+        raise StorageError(
+            f"{done}, but that could not be noted ({error.what})",
+            path=str(casefile.path),
+            hint="keep this file: it holds the old bytes. Free some space, then `qwb repair IMAGE --recover`"
+            " goes back to them, with --complete to the new ones",
+        ) from error
+
+
+def staged(storage: Storage, change: Change) -> Overlay:
+    """The image as `change` makes it, on top of a file that stays as it is. ImageError when it does not fit the image."""
+    require_fit(storage, change.fingerprint)
+    view = Overlay(storage)
+    for edit in _checked(storage, change.edits()):
+        if edit.new:
+            view.write(edit.offset, edit.new)
+    view.truncate(change.size_after)
+    return view
+
+
+def require_proven(storage: Storage, view: Overlay, change: Change) -> None:
+    """Raise PlanRefused when `view` loses, or may lose, more than was agreed to: on the bytes as they are now."""
+    proof = prove(storage, view, change.steps)
+    if not proof.harmless and not 0 < proof.loss <= change.accept_loss:
+        raise PlanRefused(proof, path=storage.path)
 
 
 def require_fit(storage: Storage, expected: dict[str, Any]) -> None:
@@ -196,12 +267,21 @@ def write_new(storage: Storage, casefile: CaseFile, session: Session, report: On
 
 
 def write_old(storage: Storage, casefile: CaseFile, session: Session, report: OnProgress) -> None:
-    """Make the image what it was before the session, its length included."""
+    """Make the image what it was before the session, its length included (but see `added_since`)."""
+    added = added_since(storage, session)
     for done, edit in enumerate(casefile.edits(session.id), 1):
         _put(storage, edit.offset, edit.old)
         report(Progress(Phase.WRITE, done, session.edits))
     report(Progress(Phase.FLUSH, session.edits, session.edits))
-    _set_length(storage, session.size_before)
+    if added:
+        storage.flush()
+    else:
+        _set_length(storage, session.size_before)
+
+
+def added_since(storage: Storage, session: Session) -> int:
+    """Bytes behind all that the session knew of: somebody else's, which are never cut off."""
+    return max(0, storage.size() - max(session.size_before, session.size_after)) if storage.growable else 0
 
 
 def _put(storage: Storage, offset: int, data: bytes) -> None:
@@ -220,7 +300,8 @@ def _roll_back_now(storage: Storage, casefile: CaseFile, session: Session, error
     """After a failed or interrupted write: put the old bytes back, or say what is left to do."""
     try:
         write_old(storage, casefile, session, _quiet)
-        casefile.move(session.id, State.ROLLED_BACK, note=f"rolled back at once: {error}")
+        note = f"rolled back at once: {error}"
+        casefile.move(session.id, State.ROLLED_BACK, note=note, left=fingerprint.stamp(storage))
     except StorageError as second:
         raise StorageError(
             f"the repair failed ({error}) and could not be rolled back ({second.what})",

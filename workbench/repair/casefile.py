@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,13 +22,21 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
+from urllib.parse import quote
 
 from workbench.errors import ArgumentError, QwbError, StorageError
+from workbench.repair.places import SUFFIX, case_path, make_folder, remember
+from workbench.storage.identity import Identity, identities
+from workbench.storage.likeness import create_like, tighten
+from workbench.units import round_up
 
-SUFFIX: Final = ".qwb-case"
+__all__ = ["SUFFIX", "ByteEdit", "CaseFile", "Session", "State", "case_path", "peek", "room_for", "tool_version"]
+
 PIECE: Final = 1 << 20
 """Largest byte image in one row."""
 _FORMAT: Final = 1
+_ROOM: Final = 256 << 10
+"""Bytes that a session takes at least: plan, fingerprints, SQLite's pages and its journal."""
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -109,11 +119,6 @@ class Session:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.created))
 
 
-def case_path(image: str | os.PathLike[str], case: str | os.PathLike[str] | None = None) -> Path:
-    """Where the case file of `image` is: `case` when given, else beside the image."""
-    return Path(case) if case is not None else Path(f"{os.fspath(image)}{SUFFIX}")
-
-
 def tool_version() -> str:
     """`qwb 0.1.0`, for the record."""
     try:
@@ -125,30 +130,100 @@ def tool_version() -> str:
 class CaseFile:
     """An open case file. Raises StorageError when the file is damaged, in use, or cannot be written."""
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        like: str | os.PathLike[str] | None = None,
+        readonly: bool = False,
+    ) -> None:
+        """like: the image; the case file gets its owner and mode, or stricter.  readonly: nothing is written, unless it
+        was cut off in the middle of a commit: then that is rolled back first (in a copy, where it may not be written).
+        """
         self.path = Path(path)
         self.on_state: Callable[[State], None] | None = None
         """Called after each durable change of state (crash tests stop here)."""
-        existed = self.path.exists()
-        if not existed and not create:
+        self._holds = True
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        existed = os.path.lexists(self.path)
+        if not existed and (readonly or not create):
             raise StorageError("no case file: nothing was ever repaired here by qwb", path=str(self.path))
-        self._db = self._connect()
+        if not existed:
+            self._make(like)
+        elif like is not None and not readonly:
+            tighten(self.path, like)
+        self._db = self._connect_reading() if readonly else self._connect("rw")
+        if readonly:
+            return
         try:
             with self._guard():
                 self._db.execute("PRAGMA journal_mode=DELETE")
                 self._db.execute("PRAGMA synchronous=EXTRA")
-                self._db.executescript(_SCHEMA)
-                self._check_format()
+                with self._transaction():
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self._db.execute(statement)
+                    self._check_format()
+                self._holds = bool(self._db.execute("SELECT COUNT(*) FROM sessions").fetchone()[0])
         except QwbError:
-            self._db.close()
+            self.close()
             raise
         if not existed:
             _sync_folder(self.path.parent)
 
-    def _connect(self) -> sqlite3.Connection:
+    @classmethod
+    def of(
+        cls, image: str | os.PathLike[str], case: str | os.PathLike[str] | None = None, *, create: bool = True
+    ) -> CaseFile:
+        """The case file of an image (see `places`)."""
+        return cls(case_path(image, case), create=create, like=image)
+
+    def _make(self, like: str | os.PathLike[str] | None) -> None:
+        """An empty file with the right owner and mode, before SQLite writes a byte into it (its journals follow it)."""
+        try:
+            if not self.path.parent.exists() and self.path.parent.name == "cases":
+                make_folder(self.path.parent)
+            os.close(create_like(self.path, like))
+        except OSError as error:
+            raise StorageError(
+                f"the case file cannot be made: {error.strerror}",
+                path=str(self.path),
+                hint="name another one with --case",
+            ) from error
+
+    def _connect(self, mode: str, path: Path | None = None) -> sqlite3.Connection:
         with self._guard():
-            return sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
+            name = f"file:{quote(str((path or self.path).absolute()))}?mode={mode}"
+            return sqlite3.connect(name, uri=True, isolation_level=None, timeout=5.0)
         raise AssertionError("unreachable")
+
+    def _connect_reading(self) -> sqlite3.Connection:
+        """A connection that reads. A journal of a commit that was cut off makes that impossible before it is rolled back."""
+        journal = Path(f"{self.path}-journal")
+        ways: list[Callable[[], sqlite3.Connection]] = [lambda: self._connect("ro")]
+        if journal.exists():
+            ways += [lambda: self._connect("rw"), self._connect_copy]
+        for way in ways:
+            db = way()
+            try:
+                db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+                return db
+            except sqlite3.Error as error:
+                db.close()
+                last = error
+        with self._guard():
+            raise last
+        raise AssertionError("unreachable")
+
+    def _connect_copy(self) -> sqlite3.Connection:
+        self._copy = tempfile.TemporaryDirectory(prefix="qwb-case-")
+        place = Path(self._copy.name) / "case"
+        try:
+            for suffix in ("", "-journal"):
+                shutil.copyfile(f"{self.path}{suffix}", f"{place}{suffix}")
+        except OSError as error:
+            raise StorageError(f"the case file cannot be read: {error.strerror}", path=str(self.path)) from error
+        return self._connect("rw", place)
 
     def _check_format(self) -> None:
         row = self._db.execute("SELECT value FROM facts WHERE name='format'").fetchone()
@@ -161,11 +236,36 @@ class CaseFile:
                 hint="use the version of qwb that wrote it",
             )
 
+    # -- whose it is
+
+    def files(self) -> list[Identity]:
+        """Device and inode of the files that its sessions wrote to."""
+        with self._guard():
+            if not self._has("facts"):
+                return []
+            row = self._db.execute("SELECT value FROM facts WHERE name='files'").fetchone()
+        return [("file", int(device), int(inode)) for device, inode in json.loads(row[0])] if row else []
+
+    def left(self) -> dict[str, Any]:
+        """Time stamp and identity of the image as qwb left it last; empty when that is not known."""
+        with self._guard():
+            row = self._db.execute("SELECT value FROM facts WHERE name='left'").fetchone()
+        found: dict[str, Any] = json.loads(row[0]) if row else {}
+        return found
+
+    def _has(self, table: str) -> bool:
+        return bool(self._db.execute("SELECT 1 FROM sqlite_master WHERE name=?", (table,)).fetchone())
+
+    def _fact(self, name: str, value: Any) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
     # -- sessions
 
     def sessions(self) -> list[Session]:
         """All sessions, oldest first."""
         with self._guard():
+            if not self._has("sessions"):
+                return []  # made, and cut off before anything was stored
             rows = self._db.execute(
                 "SELECT s.*, (SELECT COUNT(*) FROM edits e WHERE e.session = s.id) FROM sessions s ORDER BY id"
             ).fetchall()
@@ -201,7 +301,9 @@ class CaseFile:
                 hint="finish it first: `qwb repair IMAGE --recover`",
             )
         now = time.time()
+        files = {each for each in identities(image) if each[0] == "file"} | set(self.files())
         with self._guard(), self._transaction():
+            self._fact("files", sorted(each[1:] for each in files))
             cursor = self._db.execute(
                 "INSERT INTO sessions (state, title, tool, image, created, changed, size_before, size_after,"
                 " fingerprint_before, plan) VALUES (?,?,?,?,?,?,?,?,?,?)",
@@ -223,7 +325,9 @@ class CaseFile:
             self._db.executemany("INSERT INTO edits VALUES (?,?,?,?,?,?,?,?,?)", _rows(number, edits))
             self._note(number, State.PLANNED, "")
             self._note(number, State.JOURNALED, "")
+        self._holds = True
         _sync_folder(self.path.parent)
+        remember(image, self.path)
         if self.on_state:
             self.on_state(State.JOURNALED)
         return self.session(number)
@@ -236,8 +340,12 @@ class CaseFile:
         note: str = "",
         fingerprint_after: dict[str, Any] | None = None,
         verdict: dict[str, Any] | None = None,
+        left: dict[str, Any] | None = None,
     ) -> None:
-        """Change a session's state durably. ArgumentError for a step that the state machine does not have."""
+        """Change a session's state durably. ArgumentError for a step that the state machine does not have.
+
+        left: the image's time stamp and identity as it is left now.
+        """
         now = self.session(number).state
         if state not in _NEXT[now]:
             raise ArgumentError(f"session {number} cannot go from {now.value} to {state.value}", path=str(self.path))
@@ -254,6 +362,8 @@ class CaseFile:
                 ),
             )
             self._note(number, state, note)
+            if left is not None:
+                self._fact("left", left)
         if self.on_state:
             self.on_state(state)
 
@@ -285,10 +395,61 @@ class CaseFile:
             ).fetchall()
         raise AssertionError("unreachable")
 
+    # -- room
+
+    def size(self) -> int:
+        """Bytes of the case file on disk."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def sizes(self) -> dict[int, int]:
+        """Bytes that each session takes: stored old and new ones, plan and verdict."""
+        with self._guard():
+            if not self._has("sessions"):
+                return {}
+            rows = self._db.execute(
+                "SELECT id, LENGTH(plan) + LENGTH(fingerprint_before) + COALESCE(LENGTH(fingerprint_after), 0)"
+                " + COALESCE(LENGTH(verdict), 0) + (SELECT COALESCE(SUM(COALESCE(LENGTH(old), 0) + COALESCE(LENGTH(new), 0)), 0)"
+                " FROM edits WHERE session = id) FROM sessions ORDER BY id"
+            ).fetchall()
+        return {int(number): int(size) for number, size in rows}
+
+    def old_sessions(self, keep: int = 1) -> list[Session]:
+        """What `prune` drops: sessions that ended without a trace in the image, and those that stand but the newest `keep`."""
+        every = self.sessions()
+        standing = [each.id for each in every if each.state is State.DONE]
+        kept = set(standing[max(0, len(standing) - keep) :])
+        return [each for each in every if each.id not in kept and not each.state.interrupted]
+
+    def prune(self, keep: int = 1) -> list[Session]:
+        """Drop `old_sessions` with their bytes, give the space back, and return them. They can then not be undone.
+
+        Refused (StorageError) while a session is interrupted or at work.
+        """
+        with self._guard():
+            with self._transaction():
+                if cut := self.interrupted():
+                    raise StorageError(
+                        f"session {cut.id} is at work or was interrupted ({cut.state.value})",
+                        path=str(self.path),
+                        hint="finish it first: `qwb repair IMAGE --recover`",
+                    )
+                dropped = self.old_sessions(keep)
+                for table, column in (("edits", "session"), ("history", "session"), ("sessions", "id")):
+                    self._db.executemany(f"DELETE FROM {table} WHERE {column}=?", [(each.id,) for each in dropped])
+            self._holds = len(self.sessions()) > 0
+            if dropped:
+                self._db.execute("VACUUM")
+        return dropped
+
     # -- end of life
 
     def close(self) -> None:
         self._db.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def __enter__(self) -> CaseFile:
         return self
@@ -306,53 +467,64 @@ class CaseFile:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # some errors end it by themselves
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             raise StorageError(
-                f"the case file cannot be used: {error}",
-                path=str(self.path),
-                hint="name another one with --case, or move this one away",
+                f"the case file cannot be used: {error}", path=str(self.path), hint=_hint(code, self._holds)
             ) from error
 
 
-def peek(image: str | os.PathLike[str], case: str | os.PathLike[str] | None = None) -> Session | None:
-    """The interrupted session of an image, looked up without writing anything; None when there is none.
+def _hint(code: int, holds: bool) -> str:
+    """What to do about an error of SQLite. Never to move away what may be the only undo."""
+    keep = "keep this file, it holds the old bytes" if holds else "or name another one with --case"
+    if code == sqlite3.SQLITE_FULL:
+        return f"free some space and repeat; {keep}"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "another qwb is using it: let that finish, then repeat"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"see that you may write it and its folder, then repeat; {keep}"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return "keep it, it may hold old bytes, and name another one with --case"
+    return f"see what is wrong with its file system, then repeat; {keep}"
 
-    A case file that was itself cut off in the middle of a commit needs recovery before it can be read; then, and when it
-    cannot be read at all, StorageError says so.
+
+def peek(image: str | os.PathLike[str], case: str | os.PathLike[str] | None = None) -> Session | None:
+    """The interrupted session of an image, looked up without writing to it; None when there is none.
+
+    A case file that was itself cut off in the middle of a commit is rolled back to the commit before (SQLite's journal).
+    StorageError when it cannot be read.
     """
     path = case_path(image, case)
     if not path.exists():
         return None
-    try:
-        db = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, timeout=5.0)
-        try:
-            rows = db.execute(
-                "SELECT s.*, (SELECT COUNT(*) FROM edits e WHERE e.session = s.id) FROM sessions s ORDER BY id"
-            ).fetchall()
-        finally:
-            db.close()
-    except sqlite3.Error as error:
-        if not path.stat().st_size:
-            return None  # created, and cut off before anything was stored
-        raise StorageError(
-            f"the case file cannot be read: {error}", path=str(path), hint="run `qwb repair IMAGE --recover`"
-        ) from error
-    return next((each for each in map(_session, rows) if each.state.interrupted), None)
+    with CaseFile(path, create=False, readonly=True) as found:
+        return found.interrupted()
 
 
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path.absolute()))
+def room_for(edits: Iterable[ByteEdit]) -> int:
+    """Bytes, rather too many than too few, that the case file will take for these edits."""
+    total = _ROOM
+    for edit in edits:
+        length = max(len(edit.old), len(edit.new))
+        for start in range(0, max(length, 1), PIECE):
+            payload = 120 + sum(
+                0
+                if side.count(0, start, start + PIECE) == len(side[start : start + PIECE])
+                else len(side[start : start + PIECE])
+                for side in (edit.old, edit.new)
+            )
+            total += payload + payload // 3 if payload < 1000 else round_up(payload, 4096) + 2048
+    return total
 
 
 def _session(row: tuple[Any, ...]) -> Session:

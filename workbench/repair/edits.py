@@ -15,6 +15,7 @@ from workbench.units import Geometry
 
 if TYPE_CHECKING:
     from workbench.repair.plan import Plan
+    from workbench.repair.preserve import Proof
 
 _MOST = 8
 """Differing fields listed for one step."""
@@ -123,6 +124,8 @@ def plan_lines(plan: Plan, limit: int = 40) -> list[str]:
     """The plan as text: verdicts, steps grouped by finding, notes."""
     meta = plan.result_after.meta
     lines = [f"now:   {plan.before}", f"after: {plan.after}"]
+    if not plan.empty:
+        lines += [f"proof: {plan.proof}", *(f"       {each}" for each in proof_lines(plan.proof))]
     if plan.empty:
         lines.append("nothing to do")
     for code, steps in plan.groups().items():
@@ -140,6 +143,29 @@ def plan_lines(plan: Plan, limit: int = 40) -> list[str]:
                 lines.append(f"         snapshots: {', '.join(step.snapshots)}")
         if len(steps) > limit:
             lines.append(f"       … and {len(steps) - limit} more")
+    if plan.withheld is not None:
+        lines += [
+            "",
+            f"left out, since it could lose something: {', '.join(plan.withheld.titles)} ({plan.withheld.proof})",
+        ]
+        lines += [f"       {each}" for each in proof_lines(plan.withheld.proof)]
     if plan.notes:
         lines += ["", *(f"note: {note}" for note in plan.notes)]
+    return lines
+
+
+def proof_lines(proof: Proof, limit: int = 40) -> list[str]:
+    """What the proof names, range by range: losses first, then what goes free and what is regained."""
+    lines = []
+    for word, account in (
+        ("given up", proof.gives_up),
+        ("not proven", proof.unproven),
+        ("freed", proof.frees_content),
+        ("regained", proof.regains),
+    ):
+        for each in account.ranges[:limit]:
+            disk = f"guest (snapshot {each.snapshot})" if each.snapshot else "guest" if each.guest else "host"
+            lines.append(f"{word}: {disk} {each.start:#x}+{each.length:#x}: {each.reason}")
+        if len(account.ranges) > limit:
+            lines.append(f"{word}: {len(account.ranges) - limit:,} more ranges")
     return lines

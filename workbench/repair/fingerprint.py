@@ -42,7 +42,7 @@ def take(storage: Storage) -> dict[str, Any]:
     regions = []
     for name, offset, length in _regions(load_metadata(storage)):
         regions.append([name, offset, length, _digest(storage, offset, length)])
-    return {"size": storage.size(), **_identity(storage), "regions": regions}
+    return {"size": storage.size(), **stamp(storage), "regions": regions}
 
 
 def compare(storage: Storage, fingerprint: dict[str, Any]) -> list[Changed]:
@@ -59,11 +59,12 @@ def compare(storage: Storage, fingerprint: dict[str, Any]) -> list[Changed]:
 
 def touched_since(storage: Storage, fingerprint: dict[str, Any]) -> bool:
     """True when the time of last change or the file's identity differs: worth a note, not a refusal."""
-    now = _identity(storage)
+    now = stamp(storage)
     return any(now.get(key) != fingerprint.get(key) for key in ("mtime_ns", "inode", "device"))
 
 
-def _identity(storage: Storage) -> dict[str, int]:
+def stamp(storage: Storage) -> dict[str, int]:
+    """Time of last change and identity of the file behind a storage; empty when there is none."""
     try:
         found = os.stat(storage.path)
     except (OSError, ValueError):

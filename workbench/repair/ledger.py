@@ -138,18 +138,19 @@ def build_ledger(space: Workspace) -> Ledger:
 
 
 def plain_claims(meta: Metadata) -> Iterator[Claim]:
-    """The structures that header and snapshot table name, as far as they lie in the file."""
+    """The structures that header and snapshot table name, as far as they lie in the file; of L1 tables the aligned ones."""
     header, geometry = meta.header, meta.geometry
     assert geometry is not None
     cluster = geometry.cluster_size
     yield Claim(Owner.HEADER, 0, cluster)
-    if header.l1_size and header.l1_table_offset < meta.file_size:
+    if header.l1_size and header.l1_table_offset < meta.file_size and not header.l1_table_offset % cluster:
         yield Claim(Owner.ACTIVE_L1, header.l1_table_offset, min(header.l1_size * 8, limits.MAX_L1_SIZE))
-    if meta.snapshots:
+    snapshots = meta.snapshots if not header.snapshots_offset % cluster else ()
+    if snapshots:
         start = header.snapshots_offset
         yield Claim(Owner.SNAPSHOT_TABLE, start, meta.snapshot_table.end - start)
-    for number, each in enumerate(meta.snapshots):
-        if each.l1_size and each.l1_table_offset < meta.file_size:
+    for number, each in enumerate(snapshots):
+        if each.l1_size and each.l1_table_offset < meta.file_size and not each.l1_table_offset % cluster:
             length = min(each.l1_size * 8, limits.MAX_L1_SIZE)
             yield Claim(Owner.INACTIVE_L1, each.l1_table_offset, length, snapshot=number)
     extension = meta.bitmaps_extension
@@ -220,7 +221,7 @@ def l1_tables(space: Workspace) -> Iterator[L1Table]:
     meta = space.meta
     if meta.header.l1_table_offset % space.cluster == 0:
         yield L1Table(meta.header.l1_table_offset, meta.l1, ACTIVE)
-    for number, each in enumerate(meta.snapshots):
+    for number, each in enumerate(meta.snapshots if not meta.header.snapshots_offset % space.cluster else ()):
         if each.l1_size * 8 > limits.MAX_L1_SIZE:
             continue
         if each.l1_table_offset % space.cluster == 0 and 0 < each.l1_table_offset < space.size:

@@ -10,8 +10,17 @@ from workbench.check import CheckResult
 from workbench.errors import StorageError
 from workbench.storage.base import Storage
 from workbench.storage.file import FileStorage
+from workbench.storage.likeness import create_error, create_like
 
 _STEP = 4 << 20
+
+
+def _private(path: Path, like: str) -> FileStorage:
+    """A new file for guest data, as private as the image that it comes from."""
+    try:
+        return FileStorage(create_like(path, like), str(path), writable=True, is_device=False)
+    except OSError as error:
+        raise create_error(path, error) from error
 
 
 def export_orphans(storage: Storage, result: CheckResult, folder: str | os.PathLike[str]) -> Path:
@@ -30,7 +39,7 @@ def export_orphans(storage: Storage, result: CheckResult, folder: str | os.PathL
         if not each.keep:
             continue
         name = f"orphan-{each.offset:#014x}.raw"
-        with FileStorage.create(place / name) as out:
+        with _private(place / name, storage.path) as out:
             for at in range(0, each.length, _STEP):
                 out.write(at, storage.read(each.offset + at, min(_STEP, each.length - at)))
         rows.append({"file": name, **each.as_json()})

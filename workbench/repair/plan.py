@@ -9,27 +9,31 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from workbench.check import check
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckCancelled, CheckResult
 from workbench.engine.metadata import load_metadata
-from workbench.errors import ArgumentError, ImageError, QwbError
+from workbench.errors import ArgumentError, ImageError
 from workbench.repair import fingerprint
 from workbench.repair.apply import Change
 from workbench.repair.casefile import ByteEdit, tool_version
 from workbench.repair.edits import step_json
 from workbench.repair.fixes import FINISH, RULES, Rule, rules_for
+from workbench.repair.fixes.follow import distrust_bitmaps
+from workbench.repair.fixes.refcounts import leaks_kept
+from workbench.repair.gate import Gate, GateError, Rows
 from workbench.repair.policy import Mode, Policy
-from workbench.repair.triage import orphans
+from workbench.repair.preserve import PlanRefused, Proof, prove
+from workbench.repair.withhold import Withheld, harmless_part
 from workbench.repair.workspace import Step, Workspace
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
 from workbench.units import many
 
-ROUNDS: Final = 8
+ROUNDS: Final = 12
 FORMAT: Final = 1
 _SHAPE_IN_DOUBT: Final = {
     "EXTENDED-L2-CLUSTER-SIZE",
@@ -38,12 +42,9 @@ _SHAPE_IN_DOUBT: Final = {
     "L1-TABLE-UNALIGNED",
     "L1-TABLE-TOO-LARGE",
     "L1-TABLE-OFFSET",
+    "L1-TABLE-TOO-SMALL",
 }
 """Faults of the header under which L1 and L2 tables may be read wrongly."""
-
-
-class PlanRefused(QwbError):
-    """Carrying out the plan would leave the image worse than it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,20 @@ class Plan:
     fingerprint: dict[str, Any]
     result_before: CheckResult
     result_after: CheckResult
+    proof: Proof = field(default_factory=Proof)
+    """What becomes of every byte that the plan touches."""
+    withheld: Withheld | None = None
+    """What was left out of the plan since it could not be proven to lose nothing."""
+
+    @property
+    def accepted(self) -> bool:
+        """Nothing is lost, or the person agreed to at least as much."""
+        return self.proof.harmless or 0 < self.proof.loss <= self.policy.accept_loss
+
+    def require_accepted(self) -> None:
+        """Raise PlanRefused for a loss that nobody agreed to."""
+        if not self.accepted:
+            raise PlanRefused(self.proof, path=self.base.path)
 
     @property
     def empty(self) -> bool:
@@ -126,7 +141,9 @@ class Plan:
 
     @property
     def tier(self) -> Tier:
-        """The highest risk among the steps."""
+        """Destructive when anything is given up or unproven, else the highest risk among the steps."""
+        if not self.proof.harmless:
+            return Tier.DESTRUCTIVE
         order = (Tier.SAFE, Tier.JUDGEMENT, Tier.DESTRUCTIVE)
         return max((step.tier for step in self.steps), key=order.index, default=Tier.SAFE)
 
@@ -157,7 +174,9 @@ class Plan:
     def change(self) -> Change:
         """What `apply` carries out."""
         before, after = self.sizes
-        return Change(self.title, self.edits, before, after, self.fingerprint, self.summary())
+        return Change(
+            self.title, self.edits, before, after, self.fingerprint, self.summary(), self.steps, self.policy.accept_loss
+        )
 
     def summary(self, limit: int = 1000) -> dict[str, Any]:
         """JSON values: verdicts and steps (at most `limit`), without the bytes of the edits."""
@@ -165,6 +184,7 @@ class Plan:
         out: dict[str, Any] = {
             "tool": tool_version(),
             "mode": self.policy.mode.value,
+            "policy": self.policy.as_json(),
             "before": self.before.as_json(),
             "after": self.after.as_json(),
             "size-before": before,
@@ -172,7 +192,10 @@ class Plan:
             "risk": self.tier.value,
             "steps": [step_json(step, self) for step in self.steps[:limit]],
             "notes": list(self.notes),
+            **self.proof.as_json(),
         }
+        if self.withheld is not None:
+            out["withheld"] = {"fixes": list(self.withheld.titles), **self.withheld.proof.as_json()}
         if len(self.steps) > limit:
             out["steps-omitted"] = len(self.steps) - limit
         return out
@@ -231,45 +254,62 @@ def make_plan(
     on_phase: OnPhase | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> Plan:
-    """Try the fixes that `policy` allows on an overlay, and check the result.
+    """Try the fixes that `policy` allows on an overlay, check the result, and prove what becomes of every byte.
+
+    What cannot be proven to lose nothing is left out (`withheld`), unless the policy accepts its loss or nothing would
+    be left: then the plan is whole, and `require_accepted` refuses it.
 
     before: the check of the image when there is one already.  on_phase: told what is being done, in a few words.
-    Raises PlanRefused when the result would be worse, CheckCancelled when `cancel` says so.
+    Raises CheckCancelled when `cancel` says so.
     """
     chosen = policy or Policy()
     tell = on_phase or (lambda _: None)
     tell("checking the image")
-    found = before if before is not None else check(load_metadata(storage), cancel=cancel)
+    found = before if before is not None else check(load_metadata(storage), deep=True, cancel=cancel)
+
+    def attempt(policy: Policy) -> Plan:
+        plan = _attempt(storage, policy, found, tell, cancel)
+        tell("proving that nothing is lost")
+        return replace(plan, proof=prove(storage, plan.overlay, plan.steps))
+
+    plan = attempt(chosen)
+    if plan.accepted or chosen.accept_loss:
+        return plan
+    return harmless_part(attempt, chosen, plan) or plan
+
+
+def _attempt(
+    storage: Storage, chosen: Policy, found: CheckResult, tell: OnPhase, cancel: Callable[[], bool] | None
+) -> Plan:
+    """The plan without its proof."""
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
     space.found = found
-    after: CheckResult | None = None
+    after = found
     for number in range(1, ROUNDS + 1):
-        steps = len(space.steps)
-        for rule in _chosen(chosen, found):
+        steps, waiting = len(space.steps), False
+        for rule in _chosen(chosen):
             if cancel is not None and cancel():
                 raise CheckCancelled("planning was cancelled; nothing was changed", path=storage.path)
             tell(f"trying fixes, round {number}: {rule.title}")
-            _run(space, rule)
+            if _run(space, rule, after) and not rule.reads_tables and not rule.always:
+                waiting = True
+                break  # what the tables say may be something else now: they wait for the next check
         if len(space.steps) == steps:
-            after = after or (found if not space.overlay.changed else None)
             break
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
-        if _is_settled(after):
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
+        if not waiting and _is_settled(after):
             break
-    steps = len(space.steps)
-    if chosen.mode is not Mode.CODES or chosen.codes & FINISH.codes:
-        _run(space, FINISH)
-    if after is None or len(space.steps) != steps:
+    distrust_bitmaps(space)
+    asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
+    if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), cancel=cancel)
-    plan = Plan(
+        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
+    return Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
     )  # fmt: skip
-    _require_better(plan)
-    return plan
 
 
 def _is_settled(result: CheckResult) -> bool:
@@ -288,12 +328,12 @@ def _kept(space: Workspace) -> int:
     if space.meta.geometry is None or space.policy.free_orphans:
         return 0
     try:
-        return int(orphans(space, space.ledger).sum())
+        return leaks_kept(space)
     except ImageError:
         return 0
 
 
-def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:
+def _chosen(policy: Policy) -> Iterable[Rule]:
     for rule in RULES:
         named = policy.mode is Mode.CODES and bool(rule.codes & policy.codes)
         if rule.id in policy.skip or (rule.on_request and not named):
@@ -307,30 +347,28 @@ def _chosen(policy: Policy, found: CheckResult) -> Iterable[Rule]:
         yield rule
 
 
-def _run(space: Workspace, rule: Rule) -> None:
+def _run(space: Workspace, rule: Rule, result: CheckResult) -> bool:
+    """Let a fix work on the rows of `result` that it answers; True when it staged steps."""
+    policy = space.policy
+    follows = rule is FINISH or (rule.always and space.steps)
+    asked = rule.codes if follows or policy.mode is not Mode.CODES else rule.codes & policy.codes
+    rows = Rows(result.findings, asked)
+    if not rows and not (rule.always and space.steps):
+        return False
     if rule.needs_shape and space.meta.geometry is None:
-        return
+        return False
     if rule.reads_tables and _SHAPE_IN_DOUBT & {fault.code for fault in space.meta.faults}:
-        return  # under a wrong shape, mending entries would damage them
-    if rule.id == "copied" and space.policy.mode is Mode.LEAKS and space.notes:
-        return
-    space.fix = rule.id
+        return False  # under a wrong shape, mending entries would damage them
+    if rule.id == "copied" and policy.mode is Mode.LEAKS and space.notes:
+        return False
+    steps = len(space.steps)
+    space.start(rule.id, rows, Gate(space, rows, rule.reach))
     try:
         rule.run(space)
-    except (ImageError, ArgumentError) as error:
+    except (ImageError, ArgumentError, GateError) as error:
+        space.roll_back()
         space.note(f"{rule.title}: {error.what}")
-
-
-def _require_better(plan: Plan) -> None:
-    before, after = plan.before, plan.after
-    if not before.openable or plan.empty:
-        return
-    if not after.openable or after.corruptions + after.check_errors > before.corruptions + before.check_errors:
-        raise PlanRefused(
-            f"the plan would leave the image worse: {after}, now {before}",
-            path=plan.base.path,
-            hint="nothing was changed; choose fewer fixes with --fix",
-        )
+    return len(space.steps) != steps
 
 
 def problem_severity(code: str) -> Severity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class Mode(Enum):
@@ -24,7 +25,8 @@ class Policy:
 
     codes: problem codes for Mode.CODES.  choices: fix id -> alternative id, instead of the default one.  skip: fix ids
     that must not run.  free_orphans: give leaked clusters back although they may be guest data.  destructive: fixes
-    that drop something may run.  secret: passphrase, only to look into an encrypted image; never stored.
+    that drop something may run.  cautious: nothing goes free, no refcount goes down.  accept_loss: bytes that the person
+    agreed to give up, or to see unproven.
     """
 
     mode: Mode = Mode.ALL
@@ -33,6 +35,33 @@ class Policy:
     skip: frozenset[str] = frozenset()
     free_orphans: bool = False
     destructive: bool = False
+    cautious: bool = False
+    accept_loss: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values from which `from_json` makes the same choices again; consent to a loss is not among them."""
+        return {
+            "mode": self.mode.value,
+            "codes": sorted(self.codes),
+            "choices": dict(self.choices),
+            "skip": sorted(self.skip),
+            "free-orphans": self.free_orphans,
+            "destructive": self.destructive,
+            "cautious": self.cautious,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Policy:
+        """The choices of a saved plan. KeyError, TypeError or ValueError when they are none."""
+        return cls(
+            Mode(values["mode"]),
+            frozenset(values["codes"]),
+            {str(fix): str(way) for fix, way in dict(values["choices"]).items()},
+            frozenset(values["skip"]),
+            bool(values["free-orphans"]),
+            bool(values["destructive"]),
+            bool(values["cautious"]),
+        )
 
     def choice(self, fix: str, default: str) -> str:
         """The alternative to take for a fix."""

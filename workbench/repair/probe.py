@@ -17,7 +17,6 @@ from formats.qcow2.tables import (
     L2_EXTENDED,
     L2_STANDARD,
     OFFSET_MASK,
-    ZERO,
     compressed_range,
 )
 
@@ -36,10 +35,12 @@ class Content:
 
     valid: int
     foreign: int
-    """Entries with reserved bits or an unaligned offset: no driver writes them."""
+    """Entries with reserved bits, an unaligned offset, or COPIED beside COMPRESSED: no driver writes them."""
     beyond: int
     """Entries that point past the end of the file."""
     targets: NDArray[np.uint64]
+    readable: int
+    """Entries that lead into the file (or read as zeros), whatever flags stand beside the offset."""
 
     @property
     def plausible(self) -> bool:
@@ -48,8 +49,18 @@ class Content:
 
     @property
     def is_foreign(self) -> bool:
-        """So much nonsense that it is no L2 table at all."""
-        return self.foreign >= 4 and self.foreign > self.valid
+        """So many entries lead nowhere that something else most likely overwrote it; single ones may still be right."""
+        return self.unreadable >= 4 and self.unreadable > self.readable
+
+    @property
+    def may_be_table(self) -> bool:
+        """Something in it can be right."""
+        return self.empty or self.readable > 0
+
+    @property
+    def unreadable(self) -> int:
+        """Entries that lead nowhere."""
+        return self.valid + self.foreign + self.beyond - self.readable
 
     @property
     def empty(self) -> bool:
@@ -69,17 +80,18 @@ class Masks:
     offset: NDArray[np.uint64]
 
 
-def l2_masks(space: Workspace, words: NDArray[np.uint64]) -> Masks:
-    """Sort the entries of L2 tables by what is wrong with them. words: uint64 without subcluster bitmaps."""
+def l2_masks(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None = None) -> Masks:
+    """Sort the entries of L2 tables by what is wrong with them. words: uint64 without subcluster bitmaps.
+
+    wide: take them for extended entries or not, whatever the header says.
+    """
     geometry = space.geometry
-    layout = L2_EXTENDED if geometry.extended_l2 else L2_STANDARD
+    layout = L2_EXTENDED if (geometry.extended_l2 if wide is None else wide) else L2_STANDARD
     external = space.meta.header.has("data_file")
     packed = (words & np.uint64(COMPRESSED)) != 0
     offset = words & np.uint64(OFFSET_MASK)
     plain = ~packed
     reserved_mask = layout.reserved_mask
-    if space.meta.header.version < 3:
-        reserved_mask |= ZERO
     reserved = plain & ((words & np.uint64(reserved_mask)) != 0)
     unaligned = plain & ((offset & np.uint64(geometry.cluster_size - 1)) != 0)
     beyond = plain & (offset >= np.uint64(space.end)) & (not external)
@@ -97,31 +109,37 @@ def l2_content(space: Workspace, offset: int) -> Content:
         return content_of(space, words)
     found = content_of(space, words[0::2])
     used = words[0::2] != 0
-    odd = int((bitmap_trouble(words[0::2], words[1::2]) & used).sum())
-    return Content(max(0, found.valid - odd), found.foreign + odd, found.beyond, found.targets)
+    odd = int((bitmap_trouble(words[0::2], words[1::2], external=space.meta.header.has("data_file")) & used).sum())
+    return Content(max(0, found.valid - odd), found.foreign + odd, found.beyond, found.targets, found.readable)
 
 
-def bitmap_trouble(words: NDArray[np.uint64], bitmaps: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Extended entries whose subcluster bitmap contradicts itself or the entry."""
+def bitmap_trouble(
+    words: NDArray[np.uint64], bitmaps: NDArray[np.uint64], *, external: bool = False
+) -> NDArray[np.bool_]:
+    """Extended entries whose subcluster bitmap contradicts itself or the entry.
+
+    external: the data is in a file of its own, where offset 0 (with COPIED) is a place like any other.
+    """
     low = np.uint64(0xFFFFFFFF)
     packed = (words & np.uint64(COMPRESSED)) != 0
     both = (bitmaps & low & (bitmaps >> np.uint64(32))) != 0
-    nowhere = ((words & np.uint64(OFFSET_MASK)) == 0) & ((bitmaps & low) != 0)
+    nowhere = ((words & np.uint64(OFFSET_MASK | (COPIED if external else 0))) == 0) & ((bitmaps & low) != 0)
     trouble: NDArray[np.bool_] = (packed & (bitmaps != 0)) | (~packed & (both | nowhere))
     return trouble
 
 
-def content_of(space: Workspace, words: NDArray[np.uint64]) -> Content:
-    """Judge table content (without subcluster bitmaps)."""
+def content_of(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None = None) -> Content:
+    """Judge table content (without subcluster bitmaps). wide: as in `l2_masks`."""
     used = words[words != 0]
-    masks = l2_masks(space, used)
-    foreign = masks.reserved | masks.unaligned | masks.null_copied | masks.packed_copied
+    masks = l2_masks(space, used, wide=wide)
+    foreign = masks.reserved | masks.unaligned | masks.packed_copied  # COPIED alone is harmless
     beyond = masks.beyond & ~foreign
     good = ~foreign & ~masks.beyond
     plain = good & ~masks.packed & (masks.offset > 0)
     packed_start, _ = compressed_range(used[good & masks.packed], space.geometry.cluster_bits)
     targets = np.concatenate([masks.offset[plain], packed_start & np.uint64(-space.cluster & ((1 << 64) - 1))])
-    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), np.unique(targets))
+    readable = int((~masks.unaligned & ~masks.beyond).sum())
+    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), np.unique(targets), readable)
 
 
 def fresh_targets(space: Workspace, content: Content) -> int:
@@ -158,6 +176,16 @@ def l1_bad(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     bad |= (offset & np.uint64(space.cluster - 1)) != 0
     bad |= (offset == 0) | (offset >= np.uint64(space.end))
     return bad
+
+
+def leads_nowhere(space: Workspace, words: NDArray[np.uint64]) -> bool:
+    """Every L1 entry in use leads to something that is no L2 table: the words are no L1 table at all."""
+    used = words[words != 0]
+    if not used.size:
+        return False
+    bad = l1_bad(space, used)
+    targets = np.unique(used[~bad] & np.uint64(OFFSET_MASK)).tolist()
+    return not any(l2_content(space, target).may_be_table for target in targets)
 
 
 def find_l1(

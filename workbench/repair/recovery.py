@@ -11,17 +11,48 @@ from dataclasses import dataclass
 
 from workbench.errors import ImageError
 from workbench.repair import fingerprint
-from workbench.repair.apply import OnProgress, Recheck, _quiet, carry_out, open_locked, write_new, write_old
+from workbench.repair.apply import (
+    OnProgress,
+    Recheck,
+    _quiet,
+    added_since,
+    carry_out,
+    open_locked,
+    recording,
+    write_new,
+    write_old,
+)
 from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_path, peek
 from workbench.storage.base import Storage
+from workbench.storage.overlay import Overlay
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """How an interrupted session ended. completed: the plan was carried out; else the image is what it was before."""
+    """How an interrupted session ended. completed: the plan was carried out; else the old bytes are back.
+
+    foreign: something else had written to the image since, and that was overruled (`force`).
+    """
 
     session: Session
     completed: bool
+    foreign: bool = False
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the image is wholly what it was, or wholly what was planned."""
+        return not self.foreign
+
+    def __str__(self) -> str:
+        """What is true of the image now, in one clause."""
+        if self.completed:
+            return "completed" + ("; the image also holds what something else wrote since" if self.foreign else "")
+        if self.foreign:
+            return (
+                "rolled back: its ranges hold their old bytes, all else that was written since is kept;"
+                " the image is NOT what it was before, check it"
+            )
+        return "rolled back: the image is what it was before"
 
 
 def interrupted(path: str | os.PathLike[str], *, case: str | os.PathLike[str] | None = None) -> Session | None:
@@ -43,10 +74,9 @@ def recover(
     Raises LockedError while the session is still at work elsewhere, ImageError when something else has written to the
     image since (`force` overrides).
     """
-    where = case_path(path, case)
-    if not where.exists():
+    if not case_path(path, case).exists():
         return None
-    with open_locked(path) as storage, CaseFile(where, create=False) as casefile:
+    with open_locked(path) as storage, CaseFile.of(path, case, create=False) as casefile:
         return recover_in(storage, casefile, complete=complete, force=force, recheck=recheck, progress=progress)
 
 
@@ -64,19 +94,61 @@ def recover_in(
     if session is None:
         return None
     report = progress or _quiet
-    if not force:
+    foreign = False
+    try:
         _require_in_between(storage, casefile, session)
+    except ImageError:
+        if not force:
+            raise
+        foreign = True
     if complete and session.state is State.UNDOING:
         write_new(storage, casefile, session, report)
-        casefile.move(session.id, State.DONE, note="undo interrupted; the repair was put back")
+        after = fingerprint.take(storage)
+        with recording(casefile, "the repair is written"):
+            casefile.move(
+                session.id, State.DONE, note="undo interrupted; the repair was put back",
+                fingerprint_after=after, left=fingerprint.stamp(storage),
+            )  # fmt: skip
     elif complete:
         carry_out(storage, casefile, session, recheck=recheck, progress=progress)
     else:
         if session.state is not State.PLANNED and session.state is not State.JOURNALED:
             write_old(storage, casefile, session, report)
         ended = State.UNDONE if session.state is State.UNDOING else State.ROLLED_BACK
-        casefile.move(session.id, ended, note="interrupted; rolled back")
-    return Recovered(casefile.session(session.id), complete)
+        with recording(casefile, "the old bytes are back"):
+            casefile.move(session.id, ended, note="interrupted; rolled back", left=fingerprint.stamp(storage))
+    return Recovered(casefile.session(session.id), complete, foreign)
+
+
+def settled_view(storage: Storage, session: Session, casefile: CaseFile, *, complete: bool = False) -> Overlay:
+    """The image as `recover` would leave it, on top of a file that stays as it is. Raises ImageError as `recover` does."""
+    _require_in_between(storage, casefile, session)
+    view = Overlay(storage)
+    if complete or session.state not in (State.PLANNED, State.JOURNALED):
+        for edit in casefile.edits(session.id):
+            data = edit.new if complete else edit.old
+            if data:
+                view.write(edit.offset, data)
+        view.truncate(session.size_after if complete else session.size_before)
+    return view
+
+
+def fits(storage: Storage, casefile: CaseFile, session: Session) -> bool:
+    """Whether the image holds, byte for byte, old or new ones wherever the session writes, and its metadata elsewhere."""
+    touched = []
+    for edit in casefile.edits(session.id):
+        length = max(len(edit.old), len(edit.new))
+        if _foreign_byte(storage.read(edit.offset, length), edit) is not None:
+            return False
+        touched.append((edit.offset, edit.offset + length))
+    before = session.fingerprint_before
+    alike = [
+        each
+        for each in before.get("regions", [])
+        if not any(start < each[1] + each[2] and each[1] < end for start, end in touched)
+    ]
+    found = fingerprint.compare(storage, {"size": storage.size(), "regions": alike})
+    return not found and storage.size() in (session.size_before, session.size_after)
 
 
 def _require_in_between(storage: Storage, casefile: CaseFile, session: Session) -> None:
@@ -85,6 +157,9 @@ def _require_in_between(storage: Storage, casefile: CaseFile, session: Session) 
         changed = fingerprint.compare(storage, session.fingerprint_before)
         if changed:
             raise _foreign(storage, session, str(changed[0]), changed[0].offset)
+    if added_since(storage, session):
+        longest = max(session.size_before, session.size_after)
+        raise _foreign(storage, session, "the file is longer than it ever was", longest)
     for edit in casefile.edits(session.id):
         at = _foreign_byte(storage.read(edit.offset, max(len(edit.old), len(edit.new))), edit)
         if at is not None:

@@ -6,23 +6,28 @@ Holds what was found, the choices made so far, and the newest plan; writing happ
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
 from workbench.check import CheckResult, check
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.engine.metadata import load_metadata
+from workbench.engine.naming import dependents
 from workbench.errors import ArgumentError
 from workbench.repair import recovery, undo
-from workbench.repair.apply import Applied, Change, OnProgress, apply
-from workbench.repair.casefile import Session
+from workbench.repair.apply import Applied, Change, OnProgress, apply, require_length
+from workbench.repair.casefile import ByteEdit, Session
 from workbench.repair.fixes import RULES, Alternative, Rule, rules_for
 from workbench.repair.plan import OnPhase, Plan, make_plan, verdict_of
 from workbench.repair.policy import Mode, Policy
 from workbench.storage.base import Storage
 from workbench.storage.file import FileStorage
+
+_ALL: Final = 1 << 62
+"""Accepts any loss: only to plan again what a saved plan did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +113,17 @@ class Guide:
 
     # -- choose
 
+    def dependents(self) -> list[Path]:
+        """qcow2 files beside the image that name it as their backing file: what a repair changes shows through in them."""
+        return dependents(self.path)[0]
+
     def interrupted(self) -> Session | None:
         """A session that was cut off and must be ended first (`recover`)."""
         return recovery.interrupted(self.path, case=self.case)
 
     def look(self, *, cancel: Callable[[], bool] | None = None, found: CheckResult | None = None) -> tuple[Group, ...]:
         """Check the image (or take the check that is there already) and return what can be decided."""
-        self.found = found if found is not None else check(load_metadata(self.storage), cancel=cancel)
+        self.found = found if found is not None else check(load_metadata(self.storage), deep=True, cancel=cancel)
         return groups_of(self.found)
 
     def choose(
@@ -125,6 +134,7 @@ class Guide:
         choices: dict[str, str] | None = None,
         free_orphans: bool | None = None,
         destructive: bool | None = None,
+        accept_loss: int | None = None,
     ) -> Policy:
         """Change the choices (those not given stay); the next `plan` follows them. ArgumentError for unknown ones."""
         for fix, alternative in (choices or {}).items():
@@ -139,31 +149,56 @@ class Guide:
             choices={**now.choices, **(choices or {})},
             free_orphans=now.free_orphans if free_orphans is None else free_orphans,
             destructive=now.destructive if destructive is None else destructive,
+            accept_loss=now.accept_loss if accept_loss is None else accept_loss,
         )
         return self.policy
 
     # -- plan, apply, undo
 
-    def plan(self, *, on_phase: OnPhase | None = None, cancel: Callable[[], bool] | None = None) -> Plan:
-        """The plan for the choices made, with its simulated verdict. Raises PlanRefused, CheckCancelled."""
-        self.current = make_plan(self.storage, self.policy, before=self.found, on_phase=on_phase, cancel=cancel)
-        return self.current
+    def plan(
+        self, *, on_phase: OnPhase | None = None, cancel: Callable[[], bool] | None = None, in_place: bool = True
+    ) -> Plan:
+        """The plan for the choices made, with its simulated verdict and its proof.
+
+        in_place: it is meant for the image itself, not for a copy: then StorageError when a block device is too small.
+        Raises CheckCancelled.
+        """
+        self.current = None
+        made = make_plan(self.storage, self.policy, before=self.found, on_phase=on_phase, cancel=cancel)
+        if in_place:
+            require_length(self.storage, made.sizes[1])
+        self.current = made
+        return made
 
     def apply(self, *, progress: OnProgress | None = None, change: Change | None = None) -> Applied:
         """Carry out the newest plan (or `change`, a saved plan or an edit by hand) and check again."""
         wanted = change if change is not None else self.current.change() if self.current else None
         if wanted is None:
             raise ArgumentError("there is no plan yet", path=str(self.path))
+        if not wanted.accept_loss:
+            wanted = replace(wanted, accept_loss=self.policy.accept_loss)
         done = apply(wanted, self.path, case=self.case, recheck=recheck(self.current), progress=progress)
         self.found = self.current = None
         return done
+
+    def confirmed(self, change: Change) -> Change:
+        """A saved plan, with what its steps declare: not by its own word, but where planning anew gives the same bytes."""
+        try:
+            policy = Policy.from_json(change.plan["policy"])
+        except (KeyError, TypeError, ValueError):
+            return change
+        fresh = make_plan(self.storage, replace(policy, accept_loss=_ALL))
+        same = fresh.sizes == (change.size_before, change.size_after) and _equal(fresh.edits(), change.edits())
+        return replace(change, steps=fresh.steps) if same else change
 
     def history(self) -> list[Session]:
         """All sessions of this image, oldest first."""
         return undo.sessions(self.path, case=self.case)
 
-    def undo(self, number: int | None = None, *, force: bool = False, progress: OnProgress | None = None) -> Session:
-        """Take the newest (or the given) session back."""
+    def undo(
+        self, number: int | None = None, *, force: bool = False, progress: OnProgress | None = None
+    ) -> undo.Undone:
+        """Take the newest (or the given) session back; says what is then true of the image."""
         self.found = self.current = None
         return undo.undo(self.path, number, case=self.case, force=force, progress=progress)
 
@@ -171,6 +206,10 @@ class Guide:
         """End an interrupted session: roll back, or complete it."""
         self.found = self.current = None
         return recovery.recover(self.path, case=self.case, complete=complete, force=force, recheck=recheck(None))
+
+
+def _equal(one: Iterable[ByteEdit], other: Iterable[ByteEdit]) -> bool:
+    return all(a == b for a, b in zip_longest(one, other))
 
 
 def recheck(plan: Plan | None) -> Callable[[Storage], dict[str, Any]]:

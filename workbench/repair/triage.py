@@ -1,69 +1,64 @@
-"""Which clusters a rebuild of refcounts must keep counted: what may be guest data, whatever its refcount says."""
+"""Which clusters that nothing refers to must be counted all the same: whatever somebody may need, whatever their refcount.
+
+Evidence counts from the image as it was found: mending a damaged entry takes away the gap that explains a leak.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
-from workbench.check import CheckResult, check
-from workbench.engine.unreferenced import Unreferenced, scan
+from workbench.check import CheckResult
+from workbench.repair.ledger import Ledger
+from workbench.repair.preserve.keeping import Keeper, refers
+from workbench.repair.preserve.walk import Reading
+from workbench.repair.workspace import Workspace
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
-    from workbench.repair.ledger import Ledger
-    from workbench.repair.workspace import Workspace
+def keeper_of(space: Workspace) -> Keeper:
+    """What is known of the image as it was found; of the image at hand while the header gave no shape then."""
+    if space.keeper is not None:
+        return space.keeper
+    reading = Reading(space.base)
+    if reading.geometry is None:
+        now = Reading(space.overlay)
+        return Keeper(now, refers(now))
+    space.keeper = Keeper(reading, refers(reading))
+    return space.keeper
 
 
 def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
-    """True for each cluster of the file that nothing refers to, but that may hold guest data or a lost table.
-
-    Every such cluster is looked at. Kept are lost tables and all that they map, and what the check's triage says may be
-    data. A stored refcount of 0 alone makes nothing free: only where the refcounts are sound, and nothing of the mapping
-    is missing, does it count (then tables are what a deleted snapshot left). Evidence counts from the image as it was
-    found (mending a damaged entry takes away the gap that explains a leak) as much as from the one at hand.
-    """
+    """True for each cluster of the file that nothing refers to, and that must stay (or become) counted."""
+    keeper = keeper_of(space)
     kept = np.zeros(ledger.clusters, dtype=bool)
-    loose = ledger.counts == 0
-    if not loose.any():
+    if keeper.reading.bits != ledger.cluster_bits:
         return kept
-    found = space.found
-    if found is not None and _unread(found):
-        found = check(found.meta, thorough=True)
-    results = [each for each in (found, check(space.meta, thorough=True)) if each is not None]
-    filled = np.zeros(ledger.clusters, dtype=bool)
-    for result in results:
-        _mark(result, ledger, kept)
-        _add(filled, result.unreferenced)
-    if (loose & (ledger.stored > 0)).any() and all(each.unreferenced is None for each in results):
-        # Leaks that no check judged (a file counted in windows): at least lost tables are looked for.
-        seen = scan(space.overlay, space.geometry, ledger.counts > 0, external=space.meta.header.has("data_file"))
-        _add(kept, seen, content=False)
-        _add(filled, seen)
-    kept &= loose & ((ledger.stored > 0) | filled)
+    size = min(ledger.clusters, keeper.reading.clusters)
+    before, _ = keeper.refs.span(0, size)
+    unused = ledger.counts[:size] == 0
+    dropped = np.flatnonzero(unused & (before > 0))
+    for number in dropped.tolist():
+        kept[number] = bool(keeper.reason(number)) and keeper.content(number) > 0
+    loose = unused & (before == 0)
+    if loose.any():
+        kept[:size] |= loose & keeper.evidence[:size]
+        loose &= keeper.found.content[:size]
+        some = np.flatnonzero(loose)
+        loose[some] = keeper.stored_many(some) != 0  # as the image was found: in use, or not known
+        if loose.any() and (keeper.gap or space.policy.cautious):
+            kept[:size] |= loose
+        elif loose.any() and space.found is not None:
+            kept[:size] |= loose & _judged(space.found, ledger)[:size]
     return kept
 
 
-def _add(mask: NDArray[np.bool_], found: Unreferenced | None, *, content: bool = True) -> None:
-    """Mark lost tables and what they map, and (content) all else that is not empty."""
-    if found is not None:
-        size = min(mask.size, found.mapped.size)
-        mask[:size] |= found.mapped[:size] | found.is_table[:size]
-        if content:
-            mask[:size] |= found.content[:size]
-
-
-def _unread(result: CheckResult) -> bool:
-    """A check that looked at a part only."""
-    return result.unreferenced is None or not result.unreferenced.complete
-
-
-def _mark(result: CheckResult, ledger: Ledger, kept: NDArray[np.bool_]) -> None:
+def _judged(result: CheckResult, ledger: Ledger) -> NDArray[np.bool_]:
+    """Leaks that the check calls possible guest data."""
+    out = np.zeros(ledger.clusters, dtype=bool)
     geometry = result.meta.geometry
-    if geometry is None or geometry.cluster_bits != ledger.cluster_bits:
-        return
-    for each in result.orphans:
-        if each.keep:
-            first = each.offset >> ledger.cluster_bits
-            kept[first : first + (each.length >> ledger.cluster_bits)] = True
+    if geometry is not None and geometry.cluster_bits == ledger.cluster_bits:
+        for each in result.orphans:
+            if each.keep:
+                first = each.offset >> ledger.cluster_bits
+                out[first : first + (each.length >> ledger.cluster_bits)] = True
+    return out

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from formats.annotate import annotate
 from formats.qcow2.header import HEADER_SCHEMA, MAGIC, V3_LENGTH
+from workbench.check.findings import FindingLog
 from workbench.check.problems import Tier
 from workbench.engine.metadata import Metadata, load_metadata
 from workbench.errors import ImageError
+from workbench.repair.gate import Gate, Rows
 from workbench.repair.policy import Policy
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
     from workbench.check.result import CheckResult
     from workbench.repair.ledger import Ledger
+    from workbench.repair.preserve.keeping import Keeper
 
+WHOLE: Final = ((0, 1 << 62),)
+"""What a step places that lets a whole disk be read again."""
 SHOWN: Final = 512
 """Bytes of a step's before and after images that a plan keeps for display; the rest is in the byte edits."""
 
@@ -73,8 +78,24 @@ class Workspace:
         self.notes: list[str] = []
         """What was seen and left alone, and why."""
         self.fix = ""
+        self.rows: Rows = Rows(FindingLog().freeze(), ())
+        """What the fix at work answers."""
+        self.gate: Gate | None = None
+        """Judges the writes of the fix at work; None on a trial."""
+        self.fresh: list[tuple[int, int]] = []
+        """(offset, end) of the clusters that were appended."""
+        self.kept: list[tuple[int, int]] = []
+        """(offset, end) of bytes that must stay counted though nothing refers to them any more."""
+        self.evidence: tuple[NDArray[np.bool_], bool] | None = None
+        """What the refcount fix found out about unreferenced clusters, for those that follow it."""
+        self.floor: NDArray[np.uint64] | None = None
+        """Stored refcounts of the image as it was found."""
         self.found: CheckResult | None = None
         """The check of the image as it was found, for evidence that repairs take away."""
+        self.keeper: Keeper | None = None
+        """Why clusters of the image as it was found must stay counted; made by `repair.triage` when it is first asked."""
+        self._undo: list[tuple[int, bytes, int]] = []
+        self._mark: tuple[int, list[tuple[int, int]], int] = (0, [], 0)
         self._meta: Metadata | None = None
         self._ledger: Ledger | None = None
 
@@ -155,6 +176,9 @@ class Workspace:
         before = self.overlay.read(offset, len(data))
         if before == data:
             return False
+        if self.gate is not None:
+            self.gate.require(offset, before, data, kind)
+        self._undo.append((offset, before, self.overlay.size()))
         self.overlay.write(offset, data)
         self.steps.append(
             Step(
@@ -201,9 +225,23 @@ class Workspace:
         limit = self.base.size() + max(self.base.size(), 64 << 20) + (1 << 30)
         if offset + clusters * self.cluster > limit:
             raise ImageError("the repair would more than double the file", path=self.base.path)
+        self._undo.append((0, b"", self.overlay.size()))
         self.overlay.truncate(offset + clusters * self.cluster)
+        start = self.fresh.pop()[0] if self.fresh and self.fresh[-1][1] == offset else offset
+        self.fresh.append((start, offset + clusters * self.cluster))
         self.changed()
         return offset
+
+    def keep(self, offset: int, length: int) -> None:
+        """These clusters stay counted: an entry that led there is dropped, their content is not."""
+        start = offset & -self.cluster
+        if start < self.size:
+            self.kept.append((start, min(round_up(offset + length, self.cluster), self.end)))
+
+    def set_length(self, size: int) -> None:
+        """Give the file another length; `log_length` says why."""
+        self._undo.append((size, self.overlay.read(size, max(0, self.size - size)), self.size))
+        self.overlay.truncate(size)
 
     def log_length(self, offset: int, length: int, before: bytes, *, code: str, title: str, tier: Tier) -> None:
         """Record that the file's length changed: `length` bytes from `offset` came or went."""
@@ -227,6 +265,29 @@ class Workspace:
         """Record once what was seen and left alone."""
         if text not in self.notes:
             self.notes.append(text)
+
+    # -- a fix at work
+
+    def start(self, fix: str, rows: Rows, gate: Gate | None) -> None:
+        """From here on `fix` works, for `rows`."""
+        self.fix, self.rows, self.gate = fix, rows, gate
+        self._undo = []
+        self._mark = (len(self.steps), list(self.fresh), len(self.kept))
+
+    def roll_back(self) -> None:
+        """Take back everything since `start`."""
+        for offset, before, size in reversed(self._undo):
+            if before:
+                self.overlay.write(offset, before)
+            if self.overlay.size() != size:
+                self.overlay.truncate(size)
+        steps, fresh, kept = self._mark
+        del self.steps[steps:], self.kept[kept:]
+        self.fresh = fresh
+        if not self.steps:
+            self.overlay = Overlay(self.base)
+        self._undo = []
+        self.changed()
 
     # -- trying things
 

@@ -16,6 +16,10 @@ class Storage(Protocol):
     def writable(self) -> bool:
         """Whether write, write_zeroes, truncate and punch are allowed (they raise StorageError otherwise)."""
 
+    @property
+    def growable(self) -> bool:
+        """Whether the length can change: False for block devices, where all that is written must fit inside."""
+
     def size(self) -> int:
         """Length now; asked anew each time, since a running VM may grow the file."""
 

@@ -86,19 +86,11 @@ class FileStorage:
         return cls(fd, name, writable=writable, is_device=stat.S_ISBLK(mode))
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], *, exclusive: bool = True) -> FileStorage:
-        """Make an empty file, open for writing. `exclusive` refuses a name that exists; else a file is emptied.
-
-        Emptying happens on open, before any lock can be taken: only for files that nobody else can hold.
-        """
+    def create(cls, path: str | os.PathLike[str], *, mode: int = 0o644) -> FileStorage:
+        """Make an empty file with `mode` (less the umask), open for writing. A name that exists is refused."""
         name = os.fspath(path)
-        if not exclusive and os.path.exists(name):
-            storage = cls.open(name, writable=True)
-            if not storage.is_device:
-                storage.truncate(0)
-            return storage
         try:
-            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         except (OSError, ValueError) as error:
             raise _open_error(error, name, writable=True) from error
         return cls(fd, name, writable=True, is_device=False)
@@ -117,6 +109,11 @@ class FileStorage:
     def is_device(self) -> bool:
         """True for a block device: its length is fixed."""
         return self._is_device
+
+    @property
+    def growable(self) -> bool:
+        """False for a block device."""
+        return not self._is_device
 
     def fileno(self) -> int:
         """The open descriptor, for locks. Raises StorageError after close."""
@@ -199,17 +196,21 @@ class FileStorage:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         fd, done = self._writing(), 0
         view = memoryview(data).cast("B") if data else memoryview(b"")
+        self._require_inside(offset + len(view))
         try:
             while done < len(view):
                 done += os.pwrite(fd, view[done : done + _STEP], offset + done)
         except (OSError, OverflowError) as error:
-            raise self._error("write failed", error, offset + done) from error
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = f"write failed with {len(view) - done} bytes to go" if full else "write failed"
+            raise self._error(what, error, offset + done) from error
 
     def write_zeroes(self, offset: int, length: int, *, punch: bool = False) -> None:
         fd = self._writing()
         if length <= 0:
             return
         end = offset + length
+        self._require_inside(end)
         if punch and self._fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length):
             self._grow_to(end)
             return
@@ -227,8 +228,7 @@ class FileStorage:
         """A block device keeps its length: shrinking does nothing, growing past its end raises StorageError."""
         fd = self._writing()
         if self._is_device:
-            if size > self.size():
-                raise StorageError(f"a block device cannot grow to {size} bytes", path=self._path)
+            self._require_inside(size)
             return
         try:
             os.ftruncate(fd, size)
@@ -281,6 +281,14 @@ class FileStorage:
             raise StorageError("is open read-only", path=self._path)
         return self.fileno()
 
+    def _require_inside(self, end: int) -> None:
+        """On a device: StorageError naming the bytes missing when `end` lies behind its end."""
+        if not self._is_device:
+            return
+        size = self.size()
+        if end > size:
+            raise device_full(self._path, size, end)
+
     def _grow_to(self, end: int) -> None:
         if end > self.size():
             self.truncate(end)
@@ -297,6 +305,15 @@ class FileStorage:
 
     def _error(self, what: str, error: Exception, offset: int | None = None) -> StorageError:
         return storage_error(what, error, self._path, offset)
+
+
+def device_full(path: str, size: int, needed: int) -> StorageError:
+    """The error for a block device of `size` bytes that would have to hold `needed`."""
+    return StorageError(
+        f"the block device has {size} bytes and cannot grow: {needed - size} bytes are missing",
+        path=path,
+        hint=f"extend the device to at least {needed} bytes, or work on a copy in a file",
+    )
 
 
 def storage_error(what: str, error: Exception, path: str, offset: int | None = None) -> StorageError:

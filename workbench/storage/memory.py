@@ -25,6 +25,10 @@ class MemoryStorage:
     def writable(self) -> bool:
         return self._writable
 
+    @property
+    def growable(self) -> bool:
+        return True
+
     def getvalue(self) -> bytes:
         """All bytes, copied."""
         return bytes(self._data)

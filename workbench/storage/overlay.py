@@ -109,6 +109,11 @@ class Overlay:
         return True
 
     @property
+    def growable(self) -> bool:
+        """As the base: what is staged must fit where it will go. The overlay itself takes any length."""
+        return self.base.growable
+
+    @property
     def changed(self) -> bool:
         """Whether anything is staged (it may still equal the base: see `edits`)."""
         return bool(self._starts) or self._size is not None

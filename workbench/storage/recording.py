@@ -68,6 +68,10 @@ class _PassThrough:
     def writable(self) -> bool:
         return self.base.writable
 
+    @property
+    def growable(self) -> bool:
+        return self.base.growable
+
     def size(self) -> int:
         return self.base.size()
 

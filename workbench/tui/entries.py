@@ -5,20 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from formats.qcow2.entries import L2Entries, Pointers, is_copied, packed_range, subclusters
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import (
-    COMPRESSED,
-    COPIED,
-    OFFSET_MASK,
-    REFCOUNT_OFFSET_MASK,
-    ZERO,
-    compressed_range,
-    l2_layout,
-    words,
-)
+from formats.qcow2.tables import words
 from workbench.engine.metadata import Metadata
 from workbench.engine.tables import Run, Table, TableKind
 from workbench.errors import ArgumentError
+from workbench.render.entries import POINTERS
 from workbench.units import parse_size
 
 if TYPE_CHECKING:
@@ -139,12 +132,19 @@ class EntryRows:
         equal = values[1:] == values[:-1]
         sort[neighbours & equal & same_rest] = 1
         if self.step:
-            mapped = (values[:-1] & np.uint64(OFFSET_MASK)) != 0
-            if self.table.kind is TableKind.L2:
-                mapped &= (values[:-1] & np.uint64(COMPRESSED)) == 0
+            before = self._reading(values[:-1])
+            mapped = before.offset != 0
+            if isinstance(before, L2Entries):
+                mapped &= ~before.packed
             follows = values[1:] - values[:-1] == np.uint64(self.step)
             sort[neighbours & follows & same_rest & mapped] = 2
         return sort
+
+    def _reading(self, values: NDArray[Any], bitmaps: NDArray[Any] | None = None) -> L2Entries | Pointers:
+        """The entries' columns, for all tables but refcount blocks."""
+        if self.table.kind is TableKind.L2:
+            return L2Entries(values, self.meta.shape, bitmaps)
+        return Pointers(values, POINTERS[self.table.kind], self.meta.shape)
 
     def hosts(self) -> NDArray[Any]:
         """Host offset that each entry names (uint64; 0 where none); refcounts: of the cluster counted."""
@@ -156,16 +156,14 @@ class EntryRows:
             return np.uint64(self.table.base) + np.arange(len(self.first), dtype=np.uint64) * np.uint64(
                 geometry.cluster_size
             )
-        mask = REFCOUNT_OFFSET_MASK if self.table.kind is TableKind.REFCOUNT_TABLE else OFFSET_MASK
-        host = self.first & np.uint64(mask)
-        if self.table.kind is TableKind.L2:
-            packed = (self.first & np.uint64(COMPRESSED)) != 0
-            if packed.any():
-                host[packed] = compressed_range(self.first[packed], geometry.cluster_bits)[0]
+        each = self._reading(self.first)
+        host = each.offset
+        if isinstance(each, L2Entries) and each.packed.any():
+            host[each.packed] = packed_range(each.words[each.packed], each.shape)[0]
         return host
 
     def suspicious(self) -> NDArray[np.bool_]:
-        """Entries with reserved bits, an unaligned offset, or an offset past the end of the file."""
+        """Entries with any fault of their own, or that name something past the end of the file."""
         import numpy as np
 
         geometry = self.meta.geometry
@@ -174,24 +172,10 @@ class EntryRows:
             inside = self.hosts() < np.uint64(self.meta.file_size)
             odd: NDArray[np.bool_] = ((self.first == 0) & inside) | ((self.first != 0) & ~inside)
             return odd
-        host = self.hosts()
-        bad = np.zeros(len(self.first), dtype=bool)
-        packed = np.zeros(len(self.first), dtype=bool)
-        if self.table.kind is TableKind.L2:
-            packed = (self.first & np.uint64(COMPRESSED)) != 0
-            for flag in (0, COMPRESSED):
-                layout = l2_layout(flag, geometry.cluster_bits, geometry.extended_l2)
-                bad |= (packed == bool(flag)) & ((self.first & np.uint64(layout.reserved_mask)) != 0)
-            bad |= packed & ((self.first & np.uint64(COPIED)) != 0)
-        else:
-            plain = self.table.layout(self.meta, 0)
-            if plain is not None:
-                bad |= (self.first & np.uint64(plain.reserved_mask)) != 0
-        bad |= ~packed & ((host & np.uint64(geometry.cluster_size - 1)) != 0)
-        if not (self.table.kind is TableKind.L2 and self.meta.header.has("data_file")):
-            bad |= host >= np.uint64(max(1, self.meta.file_size))
-        if self.second is not None:
-            bad |= ((self.second >> np.uint64(32)) & self.second & np.uint64(0xFFFFFFFF)) != 0
+        each = self._reading(self.first, self.second)
+        bad: NDArray[np.bool_] = each.faults != 0
+        if not (isinstance(each, L2Entries) and each.shape.data_file):
+            bad |= each.beyond(self.meta.file_size)
         return bad
 
     def _mask(self) -> NDArray[np.bool_]:
@@ -205,11 +189,10 @@ class EntryRows:
             packed = np.zeros(count, dtype=bool)
             zero = packed.copy()
             if self.table.kind is TableKind.L2:
-                packed = (self.first & np.uint64(COMPRESSED)) != 0
+                each = L2Entries(self.first, self.meta.shape)
+                packed, zero = each.packed, each.zero
                 if self.second is not None:
-                    zero = (self.second >> np.uint64(32)) != 0
-                else:
-                    zero = ((self.first & np.uint64(ZERO)) != 0) & ~packed
+                    zero = subclusters(self.second)[1] != 0
             used = self.first != 0 if self.table.kind is TableKind.REFCOUNT_BLOCK else (host != 0) | packed
             picks = {
                 "data": used & ~packed & ~zero,
@@ -217,7 +200,7 @@ class EntryRows:
                 "compressed": packed,
                 "unallocated": ~used & ~zero,
                 "allocated": used,
-                "copied": (self.first.astype(np.uint64) & np.uint64(COPIED)) != 0,
+                "copied": is_copied(self.first.astype(np.uint64)),
                 "suspicious": self.suspicious(),
             }
             for name in chosen.types:

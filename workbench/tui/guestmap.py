@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+from formats.qcow2.entries import ClusterType
 from workbench.engine.l2 import L2Walker
-from workbench.engine.mapping import ClusterType, MappingRules
+from workbench.engine.mapping import MappingRules
 from workbench.engine.metadata import Metadata
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from formats.qcow2.entries import ClusterType
 from tests.campaigns.write_kit import SHAPES, SMALLEST_CACHES, prepared, run_step, workload
 from tests.engine.write.kit import assert_clean, disk, fresh, meta, opened
-from workbench.engine.mapping import ClusterType
 from workbench.errors import ArgumentError, StorageError, UnsupportedError
 from workbench.storage.memory import MemoryStorage
 

@@ -56,6 +56,7 @@ class Core:
         self.header = layer.meta.header
         self.path = layer.path
         self.geometry = layer.rules.geometry
+        self.shape = layer.rules.shape
         self.cluster_size = self.geometry.cluster_size
         self.external = self.header.has("data_file")
         self.raw_external = self.external and self.header.has("data_file_raw")

@@ -5,15 +5,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
-from workbench.engine.mapping import ClusterType
+from formats.qcow2.entries import (
+    SUBCLUSTERS,
+    ClusterType,
+    has_zero_flag,
+    holds_cluster,
+    is_compressed,
+    is_copied,
+    offset_of,
+    plain_run,
+    pointing_to,
+    subclusters,
+)
 from workbench.engine.write.reading import cluster_kind, is_zero, read_guest
-from workbench.units import SECTOR_SIZE, SUBCLUSTERS
+from workbench.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
     from workbench.engine.write.core import Core
 
-_HALF: Final = (1 << SUBCLUSTERS) - 1
 _MAX_RUN: Final = 64 << 20
 """Bytes of new clusters taken at once (bounds the memory of the merged copy-on-write buffer)."""
 
@@ -38,22 +47,14 @@ def write_guest(core: Core, offset: int, data: memoryview) -> None:
         index = (at >> tables.cluster_bits) & tables.index_mask
         inside = at & (size - 1)
         if tables.width == 1:
-            entry = piece.data[index]
-            host = entry & OFFSET_MASK
             # In place: COPIED and an offset are set, and no other bit.
-            if entry == host | COPIED and not host & (size - 1) and (host or core.external):
+            left = length - done
+            most = min(tables.index_mask - index + 1, (left + inside + size - 1) >> tables.cluster_bits)
+            host, count = plain_run(piece.data, index, most, core.shape, owned=True)
+            if count:
                 if core.external and host != at - inside:
-                    cluster_kind(core, entry, 0, 0, at)
-                run = size - inside
-                left = length - done
-                if run < left:
-                    words, expected, last = piece.data, entry, tables.index_mask
-                    while run < left and index < last:
-                        index += 1
-                        expected += size
-                        if words[index] != expected:
-                            break
-                        run += size
+                    cluster_kind(core, piece.data[index], 0, 0, at)
+                run = count * size - inside
                 if run >= left:
                     run = left
                     part = data[done:] if done else data
@@ -107,7 +108,7 @@ def _write_new(core: Core, at: int, data: memoryview) -> int:
     guest = at - inside
     if sort == _IN_PLACE:
         entry, _ = tables.entry_at(at)
-        region = _Region(guest, count, entry & OFFSET_MASK, fresh=False)
+        region = _Region(guest, count, offset_of(entry), fresh=False)
     elif core.external:
         region = _Region(guest, count, guest, fresh=True)
     else:
@@ -132,7 +133,7 @@ def _sort(core: Core, guest: int) -> int:
     if entry == 0 and bitmap == 0:
         return _ALLOCATE
     kind = cluster_kind(core, entry, bitmap, 0, guest)
-    if entry & COPIED and kind not in (ClusterType.COMPRESSED, ClusterType.UNALLOCATED, ClusterType.ZERO_PLAIN):
+    if is_copied(entry) and kind not in (ClusterType.COMPRESSED, ClusterType.UNALLOCATED, ClusterType.ZERO_PLAIN):
         return _IN_PLACE
     return _ALLOCATE
 
@@ -141,7 +142,7 @@ def _follows(core: Core, guest: int, number: int) -> bool:
     """Whether cluster `number` after `guest` lies `number` clusters behind it in the file."""
     first, _ = core.tables.entry_at(guest)
     entry, _ = core.tables.entry_at(guest + number * core.cluster_size)
-    return entry & OFFSET_MASK == (first & OFFSET_MASK) + number * core.cluster_size
+    return offset_of(entry) == offset_of(first) + number * core.cluster_size
 
 
 def _copy_range(core: Core, region: _Region, at: int, length: int) -> None:
@@ -157,7 +158,7 @@ def _copy_start(core: Core, region: _Region, at: int, entry: int, bitmap: int) -
     size, unit = core.cluster_size, core.geometry.subcluster_size
     base = at & -size
     if not core.geometry.extended_l2:
-        return at if not region.fresh and not entry & ZERO else base
+        return at if not region.fresh and not has_zero_flag(entry) else base
     sub = (at - base) // unit
     kind = cluster_kind(core, entry, bitmap, sub, at)
     if not region.fresh:
@@ -166,7 +167,7 @@ def _copy_start(core: Core, region: _Region, at: int, entry: int, bitmap: int) -
         return base
     if kind in (ClusterType.UNALLOCATED, ClusterType.ZERO_PLAIN):
         return base + sub * unit
-    allocated = bitmap & _HALF
+    allocated, _ = subclusters(bitmap)
     lowest = (allocated & -allocated).bit_length() - 1 if allocated else SUBCLUSTERS
     return base + min(sub, lowest) * unit
 
@@ -176,7 +177,7 @@ def _copy_end(core: Core, region: _Region, end: int, entry: int, bitmap: int) ->
     last = end - 1
     base = last & -size
     if not core.geometry.extended_l2:
-        return end if not region.fresh and not entry & ZERO else base + size
+        return end if not region.fresh and not has_zero_flag(entry) else base + size
     sub = (last - base) // unit
     kind = cluster_kind(core, entry, bitmap, sub, last)
     if not region.fresh:
@@ -185,7 +186,7 @@ def _copy_end(core: Core, region: _Region, end: int, entry: int, bitmap: int) ->
         return base + size
     if kind in (ClusterType.UNALLOCATED, ClusterType.ZERO_PLAIN):
         return base + (sub + 1) * unit
-    highest = (bitmap & _HALF).bit_length() - 1
+    highest = subclusters(bitmap)[0].bit_length() - 1
     return base + (max(sub, highest) + 1) * unit
 
 
@@ -234,7 +235,7 @@ def _read_around(core: Core, guest: int, view: memoryview) -> None:
 
 def _link(core: Core, region: _Region, *, keep: bool) -> None:
     """Make the L2 entries refer to what was written. keep: the host clusters were the entries' own."""
-    if keep and not core.geometry.extended_l2 and not core.tables.entry_at(region.guest)[0] & ZERO:
+    if keep and not core.geometry.extended_l2 and not has_zero_flag(core.tables.entry_at(region.guest)[0]):
         return
     core.references_changed()
     tables, size = core.tables, core.cluster_size
@@ -247,10 +248,10 @@ def _link(core: Core, region: _Region, *, keep: bool) -> None:
     for number in range(region.count):
         at = (first + number) * width
         old = words[at]
-        words[at] = (region.host + number * size) | COPIED
+        words[at] = pointing_to(region.host + number * size)
         if width == 2:
-            words[at + 1] = _written(core, region, number, 0 if old & COMPRESSED else words[at + 1])
-        if not keep and old & (OFFSET_MASK | COMPRESSED) and not core.external:
+            words[at + 1] = _written(core, region, number, 0 if is_compressed(old) else words[at + 1])
+        if not keep and not core.external and holds_cluster(old, core.shape):
             replaced.append(old)
     for old in replaced:
         core.allocator.free_entry(old)

@@ -3,51 +3,36 @@ for writing, and for copy-on-write)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
+from formats.qcow2.entries import (
+    NO_HOST,
+    SUBCLUSTERS,
+    ClusterType,
+    Fault,
+    descriptor_of,
+    driver_kind,
+    l2_faults,
+    offset_of,
+    plain_run,
+)
 from workbench.engine.layers import fill_zeros
-from workbench.engine.mapping import NO_HOST, ClusterType, diagnose
+from workbench.engine.mapping import diagnose
 from workbench.engine.reading import read_chain
 from workbench.errors import CorruptError
-from workbench.units import SUBCLUSTERS
 
 if TYPE_CHECKING:
     from workbench.engine.write.core import Core
 
-_HALF: Final = (1 << SUBCLUSTERS) - 1
-_PLAIN: Final = OFFSET_MASK | COPIED
-
 
 def cluster_kind(core: Core, entry: int, bitmap: int, sub: int, guest: int) -> ClusterType:
     """What an L2 entry says about subcluster `sub` (0 without extended entries). CorruptError when a driver would stop."""
-    host = entry & OFFSET_MASK
-    if entry & COMPRESSED and not core.external:
-        return ClusterType.COMPRESSED
-    bad = bool(entry & COMPRESSED) or bool(host & (core.cluster_size - 1))
-    identity = host or entry & COPIED
-    if core.geometry.extended_l2:
-        bad |= bool(bitmap & (bitmap >> SUBCLUSTERS) & _HALF)
-        placed = bool(host) or bool(core.external and identity)
-        allocated, zero = bitmap >> sub & 1, bitmap >> (sub + SUBCLUSTERS) & 1
-        if not placed:
-            bad |= bool(bitmap & _HALF)
-            kind = ClusterType.ZERO_PLAIN if zero else ClusterType.UNALLOCATED
-        elif zero:
-            kind = ClusterType.ZERO_ALLOC
-        else:
-            kind = ClusterType.NORMAL if allocated else ClusterType.UNALLOCATED_ALLOC
-    else:
-        placed = bool(host) or bool(core.external and identity)
-        if entry & ZERO:
-            bad |= core.header.version < 3
-            kind = ClusterType.ZERO_ALLOC if placed else ClusterType.ZERO_PLAIN
-        else:
-            kind = ClusterType.NORMAL if placed else ClusterType.UNALLOCATED
-    bad |= core.external and placed and host != guest & -core.cluster_size
-    if bad:
-        reason = diagnose(entry, bitmap, guest & -core.cluster_size, core.layer.rules)
-        if host & (core.cluster_size - 1) and not entry & COMPRESSED:
+    base = guest & -core.cluster_size
+    kind = driver_kind(entry, bitmap, sub, base, core.shape)
+    if kind is ClusterType.INVALID:
+        reason = diagnose(entry, bitmap, base, core.layer.rules)
+        host = offset_of(entry)
+        if l2_faults(entry, core.shape) & Fault.UNALIGNED:
             core.corrupted(
                 f"guest offset {guest:#x}: {reason}",
                 host,
@@ -74,19 +59,12 @@ def read_guest(core: Core, offset: int, view: memoryview) -> None:
         index = (at >> tables.cluster_bits) & tables.index_mask
         inside = at & (size - 1)
         if tables.width == 1:
-            entry = data[index]
-            host = entry & OFFSET_MASK
-            if not entry & ~_PLAIN and host and not host & (size - 1) and (not core.external or host == at - inside):
-                # Plain data: as many neighbours as lie behind one another in the file.
-                stop = at - inside + size
-                while stop < end and index < tables.index_mask:
-                    index += 1
-                    host += size
-                    if data[index] & ~COPIED != host:
-                        break
-                    stop += size
-                stop = min(stop, end)
-                host = (entry & OFFSET_MASK) + inside
+            # Plain data: as many neighbours as lie behind one another in the file.
+            most = min(tables.index_mask - index + 1, (end - at + inside + size - 1) >> tables.cluster_bits)
+            host, count = plain_run(data, index, most, core.shape)
+            if count and (not core.external or host == at - inside):
+                stop = min(at - inside + count * size, end)
+                host += inside
                 if plain:
                     core.data.readinto(host, view[at - offset : stop - offset])
                 else:
@@ -115,9 +93,9 @@ def _read_one(core: Core, at: int, end: int, view: memoryview) -> int:
     if kind in (ClusterType.UNALLOCATED, ClusterType.UNALLOCATED_ALLOC):
         _read_below(core, at, view)
     elif kind is ClusterType.NORMAL:
-        core.layer.read_run(at, kind, (entry & OFFSET_MASK) + inside, view)
+        core.layer.read_run(at, kind, offset_of(entry) + inside, view)
     elif kind is ClusterType.COMPRESSED:
-        core.layer.read_run(at, kind, entry & ~COPIED & (COMPRESSED - 1), view)
+        core.layer.read_run(at, kind, descriptor_of(entry), view)
     else:
         core.layer.read_run(at, kind, NO_HOST, view)
     return stop

@@ -9,7 +9,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
-from formats.qcow2.tables import COPIED, OFFSET_MASK
+from formats.qcow2.entries import is_copied, offset_of, pointing_to
 from workbench.engine.write.cache import Piece, TableCache
 from workbench.engine.write.guard import Kind
 
@@ -66,7 +66,7 @@ class Tables:
     def slice_at(self, guest: int) -> Piece[array[int]] | None:
         """The slice that describes guest offset `guest`, for reading; None when there is no L2 table."""
         l1_index = guest >> self.l1_shift
-        table = self.l1[l1_index] & OFFSET_MASK if l1_index < len(self.l1) else 0
+        table = offset_of(self.l1[l1_index]) if l1_index < len(self.l1) else 0
         if not table:
             return None
         if table & (self._core.cluster_size - 1):
@@ -77,10 +77,10 @@ class Tables:
         """The slice for changing: its L2 table exists and belongs to the active disk alone afterwards."""
         l1_index = guest >> self.l1_shift
         entry = self.l1[l1_index]
-        if not entry & COPIED or not entry & OFFSET_MASK:
+        if not is_copied(entry) or not offset_of(entry):
             self._own_table(l1_index)
             entry = self.l1[l1_index]
-        table = entry & OFFSET_MASK
+        table = offset_of(entry)
         if table & (self._core.cluster_size - 1):
             self._unaligned(table, l1_index)
         return self.cache.get(table + (((guest >> self.slice_shift) & self._slices_mask) << self._piece_bits))
@@ -99,7 +99,7 @@ class Tables:
         """Host offsets of the active L2 tables."""
         import numpy as np
 
-        offsets = np.frombuffer(self.l1, dtype=np.uint64) & np.uint64(OFFSET_MASK)
+        offsets = offset_of(np.frombuffer(self.l1, dtype=np.uint64))
         found: list[int] = np.unique(offsets[offsets != 0]).tolist()
         return found
 
@@ -144,7 +144,7 @@ class Tables:
         """A new L2 table: empty, or a copy of the one shared with a snapshot."""
         core, size = self._core, self._core.cluster_size
         entry = self.l1[l1_index]
-        old = entry & OFFSET_MASK
+        old = offset_of(entry)
         if old & (size - 1):
             self._unaligned(old, l1_index)
         new = core.allocator.allocate(size)
@@ -157,7 +157,7 @@ class Tables:
             if core.dead is None:
                 core.allocator.release(new, size)
             raise
-        self.set_l1(l1_index, new | COPIED)
+        self.set_l1(l1_index, pointing_to(new))
         core.guard.add(Kind.ACTIVE_L2, new, size)
         if old:
             core.guard.remove(Kind.ACTIVE_L2, old, size)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
-from workbench.engine.mapping import ClusterType
+from formats.qcow2.entries import ALL_ZERO, SUBCLUSTERS, ClusterType, holds_cluster, is_compressed, with_zero_flag
 from workbench.engine.write.guest import write_guest
 from workbench.engine.write.reading import cluster_kind, is_zero
 from workbench.errors import UnsupportedError
-from workbench.units import SUBCLUSTERS, round_up
+from workbench.units import round_up
 
 if TYPE_CHECKING:
     from workbench.engine.write.core import Core
 
-_ALL_ZERO: Final = ((1 << SUBCLUSTERS) - 1) << SUBCLUSTERS
 _STEP: Final = 1 << 20
 
 
@@ -125,13 +123,12 @@ def _zero_slice(core: Core, at: int, end: int, *, unmap: bool) -> int:
         word = (first + number) * width
         old = words[word]
         bitmap = words[word + 1] if width == 2 else 0
-        allocated = old & OFFSET_MASK or (core.external and old & COPIED)
-        drop = bool(old & COMPRESSED) or (unmap and bool(allocated))
+        drop = is_compressed(old) or (unmap and holds_cluster(old, core.shape))
         new = 0 if drop else old
         if width == 2:
-            new_bitmap = _ALL_ZERO
+            new_bitmap = ALL_ZERO
         else:
-            new |= ZERO
+            new = with_zero_flag(new)
             new_bitmap = 0
         if new == old and new_bitmap == bitmap:
             continue
@@ -149,7 +146,7 @@ def _zero_subclusters(core: Core, start: int, end: int) -> bool:
     tables, unit = core.tables, core.geometry.subcluster_size
     piece = tables.own_slice(start)
     word = ((start >> tables.cluster_bits) & tables.index_mask) * 2
-    if piece.data[word] & COMPRESSED:
+    if is_compressed(piece.data[word]):
         return False
     base = start & -core.cluster_size
     mask = (1 << ((end - base) // unit)) - (1 << ((start - base) // unit))
@@ -186,14 +183,14 @@ def _discard_slice(core: Core, at: int, end: int, *, full: bool) -> int:
         old = words[word]
         bitmap = words[word + 1] if width == 2 else 0
         new, new_bitmap = old, bitmap
-        allocated = bool(old & (OFFSET_MASK | COMPRESSED)) or bool(core.external and old & COPIED)
+        allocated = holds_cluster(old, core.shape)
         if full:
             new, new_bitmap = 0, 0
         elif core.backed or allocated:
             if width == 2:
-                new, new_bitmap = 0, _ALL_ZERO
+                new, new_bitmap = 0, ALL_ZERO
             else:
-                new = ZERO if core.header.version >= 3 else 0
+                new = with_zero_flag(0) if core.header.version >= 3 else 0
         if new == old and new_bitmap == bitmap:
             continue
         if core.raw_external and not full:

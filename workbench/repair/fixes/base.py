@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workbench.check.problems import Tier
+from workbench.repair.gate import Reach
 from workbench.repair.workspace import Workspace
 
 
@@ -21,10 +22,12 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A fix. codes: the findings it answers.  run: stages its steps (none when there is nothing to do).
+    """A fix. codes: the findings it answers.  run: stages its steps, for `Workspace.rows` (none: nothing to do).
 
     alternatives: the first one is the default, which loses nothing.  needs_shape: cannot run while the header gives no
-    cluster size.  reads_tables: must wait until the header says for sure where tables are and how they read.  on_request: runs only when one of its codes is named.  always: part of every repair, whatever was asked for (it only follows the other fixes).
+    cluster size.  reads_tables: must wait until the header says for sure where tables are and how they read.
+    on_request: runs only when one of its codes is named.  always: follows the other fixes, so it runs without rows too
+    once there are steps.  reach: where it may write.
     """
 
     id: str
@@ -37,6 +40,7 @@ class Rule:
     always: bool = False
     on_request: bool = False
     reads_tables: bool = False
+    reach: Reach = Reach.ROWS
 
     @property
     def default(self) -> str:

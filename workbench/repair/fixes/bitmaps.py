@@ -7,6 +7,7 @@ and a bitmap that may have missed writes is marked in use, which QEMU will not t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -29,7 +30,7 @@ _IN_USE = 1
 
 @dataclass(slots=True)
 class _Entry:
-    """A directory entry as it ought to be. stored: bytes that it takes now."""
+    """A directory entry as it ought to be. stored: bytes that it takes now.  raw: its bytes, where nothing is wrong."""
 
     offset: int
     table_offset: int
@@ -38,9 +39,12 @@ class _Entry:
     granularity_bits: int
     name: bytes
     stored: int
+    raw: bytes = b""
 
     def bytes_(self) -> bytes:
         """The entry's bytes."""
+        if self.raw:
+            return self.raw
         text = self.name.decode("utf-8", "surrogateescape")
         return build_bitmap(
             Bitmap(0, self.table_offset, self.table_size, self.flags, 1, self.granularity_bits, b"", text, b"")
@@ -52,8 +56,16 @@ def run(space: Workspace) -> None:
     if space.policy.choice("bitmaps", "mend") == "drop":
         _give_up(space, space.meta.extension(ExtensionType.BITMAPS) is not None, Tier.DESTRUCTIVE)
         return
-    _directory(space)
+    if not space.rows.codes <= _OF_TABLES:
+        _directory(space)
     _tables(space)
+
+
+_OVERLAPS: Final = frozenset({"METADATA-OVERLAP", "DATA-OVERLAPS-METADATA"})
+_OF_TABLES: Final = frozenset({
+    "BITMAP-ENTRY-UNALIGNED", "BITMAP-ENTRY-RESERVED", "BITMAP-ENTRY-BEYOND-EOF", "BITMAP-TABLE-UNALIGNED", *_OVERLAPS,
+})  # fmt: skip
+"""Rows that leave the directory's entries alone, but for where their tables are."""
 
 
 def _set_bit(space: Workspace, on: bool, code: str, title: str) -> None:
@@ -77,11 +89,12 @@ def _directory(space: Workspace) -> None:
         entries = _search(space)
         offset = entries[0].offset if entries else 0
     if not entries:
-        _give_up(space, found is not None)
+        if found is not None or "BITMAPS-BIT-WITHOUT-EXTENSION" in space.policy.codes:
+            _give_up(space, found is not None)
         return
     if not trusted:
         for each in entries:
-            each.flags |= _IN_USE
+            each.flags, each.raw = each.flags | _IN_USE, b""
         _set_bit(
             space,
             True,
@@ -140,7 +153,11 @@ def _read(space: Workspace, offset: int, *, strict: bool) -> _Entry | None:
     if fields_good < (7 if strict else 5):
         return None
     length = name_size if 0 < name_size <= limits.MAX_BITMAP_NAME else limits.MAX_BITMAP_NAME
-    name = _text_run(space.read(offset + FIXED_SIZE, length))
+    # A name may hold any bytes but 0, which is what pads it.
+    name = space.read(offset + FIXED_SIZE, length).split(b"\0")[0]
+    size = entry_size(extra, name_size)
+    if not strict and name and len(name) == name_size and not _names(space, offset, size):
+        return _Entry(offset, table, entries, flags, bits, name, size, space.read(offset, size))
     if not name or (strict and len(name) != name_size):
         return None
     doubtful = kind != 1 or not bits_good
@@ -150,6 +167,11 @@ def _read(space: Workspace, offset: int, *, strict: bool) -> _Entry | None:
     return _Entry(offset, table, _entries_needed(space, bits), good_flags, bits, name, entry_size(0, len(name)))
 
 
+def _names(space: Workspace, offset: int, size: int) -> bool:
+    """Whether a row names the directory entry."""
+    return any(start < offset + size and offset < end for start, end in space.rows.spans())
+
+
 def _entries_needed(space: Workspace, bits: int) -> int:
     size = space.meta.header.size
     if size >= 1 << 62:
@@ -157,16 +179,10 @@ def _entries_needed(space: Workspace, bits: int) -> int:
     return max(1, div_round_up(div_round_up(div_round_up(size, 1 << bits), 8), space.cluster))
 
 
-def _text_run(raw: bytes) -> bytes:
-    end = next((i for i, byte in enumerate(raw) if byte < 0x20 or byte == 0x7F), len(raw))
-    return raw[:end]
-
-
 def _search(space: Workspace) -> list[_Entry]:
-    """The directory that nobody refers to any more; QEMU writes a new one at each close, so freed ones count last."""
+    """The directory that nobody refers to any more, though it and all its tables are counted: what was freed was deleted."""
     best: list[_Entry] = []
-    rank = (-1, 0)
-    for offset, _ in clusters(space):
+    for offset, _ in clusters(space, space.ledger.maybe_leaked()):
         ledger = space.ledger
         others = [each for each in ledger.claims_at(offset) if each.owner is not Owner.BITMAP_DIRECTORY]
         if (
@@ -176,9 +192,9 @@ def _search(space: Workspace) -> list[_Entry]:
             and _read(space, offset, strict=True)
         ):
             found = _walk(space, offset, 0, 0)
-            in_use = sum(ledger.leaked(each.table_offset) for each in found) + ledger.leaked(offset)
-            if found and (in_use, len(found)) > rank:
-                best, rank = found, (in_use, len(found))
+            in_use = all(ledger.leaked(each.table_offset) for each in found) and ledger.leaked(offset)
+            if in_use and len(found) > len(best):
+                best = found
     return best
 
 
@@ -187,6 +203,7 @@ def _write(space: Workspace, entries: list[_Entry], offset: int) -> None:
     for each in entries:
         while each.name in names:
             last = each.name[-1:]
+            each.raw = b""
             each.name = each.name[:-1] + (b"2" if not last.isdigit() else bytes([(last[0] - 47) % 10 + 48]))
         names.add(each.name)
     data = b"".join(each.bytes_() for each in entries)
@@ -222,12 +239,20 @@ def _tables(space: Workspace) -> None:
         return
     for number in range(len(space.meta.bitmap_directory.bitmaps)):
         each = space.meta.bitmap_directory.bitmaps[number]
-        if each.table_size > limits.MAX_BITMAP_TABLE_ENTRIES:
+        if each.table_size > limits.MAX_BITMAP_TABLE_ENTRIES or not _is_named(space, each):
             continue
         if _table_is_lost(space, number, each):
             _new_table(space, each)
         else:
             _mend_table(space, number, each)
+
+
+def _is_named(space: Workspace, each: Bitmap) -> bool:
+    """Whether a row names the bitmap, its table, or clusters that its table may lie in or lead to."""
+    rows = space.rows
+    if rows.has(*_OVERLAPS) or each.table_offset in rows.tables() or _names(space, each.offset, len(each.raw)):
+        return True
+    return any(found.offset == each.table_offset for found in rows.each("REGION-BEYOND-EOF"))
 
 
 def _table_is_lost(space: Workspace, number: int, each: Bitmap) -> bool:
@@ -303,7 +328,8 @@ def _mend_table(space: Workspace, number: int, each: Bitmap) -> None:
     )
     offset = BITMAP_TABLE_ENTRY["offset"].get(words)
     numbers = np.minimum((offset >> np.uint64(ledger.cluster_bits)).astype(np.int64), ledger.clusters - 1)
-    shared = (offset > 0) & (ledger.counts[numbers] > 1)
+    named = space.rows.clusters(ledger.cluster_bits, ledger.clusters, *_OVERLAPS)
+    shared = (offset > 0) & (ledger.counts[numbers] > 1) & named[numbers]
     put(
         np.where(shared, np.uint64(ALL_ONES), words),
         "METADATA-OVERLAP",
@@ -319,7 +345,7 @@ RULES = (
             "BITMAPS-EXTENSION", "BITMAPS-NOT-TRUSTED", "BITMAPS-BIT-WITHOUT-EXTENSION", "BITMAP-DIRECTORY-UNALIGNED",
             "BITMAP-DIRECTORY-SIZE", "BITMAP-UNREADABLE", "BITMAP-TABLE-SIZE", "BITMAP-TABLE-UNALIGNED", "BITMAP-NAME",
             "BITMAP-FLAGS", "BITMAP-TYPE", "BITMAP-GRANULARITY", "BITMAP-EXTRA-DATA", "BITMAP-DUPLICATE-NAME",
-            "BITMAP-ENTRY-UNALIGNED", "BITMAP-ENTRY-RESERVED", "BITMAP-ENTRY-BEYOND-EOF",
+            "BITMAP-ENTRY-UNALIGNED", "BITMAP-ENTRY-RESERVED", "BITMAP-ENTRY-BEYOND-EOF", "REGION-BEYOND-EOF", *_OVERLAPS,
         ),
         _J,
         run,

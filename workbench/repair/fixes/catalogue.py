@@ -13,8 +13,8 @@ IMPLEMENTED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "rebuild-refcounts": (("refcounts", ""),),
     "replace-refcount-block": (("refcounts", ""),),
     "relink-l2": (("relink", "best"),),
-    "correct-copied": (("copied", ""), ("entries", "")),
-    "clear-reserved": (("entries", ""), ("l1-entries", "")),
+    "correct-copied": (("copied", ""), ("harmless-flags", "")),
+    "clear-reserved": (("entries", ""), ("l1-entries", ""), ("harmless-flags", "")),
     "unmap-entry": (("entries", "unallocated"), ("unreadable", "")),
     "zero-entry": (("entries", "zero"), ("unreadable", "")),
     "align-entry": (("entries", ""), ("l1-entries", "")),  # where the aligned cluster is free for it

@@ -59,6 +59,7 @@ def run(space: Workspace) -> None:
     """Shorten descriptors that reach into clusters of other owners to the length of their stream."""
     ledger = space.ledger
     bits = space.geometry.cluster_bits
+    named = space.rows.clusters(bits, ledger.clusters)
     width = space.geometry.l2_entry_size // 8
     for batch in batches(space, ledger.tables):
         packed = (batch.words & np.uint64(COMPRESSED)) != 0
@@ -71,6 +72,7 @@ def run(space: Workspace) -> None:
         )
         last = np.minimum(last, ledger.clusters - 1)
         inside = packed & (first < last) & (last < ledger.clusters)
+        inside &= named[np.minimum(first, last)] | named[last]
         # The tail reaches a cluster that is not packed for anyone else, or holds something else.
         odd = inside & (
             ((ledger.flags[last] & ~np.uint8(PACKED)) != 0)

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK
+from formats.qcow2.tables import words as from_bytes
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.fixes.refcounts import sharing_unknown
+from workbench.repair.gate import Reach, Spans
 from workbench.repair.ledger import batches
 from workbench.repair.workspace import Workspace
 
 
 def run(space: Workspace) -> None:
-    """Correct the flags of the active L1 table and of its L2 tables."""
+    """Correct the flags of the active L1 table and of its L2 tables.
+
+    Where something may be shared that nobody sees, none is set that was not set: a guest's write would go through it.
+    """
     ledger = space.ledger
     meta, bits = space.meta, np.uint64(space.geometry.cluster_bits)
     flag, external = np.uint64(COPIED), meta.header.has("data_file")
+    careful = not external and sharing_unknown(space)
+    fresh = Spans(space.fresh)
+
+    def corrected(words: NDArray[np.uint64], once: NDArray[np.bool_], table: int, width: int = 1) -> NDArray[np.uint64]:
+        may = np.ones(words.shape, dtype=bool)
+        if careful:
+            before = from_bytes(space.base.read(table, words.size * width * 8).ljust(words.size * width * 8, b"\0"))
+            may = (before[::width] & flag) != 0
+            may |= fresh.hold((words & np.uint64(OFFSET_MASK)).astype(np.int64))
+        return np.where(once, np.where(may, words | flag, words), words & ~flag)
+
     if meta.l1.size and meta.header.l1_table_offset % space.cluster == 0:
         words = meta.l1.copy()
         offset = words & np.uint64(OFFSET_MASK)
         numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
-        once = (offset > 0) & (ledger.counts[numbers] == 1)
-        new = np.where(offset > 0, np.where(once, words | flag, words & ~flag), words)
+        once = (offset > 0) & (ledger.counts[numbers] == 1) & (ledger.stored[numbers] <= 1)
+        new = np.where(offset > 0, corrected(words, once, meta.header.l1_table_offset), words)
         space.put_words(
             meta.header.l1_table_offset,
             new,
@@ -35,22 +53,28 @@ def run(space: Workspace) -> None:
         words = batch.words
         offset = words & np.uint64(OFFSET_MASK)
         numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
-        once = np.ones(words.shape, bool) if external else ledger.counts[numbers] == 1
+        once = np.ones(words.shape, bool)
+        if not external:
+            once = (ledger.counts[numbers] == 1) & (ledger.stored[numbers] <= 1)
         judged = (offset > 0) & ((words & np.uint64(COMPRESSED)) == 0)
-        new = np.where(judged, np.where(once, words | flag, words & ~flag), words)
-        for row in np.flatnonzero((new != words).any(axis=1)).tolist():
+        wrong = judged & (((words & flag) != 0) != once)
+        for row in np.flatnonzero(wrong.any(axis=1)).tolist():
             if not ledger.tables.active[batch.rows[row]]:
                 continue
             table = int(ledger.tables.offset[batch.rows[row]])
-            changed = np.flatnonzero(new[row] != words[row])
+            width = space.geometry.l2_entry_size // 8
+            new = np.where(judged[row], corrected(words[row], once[row], table, width), words[row])
+            if (new == words[row]).all():
+                continue
+            changed = np.flatnonzero(new != words[row])
             first = (
                 int(ledger.tables.index[batch.rows[row]]) * space.geometry.l2_coverage + int(changed[0]) * space.cluster
             )
             length = (int(changed[-1]) - int(changed[0]) + 1) * space.cluster
-            full = new[row]
+            full = new
             if batch.bitmaps is not None:
                 full = np.empty(words.shape[1] * 2, dtype=np.uint64)
-                full[0::2], full[1::2] = new[row], batch.bitmaps[row]
+                full[0::2], full[1::2] = new, batch.bitmaps[row]
             space.put_words(
                 table,
                 full,
@@ -62,5 +86,14 @@ def run(space: Workspace) -> None:
 
 
 RULES = (
-    Rule("copied", "Correct COPIED flags", codes("L1-COPIED-WRONG", "L2-COPIED-WRONG"), Tier.SAFE, run, always=True),
+    Rule(
+        "copied",
+        "Correct COPIED flags",
+        codes("L1-COPIED-WRONG", "L2-COPIED-WRONG"),
+        Tier.SAFE,
+        run,
+        always=True,
+        reads_tables=True,
+        reach=Reach.FLAGS,
+    ),
 )

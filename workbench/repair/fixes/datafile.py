@@ -12,13 +12,14 @@ from workbench.repair.workspace import Workspace
 
 
 def run(space: Workspace) -> None:
-    """Put entries right that map elsewhere than 1:1, or claim to be compressed."""
+    """Put the entries right that are named for mapping elsewhere than 1:1, or claim to be compressed."""
     if not space.meta.header.has("data_file"):
         return
     ledger, geometry = space.ledger, space.geometry
+    places = {code: space.rows.tables(code) for code in space.rows.codes}
     for batch in batches(space, ledger.tables):
         for at, row in enumerate(batch.rows.tolist()):
-            words = batch.words[at]
+            words, table = batch.words[at], ledger.tables.offset[row]
             guest = (
                 int(ledger.tables.index[row]) * geometry.l2_coverage
                 + np.arange(words.size, dtype=np.int64) * space.cluster
@@ -26,7 +27,15 @@ def run(space: Workspace) -> None:
             goal = guest.astype(np.uint64) | np.uint64(COPIED)
             packed = (words & np.uint64(COMPRESSED)) != 0
             used = packed | ((words & np.uint64(OFFSET_MASK | COPIED)) != 0)
-            wrong = used & (packed | ((words & np.uint64(OFFSET_MASK)) != guest.astype(np.uint64)))
+            offset = words & np.uint64(OFFSET_MASK)
+            wrong = np.zeros(words.size, dtype=bool)
+            for code, chosen in (
+                ("COMPRESSED-WITH-DATA-FILE", packed),
+                ("DATA-FILE-OFFSET", ~packed),
+                ("L2-ENTRY-UNALIGNED", ~packed & ((offset & np.uint64(space.cluster - 1)) != 0)),
+            ):
+                if code in places and table in places[code]:
+                    wrong |= used & chosen & (packed | (offset != guest.astype(np.uint64)))
             if not wrong.any():
                 continue
             keep_zero = np.where(packed, np.uint64(0), words & np.uint64(ZERO))
@@ -44,6 +53,7 @@ def run(space: Workspace) -> None:
                 kind="l2",
                 tier=Tier.JUDGEMENT,
                 guest=[(int(guest[i]), space.cluster) for i in index[:16]],
+                places=[(int(guest[i]), space.cluster) for i in index],
             )
 
 

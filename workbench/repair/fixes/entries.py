@@ -1,10 +1,13 @@
 """Entries of L1 and L2 tables that make no sense: reserved bits, unaligned, beyond the end, aimed at metadata.
 
-Whole tables at a time. Where the right value can be derived (an offset whose low bits were hit leads to a cluster that
-nobody else owns), it is; else the entry stops pointing, and what it pointed at stays where it is.
+Only tables that the rows name, entry by entry: one odd entry does not make a table foreign. Where the right value can be
+derived (an offset whose low bits were hit leads to a cluster that nobody else owns), it is; else the entry stops pointing,
+and what it pointed at stays where it is, and counted. A table in which most leads nowhere is replaced, never overwritten.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +21,15 @@ from formats.qcow2.tables import (
     OFFSET_MASK,
     ZERO,
     compressed_layout,
+    compressed_range,
+    table_bytes,
 )
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
-from workbench.check.tables import ACTIVE, L1Table
+from workbench.check.tables import ACTIVE, L1Table, L2Set
 from workbench.repair.fixes.base import Alternative, Rule, codes
-from workbench.repair.ledger import DATA, batches, l1_tables
-from workbench.repair.probe import bitmap_trouble, content_of, l2_content, l2_masks
+from workbench.repair.ledger import DATA, OLD_DATA, PACKED, l1_tables
+from workbench.repair.probe import content_of, l2_content, l2_masks
 from workbench.repair.workspace import Workspace
 
 _ALL = (1 << 64) - 1
@@ -49,13 +54,18 @@ def _lost_choice(space: Workspace) -> str:
 
 
 def run_l1(space: Workspace) -> None:
-    """Mend the entries of the active L1 table and of the snapshots'."""
+    """Mend the entries of the L1 tables that the rows name, the active one's and the snapshots'."""
+    named = set(space.rows.tables().tolist())
+    if space.rows.has("METADATA-OVERLAP"):
+        for table in list(l1_tables(space)):
+            _part_from_others(space, table)
     for table in list(l1_tables(space)):
-        if table.entries.any() and table.snapshot < len(space.meta.snapshots):
-            if _shared_with_structures(space, table):
-                space.note(f"the L1 table at {table.offset:#x} overlaps other metadata: its entries are left alone")
-                continue
-            _mend_l1(space, table)
+        if table.offset not in named or not table.entries.any() or table.snapshot >= len(space.meta.snapshots):
+            continue
+        if _shared_with_structures(space, table):
+            space.note(f"the L1 table at {table.offset:#x} overlaps other metadata: its entries are left alone")
+            continue
+        _mend_l1(space, table)
 
 
 def _shared_with_structures(space: Workspace, table: L1Table) -> bool:
@@ -69,6 +79,9 @@ def _shared_with_structures(space: Workspace, table: L1Table) -> bool:
         Owner.INACTIVE_L1,
     }
     start, end = table.offset, table.offset + table.entries.size * 8
+    flags = space.ledger.flags[start >> space.ledger.cluster_bits : -(-end >> space.ledger.cluster_bits)]
+    if (flags & np.uint8(DATA | OLD_DATA | PACKED)).any():
+        return True  # the guest's data moves away first
     found = [
         each
         for each in space.ledger.claims
@@ -80,11 +93,22 @@ def _shared_with_structures(space: Workspace, table: L1Table) -> bool:
 def _mend_l1(space: Workspace, table: L1Table) -> None:
     ledger, cluster = space.ledger, space.cluster
     words = table.entries.copy()
+    has = space.rows.has
     snapshots = () if table.snapshot == ACTIVE else (space.meta.snapshots[table.snapshot].id,)
 
-    def put(new: NDArray[np.uint64], code: str, title: str, tier: Tier = Tier.SAFE) -> NDArray[np.uint64]:
+    def put(
+        new: NDArray[np.uint64],
+        code: str,
+        title: str,
+        tier: Tier = Tier.SAFE,
+        *,
+        placed: NDArray[np.intp] | None = None,
+    ) -> NDArray[np.uint64]:
         index = np.flatnonzero(new != words)
+        if index.size and not has(code):
+            return words
         if index.size:
+            coverage = space.geometry.l2_coverage
             guest = [(int(i) * space.geometry.l2_coverage, space.geometry.l2_coverage) for i in index[:16]]
             more = f" ({index.size} entries)" if index.size > 1 else f" {int(index[0])}"
             space.put_words(
@@ -96,6 +120,7 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
                 tier=tier,
                 guest=guest,
                 snapshots=snapshots,
+                places=[(int(i) * coverage, coverage) for i in placed.tolist()] if placed is not None else (),
             )
         return new
 
@@ -104,14 +129,24 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
     offset = words & np.uint64(OFFSET_MASK)
     unaligned = np.flatnonzero((offset & np.uint64(cluster - 1)) != 0)
     if unaligned.size:
-        new, taken = words.copy(), set[int]()
-        for index in unaligned.tolist():
+        new, taken, placed = words.copy(), set[int](), []
+        for index in unaligned.tolist() if has("L1-ENTRY-UNALIGNED") else []:
             aligned = int(offset[index]) & -cluster
             fits = ledger.leaked(aligned) and aligned not in taken and l2_content(space, aligned).plausible
-            new[index] = np.uint64(COPIED | aligned) if fits else np.uint64(0)
             if fits:
                 taken.add(aligned)
-        words = put(new, "L1-ENTRY-UNALIGNED", "point L1 entry{} at its table again, or at none", Tier.JUDGEMENT)
+                placed.append(index)
+                new[index] = np.uint64(COPIED | aligned)
+            else:
+                space.keep(aligned, 2 * cluster)
+                new[index] = np.uint64(_nowhere(space, "L1-ENTRY-UNALIGNED", index))
+        words = put(
+            new,
+            "L1-ENTRY-UNALIGNED",
+            "point L1 entry{} at its table again, or at none",
+            Tier.JUDGEMENT,
+            placed=np.array(placed, dtype=np.intp),
+        )
     offset = words & np.uint64(OFFSET_MASK)
     beyond = offset >= np.uint64(space.end)
     words = put(
@@ -121,17 +156,42 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
         Tier.JUDGEMENT,
     )
     nowhere = (words != 0) & ((words & np.uint64(OFFSET_MASK)) == 0)
-    words = put(np.where(nowhere, np.uint64(0), words), "L1-ENTRY-OFFSET-ZERO", "clear L1 entry{}, which has no table")
-    owned = np.array([_is_not_l2(space, int(word) & OFFSET_MASK) for word in _suspects(space, words)], dtype=bool)
+    put(np.where(nowhere, np.uint64(0), words), "L1-ENTRY-OFFSET-ZERO", "clear L1 entry{}, which has no table")
+
+
+def _part_from_others(space: Workspace, table: L1Table) -> None:
+    """L1 entries on clusters that other structures own: nothing is read there, or a copy of it, as now."""
+    words = table.entries.copy()
     suspects = _suspects(space, words)
-    if owned.any():
-        drop = np.isin(words, suspects[owned])
-        put(
-            np.where(drop, np.uint64(0), words),
-            "METADATA-OVERLAP",
-            "drop L1 entry{}: another structure owns its table's cluster",
-            Tier.JUDGEMENT,
-        )
+    snapshots = () if table.snapshot == ACTIVE else (space.meta.snapshots[table.snapshot].id,)
+    why = {"code": "METADATA-OVERLAP", "tier": Tier.JUDGEMENT, "snapshots": snapshots}
+    for word in suspects[[_is_not_l2(space, int(word) & OFFSET_MASK) for word in suspects]].tolist():
+        for index in np.flatnonzero(words == np.uint64(word)).tolist():
+            source = word & OFFSET_MASK
+            guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
+            if l2_content(space, source).may_be_table:
+                target = space.append() | COPIED
+                title = f"copy what L1 entry {index} takes for an L2 table: its cluster is another structure's"
+                space.put(target & ~COPIED, space.read_cluster(source), title=title, kind="l2", guest=guest, **why)  # type: ignore[arg-type]
+                title = f"point L1 entry {index} at its own copy"
+            else:
+                target = _nowhere(space, "METADATA-OVERLAP", index)
+                title = f"drop L1 entry {index}: its cluster is another structure's, and no L2 table"
+            place = table.offset + index * 8
+            space.put(place, target.to_bytes(8, "big"), title=title, kind="l1", guest=guest, **why)  # type: ignore[arg-type]
+
+
+def _nowhere(space: Workspace, code: str, index: int) -> int:
+    """The L1 entry for a range whose table is lost: none, or (data of a backing file must not show) zeros."""
+    if not space.meta.header.backing_file_offset or space.meta.header.version < 3:
+        return 0
+    table = space.append()
+    words = np.full(space.cluster // 8, ZERO, dtype=np.uint64)
+    if space.geometry.extended_l2:
+        words[0::2], words[1::2] = 0, 0xFFFFFFFF << 32
+    title = f"write an L2 table of zero entries for L1 entry {index}: its own is lost"
+    space.put(table, table_bytes(words), code=code, title=title, kind="l2", tier=Tier.JUDGEMENT)
+    return table | COPIED
 
 
 def _suspects(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -152,49 +212,63 @@ def _is_not_l2(space: Workspace, offset: int) -> bool:
     """True when the cluster belongs to somebody else rather than to an L2 table."""
     ledger = space.ledger
     owners = {claim.owner for claim in ledger.claims_at(offset)}
-    content = l2_content(space, offset)
     if owners - {Owner.REFCOUNT_BLOCK, Owner.REFCOUNT_TABLE}:
         return True
-    if owners:
-        return not content.plausible
-    shared = bool(ledger.flags[offset >> ledger.cluster_bits] & DATA)
-    return shared and not content.plausible and not content.empty
+    shared = bool(owners) or bool(ledger.flags[offset >> ledger.cluster_bits] & DATA)
+    return shared and not l2_content(space, offset).may_be_table
 
 
 # -- L2 ----------------------------------------------------------------------------------------------------------------
+
+
+def _named(space: Workspace) -> list[int]:
+    """Numbers of the L2 tables that the rows name."""
+    ledger = space.ledger
+    rows = np.flatnonzero(np.isin(ledger.tables.offset, space.rows.tables()))
+    numbers = (ledger.tables.offset[rows] >> np.uint64(ledger.cluster_bits)).astype(np.int64)
+    # Where guest data lies on a table, it moves away first.
+    alone: list[int] = rows[(ledger.flags[numbers] & np.uint8(DATA | OLD_DATA | PACKED)) == 0].tolist()
+    return alone
 
 
 def run_subclusters(space: Workspace) -> None:
     """Mend the subcluster bitmaps of extended L2 entries."""
     if not space.geometry.extended_l2:
         return
-    for batch in batches(space, space.ledger.tables):
-        if batch.bitmaps is None:
+    tables = space.ledger.tables
+    for row in _named(space):
+        mender = _L2Mender(space, tables, row, set())
+        as_standard = content_of(space, mender.raw, wide=False)
+        if as_standard.valid and not as_standard.foreign and not as_standard.beyond:
+            space.note(
+                f"the L2 table at {mender.offset:#x} is without fault when read as standard entries: it is left alone"
+            )
             continue
-        for at in np.flatnonzero(bitmap_trouble(batch.words, batch.bitmaps).any(axis=1)).tolist():
-            _L2Mender(space, int(batch.rows[at]), set()).run_bitmaps()
+        mender.run_bitmaps()
 
 
 def run_l2(space: Workspace) -> None:
-    """Mend the entries of every L2 table, shared ones once."""
-    ledger = space.ledger
+    """Mend the entries of the L2 tables that are named, shared ones once."""
     taken: set[int] = set()
-    for batch in batches(space, ledger.tables):
-        columns = l2_masks(space, batch.words)
-        bad = columns.reserved | columns.unaligned | columns.beyond | columns.null_copied | columns.packed_copied
-        odd = bad.any(axis=1)
-        for at in np.flatnonzero(odd).tolist():
-            _L2Mender(space, int(batch.rows[at]), taken).run()
+    tables = space.ledger.tables
+    for row in _named(space):
+        _L2Mender(space, tables, row, taken).run()
+
+
+def run_flags(space: Workspace) -> None:
+    """Flags that no driver minds: cleared only when that is asked for."""
+    tables = space.ledger.tables
+    for row in _named(space):
+        _L2Mender(space, tables, row, set()).run_flags()
 
 
 class _L2Mender:
     """One L2 table: what is wrong with it is put right reason by reason, each a step of its own."""
 
-    def __init__(self, space: Workspace, row: int, taken: set[int]) -> None:
+    def __init__(self, space: Workspace, tables: L2Set, row: int, taken: set[int]) -> None:
         self.space = space
         self.taken = taken
         self.ledger = space.ledger
-        tables = self.ledger.tables
         self.offset = int(tables.offset[row])
         self.first_guest = int(tables.index[row]) * space.geometry.l2_coverage
         active = bool(tables.active[row])
@@ -210,7 +284,7 @@ class _L2Mender:
 
     def put(
         self, entries: NDArray[np.uint64], code: str, title: str, tier: Tier = Tier.SAFE,
-        bitmaps: NDArray[np.uint64] | None = None, choice: str = "",
+        bitmaps: NDArray[np.uint64] | None = None, choice: str = "", places: Sequence[tuple[int, int]] = (),
     ) -> None:  # fmt: skip
         """Stage new entries (and bitmaps)."""
         new = self.raw.copy()
@@ -230,62 +304,107 @@ class _L2Mender:
         more = f"{changed.size} L2 entries" if changed.size > 1 else "an L2 entry"
         self.space.put_words(
             self.offset, new, code=code, title=title.format(more + self.where), kind="l2", tier=tier, guest=guest,
-            snapshots=self.snapshots, choice=choice,
+            snapshots=self.snapshots, choice=choice, places=places,
         )  # fmt: skip
         self.raw = new
 
     def run(self) -> None:
         content = content_of(self.space, self.words)
-        if content.is_foreign:
-            self._foreign()
+        if content.is_foreign and self.has("L2-TABLE-FOREIGN"):
+            self._replace()
             return
         self._reserved()
-        self._packed_copied()
-        self._unaligned()
+        if self.has("COMPRESSED-COPIED"):
+            self._packed_copied()
+        if self.backed_v2 and (self.has("L2-ENTRY-UNALIGNED") or self.has("L2-ENTRY-BEYOND-EOF")):
+            self.space.note(
+                f"entries of the L2 table at {self.offset:#x} lead nowhere: they are left alone, since in version 2 the"
+                " backing file's data would show in their place"
+            )
+            return
+        if self.has("L2-ENTRY-UNALIGNED"):
+            self._unaligned()
         self._beyond()
-        masks = l2_masks(self.space, self.words)
-        nulls = np.where(masks.null_copied, self.words & np.uint64(~COPIED & _ALL), self.words)
-        self.put(nulls, "L2-COPIED-UNALLOCATED", "clear COPIED in {}, where nothing is allocated")
 
-    def _foreign(self) -> None:
-        """Not an L2 table at all: stop reading nonsense. Its old bytes are in the case file."""
-        lost = _lost_choice(self.space)
-        words = np.zeros_like(self.words)
-        bitmaps = None
-        if lost == "zero":
-            if self.wide:
-                bitmaps = np.full_like(words, np.uint64(0xFFFFFFFF << 32))
-            else:
-                words[:] = np.uint64(ZERO)
-        elif self.wide:
-            bitmaps = np.zeros_like(words)
-        title = "empty the L2 table" + self.where + ": foreign content lies in it ({} dropped)"
-        self.put(words, "L2-TABLE-FOREIGN", title, Tier.JUDGEMENT, bitmaps, lost)
+    def run_flags(self) -> None:
+        """COPIED without a cluster, bit 0 of extended entries, and zero flags in version 2."""
+        words, none = self.words, np.uint64(0)
+        masks = l2_masks(self.space, words)
+        if self.has("L2-COPIED-UNALLOCATED"):
+            new = words & ~np.where(masks.null_copied, np.uint64(COPIED), none)
+            self.put(new, "L2-COPIED-UNALLOCATED", "clear COPIED in {}, where nothing is allocated")
+        plain = (self.words & np.uint64(COMPRESSED)) == 0
+        for code, title in (
+            ("L2-ENTRY-BIT0-EXTENDED", "clear bit 0 of {}, which extended entries do not have"),
+            ("L2-ZERO-FLAG-V2", "clear the zero flag of {}, which version 2 does not have"),
+        ):
+            if self.has(code):
+                new = self.words & ~np.where(plain, np.uint64(ZERO), none)
+                self.put(new, code, title, Tier.JUDGEMENT)
+
+    def has(self, code: str) -> bool:
+        """Whether a row names this table with that code."""
+        return self.space.rows.name(self.offset, code)
+
+    @property
+    def backed_v2(self) -> bool:
+        header = self.space.meta.header
+        return header.version < 3 and bool(header.backing_file_offset)
+
+    def _replace(self) -> None:
+        """Mostly nonsense: a table of its own for what can be right, and the cluster stays as it is, and counted."""
+        space, masks = self.space, l2_masks(self.space, self.words)
+        good = (self.words != 0) & ~masks.unaligned & ~masks.beyond
+        packed = good & masks.packed
+        for index in np.flatnonzero(packed).tolist():
+            good[index] = self._inflates(int(self.words[index]) & ~COPIED & _ALL)
+        users = [
+            (table.offset + index * 8, table.snapshot, index)
+            for table in l1_tables(space)
+            for index in np.flatnonzero((table.entries & np.uint64(OFFSET_MASK)) == np.uint64(self.offset)).tolist()
+        ]
+        space.keep(self.offset, space.cluster)
+        for word in self.words[~good & ~masks.packed & masks.unaligned].tolist():
+            space.keep(word & OFFSET_MASK & -space.cluster, 2 * space.cluster)
+        code, coverage = "L2-TABLE-FOREIGN", space.geometry.l2_coverage
+        for place, snapshot, index in users:
+            target = self._rest(good) if good.any() else _nowhere(space, code, index)
+            what = "what of it can be right" if good.any() else "none"
+            title = f"point L1 entry {index} at {what}: other content lies in its L2 table, and stays there"
+            space.put(
+                place, target.to_bytes(8, "big"), code=code, title=title, kind="l1", tier=Tier.JUDGEMENT,
+                guest=[(index * coverage, coverage)], choice=_lost_choice(space),
+                snapshots=() if snapshot == ACTIVE else (space.meta.snapshots[snapshot].id,),
+            )  # fmt: skip
+
+    def _rest(self, good: NDArray[np.bool_]) -> int:
+        """A new table with the entries that are good; the others say that their data is lost."""
+        space = self.space
+        reserved = np.uint64((L2_EXTENDED if self.wide else L2_STANDARD).reserved_mask)
+        lost = ~good & (self.words != 0)
+        entries, bitmaps = self._without(np.flatnonzero(lost))
+        plain = good & ((entries & np.uint64(COMPRESSED)) == 0)
+        entries = np.where(plain, entries & ~reserved, entries)
+        whole = entries
+        if bitmaps is not None:
+            whole = np.empty(entries.size * 2, dtype=np.uint64)
+            whole[0::2], whole[1::2] = entries, bitmaps
+        table = space.append()
+        title = f"write a new L2 table with the {int(good.sum())} entries that can be right"
+        space.put(table, table_bytes(whole), code="L2-TABLE-FOREIGN", title=title, kind="l2", tier=Tier.JUDGEMENT)
+        return table | COPIED
 
     def _reserved(self) -> None:
         layout = L2_EXTENDED if self.wide else L2_STANDARD
         plain = (self.words & np.uint64(COMPRESSED)) == 0
-        clean = self.words & np.uint64(~layout.reserved_mask & _ALL)
-        code = (
-            "L2-ENTRY-BIT0-EXTENDED"
-            if self.wide and bool((plain & ((self.words & np.uint64(1)) != 0)).any())
-            else "L2-ENTRY-RESERVED"
-        )
-        self.put(np.where(plain, clean, self.words), code, "clear reserved bits of {}")
+        if self.has("L2-ENTRY-RESERVED"):
+            clean = self.words & np.uint64(~(layout.reserved_mask & ~ZERO) & _ALL)
+            self.put(np.where(plain, clean, self.words), "L2-ENTRY-RESERVED", "clear reserved bits of {}")
         spare = np.uint64(compressed_layout(self.space.geometry.cluster_bits).reserved_mask)
         dirty = ~plain & ((self.words & spare) != 0)
-        if dirty.any():
+        if dirty.any() and (self.has("COMPRESSED-RESERVED") or self.has("COMPRESSED-BEYOND-EOF")):
             new = np.where(dirty, self.words & ~spare, self.words)
             self.put(new, "COMPRESSED-RESERVED", "clear reserved bits of {}, which is compressed")
-            plain = (self.words & np.uint64(COMPRESSED)) == 0
-        if self.space.meta.header.version < 3:
-            clean = self.words & np.uint64(~ZERO & _ALL)
-            self.put(
-                np.where(plain, clean, self.words),
-                "L2-ZERO-FLAG-V2",
-                "clear the zero flag of {}, which version 2 does not have",
-                Tier.JUDGEMENT,
-            )
 
     def _packed_copied(self) -> None:
         """COPIED beside COMPRESSED: one of the two is wrong; the content tells which."""
@@ -318,17 +437,19 @@ class _L2Mender:
         index = np.flatnonzero(masks.unaligned)
         if not index.size:
             return
-        new, lost, bitmaps = self.words.copy(), [], None
+        new, lost, bitmaps = self.words.copy(), list[int](), None
+        placed: list[tuple[int, int]] = []
         for at in index.tolist():
             aligned = int(masks.offset[at]) & -self.space.cluster
             if aligned and self.ledger.leaked(aligned) and aligned not in self.taken:
                 self.taken.add(aligned)
+                placed.append((self.first_guest + at * self.space.cluster, self.space.cluster))
                 new[at] = np.uint64((int(new[at]) & ~OFFSET_MASK & _ALL) | aligned)
             else:
+                self.space.keep(aligned, 2 * self.space.cluster)
                 lost.append(at)
-        self.put(
-            new, "L2-ENTRY-UNALIGNED", "point {} at the start of the cluster again", Tier.JUDGEMENT, choice="align"
-        )
+        title = "point {} at the start of the cluster again"
+        self.put(new, "L2-ENTRY-UNALIGNED", title, Tier.JUDGEMENT, choice="align", places=placed)
         if lost:
             new, bitmaps = self._without(np.array(lost))
             self.put(
@@ -347,7 +468,11 @@ class _L2Mender:
             (masks.beyond & masks.packed, "COMPRESSED-BEYOND-EOF"),
         ):
             index = np.flatnonzero(rows)
-            if index.size:
+            if index.size and self.has(code):
+                if code == "COMPRESSED-BEYOND-EOF":
+                    for word in self.words[index].tolist():
+                        start, _ = compressed_range(word, self.space.geometry.cluster_bits)
+                        self.space.keep(int(start), self.space.cluster)
                 new, bitmaps = self._without(index)
                 title = "drop {}: the data would lie past the end of the file"
                 self.put(new, code, title, Tier.JUDGEMENT, bitmaps, _lost_choice(self.space))
@@ -369,32 +494,32 @@ class _L2Mender:
 
     def run_bitmaps(self) -> None:
         """Make bitmaps and entries agree; where a subcluster is both, the data shows (or zeros, if chosen)."""
-        words, bitmaps = self.words, self.raw[1::2].copy()
+        words = self.words
         high, low = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFFF)
         packed = (words & np.uint64(COMPRESSED)) != 0
-        self.put(
-            words,
-            "COMPRESSED-WITH-SUBCLUSTERS",
-            "clear the subcluster bitmap of {}, which is compressed",
-            Tier.SAFE,
-            np.where(packed, np.uint64(0), bitmaps),
-        )
-        bitmaps = self.raw[1::2].copy()
-        nowhere = ~packed & ((words & np.uint64(OFFSET_MASK)) == 0)
-        self.put(
-            words,
-            "SUBCLUSTER-UNALLOCATED",
-            "clear allocated subclusters of {}, which has no cluster",
-            Tier.SAFE,
-            np.where(nowhere, bitmaps & high, bitmaps),
-        )
-        bitmaps = self.raw[1::2].copy()
-        both = (bitmaps & low & (bitmaps >> np.uint64(32))) << np.uint64(32)
-        if self.space.policy.choice("subclusters", "data") == "data":
-            new, what = bitmaps & ~np.where(packed, np.uint64(0), both), "show the data"
-        else:
-            new, what = bitmaps & ~np.where(packed, np.uint64(0), both >> np.uint64(32)), "read zeros"
-        self.put(words, "SUBCLUSTER-CONFLICT", f"let the contradicting subclusters of {{}} {what}", Tier.JUDGEMENT, new)
+        if self.has("COMPRESSED-WITH-SUBCLUSTERS"):
+            new = np.where(packed, np.uint64(0), self.raw[1::2])
+            title = "clear the subcluster bitmap of {}, which is compressed"
+            self.put(words, "COMPRESSED-WITH-SUBCLUSTERS", title, Tier.SAFE, new)
+        if self.has("SUBCLUSTER-UNALLOCATED"):
+            place = OFFSET_MASK | (COPIED if self.space.meta.header.has("data_file") else 0)
+            nowhere = ~packed & ((words & np.uint64(place)) == 0)
+            bitmaps = self.raw[1::2].copy()
+            lost = bitmaps & low if _lost_choice(self.space) == "zero" else np.zeros_like(bitmaps)
+            new = np.where(nowhere, (bitmaps & high) | (lost << np.uint64(32)), bitmaps)
+            title = "clear allocated subclusters of {}, which has no cluster"
+            self.put(words, "SUBCLUSTER-UNALLOCATED", title, Tier.JUDGEMENT, new)
+        if self.has("SUBCLUSTER-CONFLICT"):
+            bitmaps = self.raw[1::2].copy()
+            both = np.where(packed, np.uint64(0), bitmaps & low & (bitmaps >> np.uint64(32)))
+            shows = self.space.policy.choice("subclusters", "data") == "data"
+            new, what = (
+                (bitmaps & ~(both << np.uint64(32)), "show the data") if shows else (bitmaps & ~both, "read zeros")
+            )
+            title = f"let the contradicting subclusters of {{}} {what}"
+            size = self.space.cluster
+            places = [(self.first_guest + int(index) * size, size) for index in np.flatnonzero(both)] if shows else ()
+            self.put(words, "SUBCLUSTER-CONFLICT", title, Tier.JUDGEMENT, new, places=places)
 
 
 RULES = (
@@ -408,13 +533,21 @@ RULES = (
         "entries",
         "Mend L2 entries",
         codes(
-            "L2-ENTRY-RESERVED", "L2-ENTRY-BIT0-EXTENDED", "L2-ENTRY-UNALIGNED", "L2-ENTRY-BEYOND-EOF", "L2-ZERO-FLAG-V2",
-            "L2-COPIED-UNALLOCATED", "COMPRESSED-COPIED", "COMPRESSED-RESERVED", "COMPRESSED-BEYOND-EOF",
-            "L2-TABLE-FOREIGN",
+            "L2-ENTRY-RESERVED", "L2-ENTRY-UNALIGNED", "L2-ENTRY-BEYOND-EOF", "COMPRESSED-COPIED", "COMPRESSED-RESERVED",
+            "COMPRESSED-BEYOND-EOF", "L2-TABLE-FOREIGN",
         ),
         Tier.JUDGEMENT,
         run_l2,
         alternatives=_LOST, reads_tables=True),
+    Rule(
+        "harmless-flags",
+        "Clear flags that nobody minds",
+        codes("L2-COPIED-UNALLOCATED", "L2-ENTRY-BIT0-EXTENDED", "L2-ZERO-FLAG-V2"),
+        Tier.JUDGEMENT,
+        run_flags,
+        on_request=True,
+        reads_tables=True,
+    ),
     Rule(
         "subclusters",
         "Mend subcluster bitmaps",

@@ -99,7 +99,8 @@ def run_backing(space: Workspace) -> None:
                 tier=Tier.JUDGEMENT,
                 guest=[(0, header.size)],
             )
-    _backing_format(space)
+    if space.rows.has("BACKING-FORMAT-TOO-LONG"):
+        _backing_format(space)
 
 
 def _moved_name(space: Workspace) -> None:
@@ -140,10 +141,10 @@ def _is_name(raw: bytes) -> bool:
 
 
 def _backing_format(space: Workspace) -> None:
-    """A recorded format that the backing file cannot have. Only plain local files are looked at, only their magic."""
+    """A recorded format that is no format's name. Only plain local files are looked at, only their magic."""
     meta = space.meta
     name, recorded = meta.backing_name, meta.backing_format
-    if not name or recorded is None or recorded == "raw" or "://" in name or name.startswith("json:"):
+    if not name or recorded is None or "://" in name or name.startswith("json:"):
         return
     path = os.path.join(os.path.dirname(space.base.path), name)
     try:
@@ -152,35 +153,11 @@ def _backing_format(space: Workspace) -> None:
     except OSError:
         space.note(f"the backing file {name!r} cannot be opened: put it back, or name another with `qwb amend`")
         return
-    is_qcow2 = magic == b"QFI\xfb"
-    if recorded == "qcow2" and not is_qcow2:
-        found = "raw"
-    elif recorded not in _FORMATS:
-        found = "qcow2" if is_qcow2 else "raw"
-    else:
-        return
+    found = "qcow2" if magic == b"QFI\xfb" else "raw"
     add_extension(
-        space, ExtensionType.BACKING_FORMAT, found.encode(), code="BACKING-FORMAT-MISSING",
-        title=f"record the backing file's format as {found}: it is no {recorded} file",
+        space, ExtensionType.BACKING_FORMAT, found.encode(), code="BACKING-FORMAT-TOO-LONG",
+        title=f"record the backing file's format as {found}: there is no format of the name that stands there",
     )  # fmt: skip
-
-
-_FORMATS: Final = {
-    "raw",
-    "qcow2",
-    "qcow",
-    "qed",
-    "vdi",
-    "vmdk",
-    "vpc",
-    "vhdx",
-    "parallels",
-    "bochs",
-    "cloop",
-    "dmg",
-    "luks",
-    "file",
-}
 
 
 def run_data_file_name(space: Workspace) -> None:
@@ -263,15 +240,35 @@ def _later_records(space: Workspace, start: int, end: int) -> list[Extension]:
 
 
 def run_duplicates(space: Workspace) -> None:
-    """Of several extensions of one type the last one counts for QEMU, and stays; unless the one before it fits better."""
+    """Of several extensions of one type the last one counts for QEMU, and stays, where they say the same.
+
+    Of backing formats that differ, the last one stays if it fits the backing file; else both do.
+    """
     kinds = [each.type for each in space.meta.extensions]
     if len(set(kinds)) == len(kinds):
         return
-    last = {each.type: each for each in space.meta.extensions}
-    kept = [each for each in space.meta.extensions if last[each.type] is each]
-    write_area(
-        space, kept, code="EXTENSION-DUPLICATE", title="keep one header extension of each type (the one QEMU uses)"
-    )
+    chosen = {each.type: each for each in space.meta.extensions}  # the last one, as QEMU
+    for kind in chosen:
+        every = [each for each in space.meta.extensions if each.type == kind]
+        if all(each.data == every[0].data for each in every):
+            continue
+        if kind != ExtensionType.BACKING_FORMAT or not _fits_backing(space, every[-1]):
+            space.note(f"header extension {every[0].name!r} is there twice, with different content: both are kept")
+            return
+    kept = [each for each in space.meta.extensions if chosen[each.type] is each]
+    write_area(space, kept, code="EXTENSION-DUPLICATE", title="keep one header extension of each type")
+
+
+def _fits_backing(space: Workspace, each: Extension) -> bool:
+    """Whether the backing file is of the format that the extension records, as far as its first bytes tell."""
+    name = space.meta.backing_name
+    if not name or "://" in name or name.startswith("json:"):
+        return False
+    try:
+        with open(os.path.join(os.path.dirname(space.base.path), name), "rb") as file:
+            return (file.read(4) == b"QFI\xfb") == (each.data.rstrip(b"\0") == b"qcow2")
+    except OSError:
+        return False
 
 
 RULES = (
@@ -293,7 +290,7 @@ RULES = (
     Rule(
         "backing-name",
         "Mend the backing file reference",
-        codes("BACKING-OFFSET", "BACKING-NAME-TOO-LONG", "BACKING-FORMAT-MISSING", "BACKING-FORMAT-TOO-LONG"),
+        codes("BACKING-OFFSET", "BACKING-NAME-TOO-LONG", "BACKING-FORMAT-TOO-LONG"),
         Tier.JUDGEMENT,
         run_backing,
     ),

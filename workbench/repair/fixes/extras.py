@@ -48,7 +48,11 @@ def run_in_use(space: Workspace) -> None:
     """Bitmaps left in use: trusted again, or dropped."""
     if not space.meta.header.has("bitmaps"):
         return
-    if space.policy.choice("bitmaps-in-use", "trust") == "trust":
+    chosen = space.policy.choice("bitmaps-in-use", "keep")
+    if chosen == "keep":
+        space.note("bitmaps that were not saved properly stay marked so: trust or drop them if you know better")
+        return
+    if chosen == "trust":
         for each in space.meta.bitmap_directory.bitmaps:
             if each.in_use:
                 flags = (each.flags & ~1).to_bytes(4, "big")
@@ -141,7 +145,7 @@ def run_tail(space: Workspace) -> None:
     if end < space.size:
         tail = space.size - end
         last = space.read(end, min(tail, 512))
-        space.overlay.truncate(end)
+        space.set_length(end)
         space.log_length(
             end,
             tail,
@@ -157,7 +161,7 @@ def run_extend(space: Workspace) -> None:
     if space.size % space.cluster:
         end = space.end
         old = space.size
-        space.overlay.truncate(end)
+        space.set_length(end)
         space.log_length(
             old,
             end - old,
@@ -170,7 +174,14 @@ def run_extend(space: Workspace) -> None:
 
 RULES = (
     Rule("extend-file", "Fill the last cluster", codes("REGION-BEYOND-EOF"), Tier.SAFE, run_extend, on_request=True),
-    Rule("bitmap-tail", "Clear bitmap bits behind the disk", codes("BITMAP-TAIL-BITS"), Tier.SAFE, run_tail_bits),
+    Rule(
+        "bitmap-tail",
+        "Clear bitmap bits behind the disk",
+        codes("BITMAP-TAIL-BITS"),
+        Tier.SAFE,
+        run_tail_bits,
+        on_request=True,
+    ),
     Rule("raw-bit", "Clear the raw data file bit", codes("DATA-FILE-RAW-BACKING"), _J, run_raw_bit),
     Rule(
         "bitmaps-in-use",
@@ -179,6 +190,7 @@ RULES = (
         _J,
         run_in_use,
         alternatives=(
+            Alternative("keep", "Leave them in use", "nobody trusts them; QEMU tools can remove them"),
             Alternative("trust", "Trust them again", "a backup may miss what was written before the crash"),
             Alternative("drop", "Drop them", "the next backup must be a full one", Tier.DESTRUCTIVE),
         ),

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import glob
-import math
 import os
+from typing import Final
 
 import numpy as np
 
+from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE
 from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
 from workbench.check.problems import Tier
-from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.fixes.compressed import inflates
 from workbench.repair.fixes.extensions import add_extension, drop_extension
-from workbench.repair.ledger import batches
+from workbench.repair.ledger import META, batches
 from workbench.repair.probe import find_luks
-from workbench.repair.workspace import Workspace, header_field
+from workbench.repair.workspace import WHOLE, Workspace, header_field
 
 _J = Tier.JUDGEMENT
+_CIPHERED: Final = 110
+"""Different bytes that a sector of ciphertext has at least."""
+_LOOKED_AT: Final = 4096
+"""Clusters that are searched for plain data."""
 
 
 def run_compression(space: Workspace) -> None:
@@ -54,6 +59,7 @@ def run_compression(space: Workspace) -> None:
         code="COMPRESSION-TYPE",
         title=f"make the compression type's bit agree with {name}",
         tier=_J,
+        places=WHOLE,
     )
 
 
@@ -67,19 +73,22 @@ def _packed_words(space: Workspace, most: int = 64) -> list[int]:
 
 
 def run_encryption(space: Workspace) -> None:
-    """An encryption method that nobody knows, or LUKS without any LUKS header, or the reverse."""
-    header = space.meta.header
-    has_pointer = space.meta.extension(ExtensionType.ENCRYPTION) is not None
-    if header.crypt_method == 2 and not has_pointer and find_luks(space) is None:
-        _set_method(space, _guess_method(space), "ENCRYPTION-MISSING")
-    elif header.crypt_method > 2:
-        method = 2 if has_pointer or find_luks(space) is not None else _guess_method(space)
-        _set_method(space, method, "HEADER-CRYPT-METHOD")
-    elif header.crypt_method == 1 and not has_pointer and _shows_plain_data(space):
-        _set_method(space, 0, "HEADER-CRYPT-METHOD")
-    elif header.crypt_method != 2 and has_pointer:
-        pointer = space.meta.encryption
-        if pointer is not None and space.overlay.read(pointer.offset, 6) == b"LUKS\xba\xbe":
+    """An encryption method that nobody knows, LUKS without any LUKS header, or a LUKS header without the method."""
+    header, rows = space.meta.header, space.rows
+    pointer = space.meta.encryption
+    if rows.has("HEADER-CRYPT-METHOD"):
+        if pointer is not None or find_luks(space) is not None:
+            _set_method(space, 2, "HEADER-CRYPT-METHOD")
+            return
+        if _holds_plain_data(space):
+            _set_method(space, 0, "HEADER-CRYPT-METHOD")
+        else:
+            space.note(f"the encryption method {header.crypt_method} is unknown, and what it was cannot be told")
+    elif rows.has("ENCRYPTION-MISSING") and find_luks(space) is None:
+        if _holds_plain_data(space):
+            _set_method(space, 0, "ENCRYPTION-MISSING")
+    elif rows.has("ENCRYPTION-UNEXPECTED"):
+        if pointer is not None and space.overlay.read(pointer.offset, 6) == LUKS_MAGIC:
             _set_method(space, 2, "ENCRYPTION-UNEXPECTED")
         else:
             drop_extension(
@@ -96,45 +105,31 @@ def _set_method(space: Workspace, method: int, code: str) -> None:
         "crypt_method",
         method,
         code=code,
-        title=f"set the encryption method to {name}, as the content shows",
+        title=f"set the encryption method to {name}, the only one that it can be",
         tier=_J,
+        places=WHOLE,
         guest=[(0, space.meta.header.size)],
     )
 
 
-def _guess_method(space: Workspace) -> int:
-    """AES (1) when every sampled data cluster looks random and the number speaks for it, else none (0)."""
-    random, plain = _randomness(space)
-    method = space.meta.header.crypt_method
-    nearer_aes = (method ^ 1).bit_count() < method.bit_count()
-    return 1 if random and not plain and nearer_aes else 0
+def _holds_plain_data(space: Workspace) -> bool:
+    """Some sector of guest data is what no cipher writes: not empty, and made of few different bytes.
 
-
-def _shows_plain_data(space: Workspace) -> bool:
-    """Guest data that no cipher wrote: several clusters with a pattern."""
-    return _randomness(space)[1] >= 3
-
-
-def _randomness(space: Workspace) -> tuple[int, int]:
-    """(clusters that look random, clusters with a pattern) among some data clusters; empty ones do not count."""
-    random = plain = 0
+    Of 512 random bytes some 220 differ; half of that never happens. The other way round nothing follows.
+    """
+    looked = 0
     for batch in batches(space, space.ledger.tables):
         words = batch.words[(batch.words != 0) & ((batch.words & np.uint64(COMPRESSED)) == 0)]
-        for offset in (words[:64] & np.uint64(OFFSET_MASK)).tolist():
+        for offset in (words & np.uint64(OFFSET_MASK)).tolist():
             data = space.overlay.read(offset, min(space.cluster, 65536)) if 0 < offset < space.size else b""
-            if any(data):
-                is_random = _entropy(data) > 7.2
-                random, plain = random + is_random, plain + (not is_random)
-    return random, plain
-
-
-def _entropy(data: bytes) -> float:
-    """Bits per byte."""
-    if not data:
-        return 0.0
-    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
-    shares = counts[counts > 0] / len(data)
-    return float(-(shares * np.log2(shares)).sum()) if len(shares) > 1 else 0.0 * math.pi
+            for at in range(0, len(data), 512):
+                sector = data[at : at + 512]
+                if any(sector) and len(set(sector)) < _CIPHERED:
+                    return True
+            looked += 1
+            if looked >= _LOOKED_AT:
+                return False
+    return False
 
 
 def run_unknown(space: Workspace) -> None:
@@ -156,6 +151,7 @@ def run_unknown(space: Workspace) -> None:
             code="FEATURE-UNKNOWN",
             title=title,
             tier=_J,
+            places=WHOLE,
         )
 
 
@@ -166,24 +162,30 @@ def run_data_file(space: Workspace) -> None:
         return
     named = bool(space.meta.data_file_name)
     mask = INCOMPATIBLE["data_file"].mask
-    if header.has("data_file") and not named and not _maps_outside(space):
+    outside = _maps_outside(space) if not space.rows.codes <= {"DATA-FILE-RAW-BIT"} else None
+    if header.has("data_file") and not named and outside is False:
         space.set_header(
             "incompatible_features",
             header.incompatible_features & ~mask,
             code="DATA-FILE-UNNAMED",
             title="clear the external data file bit: the data is in this file",
             tier=_J,
+            places=WHOLE,
             guest=[(0, header.size)],
         )
     elif header.has("data_file") and not named:
-        _name_data_file(space)
-    elif not header.has("data_file") and named and _maps_outside(space):
+        if space.policy.choice("data-file-bits", "ask") == "beside":
+            _name_data_file(space)
+        else:
+            space.note("the name of the external data file is lost, and which file it was cannot be told from here")
+    elif not header.has("data_file") and named and outside:
         space.set_header(
             "incompatible_features",
             header.incompatible_features | mask,
             code="DATA-FILE-UNEXPECTED",
             title="set the external data file bit: the data is not in this file",
             tier=_J,
+            places=WHOLE,
             guest=[(0, header.size)],
         )
     header = space.meta.header
@@ -195,6 +197,7 @@ def run_data_file(space: Workspace) -> None:
             code="DATA-FILE-RAW-BIT",
             title="clear the raw data file bit: there is no data file",
             tier=_J,
+            places=WHOLE,
         )
 
 
@@ -217,9 +220,12 @@ def _name_data_file(space: Workspace) -> None:
     add_extension(space, ExtensionType.DATA_FILE, chosen.encode(), code="DATA-FILE-UNNAMED", title=title)
 
 
-def _maps_outside(space: Workspace) -> bool:
-    """Most L2 entries map each guest offset to the same offset, in clusters that this file does not count as used."""
-    same = other = counted = 0
+def _maps_outside(space: Workspace) -> bool | None:
+    """True: every L2 entry maps its guest offset to the same offset, and no such cluster is counted in this file.
+
+    False: every cluster is one of this file, and counted. None: neither, or nothing is mapped.
+    """
+    same = other = counted = free = 0
     ledger, bits = space.ledger, np.uint64(space.geometry.cluster_bits)
     for batch in batches(space, ledger.tables):
         for at, row in enumerate(batch.rows.tolist()):
@@ -231,9 +237,15 @@ def _maps_outside(space: Workspace) -> bool:
             same += int((used & (offset == guest.astype(np.uint64))).sum())
             other += int((used & (offset != guest.astype(np.uint64))).sum())
             numbers = (offset[used] >> bits).astype(np.int64)
-            numbers = numbers[numbers < ledger.clusters]
-            counted += int((ledger.stored[numbers] > 0).sum())
-    return same > other and counted <= same
+            # A data file's offsets may be metadata's here: those are counted for another reason.
+            inside = (numbers > 0) & (numbers < ledger.clusters)
+            inside[inside] = (ledger.flags[numbers[inside]] & np.uint8(META)) == 0
+            stored = int((ledger.stored[numbers[inside]] > 0).sum())
+            counted += stored
+            free += numbers.size - stored
+    if same and not other and not counted:
+        return True
+    return False if not free else None
 
 
 RULES = (
@@ -252,5 +264,11 @@ RULES = (
         codes("DATA-FILE-UNNAMED", "DATA-FILE-UNEXPECTED", "DATA-FILE-RAW-BIT"),
         _J,
         run_data_file,
+        alternatives=(
+            Alternative(
+                "ask", "Leave the data file unnamed", "the image cannot be opened until its data file is named"
+            ),
+            Alternative("beside", "Name the only file beside it", "the guest reads that file, and writes into it"),
+        ),
     ),
 )

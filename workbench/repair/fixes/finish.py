@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE
 from workbench.check import check
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.workspace import Workspace
+
+_REFCOUNTS_WRONG: Final = frozenset({
+    "REFCOUNT-ZERO", "REFCOUNT-TOO-LOW", "REFCOUNT-UNREADABLE", "REFCOUNT-OVERFLOW", "REFBLOCK-MISSING",
+    "REFBLOCK-SHARED", "REFBLOCK-UNALIGNED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-RESERVED",
+})  # fmt: skip
+"""While one of these is left, the dirty bit is the truth."""
 
 
 def run(space: Workspace) -> None:
@@ -19,7 +27,8 @@ def run(space: Workspace) -> None:
     if result.aborted is not None or result.check_errors:
         return
     clean = not result.corruptions
-    if header.has("dirty"):
+    # Dirty and with orphans kept, the next writer's rebuild of the refcounts would free them.
+    if header.has("dirty") and _REFCOUNTS_WRONG.isdisjoint(result.findings.by_code):
         value = header.incompatible_features & ~INCOMPATIBLE["dirty"].mask
         space.set_header(
             "incompatible_features", value, code="IMAGE-DIRTY", title="clear the dirty bit: refcounts are right now"
@@ -34,7 +43,7 @@ def run(space: Workspace) -> None:
             title="clear the corrupt bit: the image is clean now",
         )
     unknown = AUTOCLEAR["unknown"].mask & header.autoclear_features
-    if unknown and (space.steps or clean):
+    if unknown and (space.steps or "AUTOCLEAR-UNKNOWN" in space.policy.codes):
         value = space.meta.header.autoclear_features & ~unknown
         space.set_header(
             "autoclear_features",

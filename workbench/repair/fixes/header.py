@@ -1,7 +1,7 @@
 """Header fields that say what the rest means: magic, version, lengths, cluster size, refcount width, entry width.
 
-Where a field makes no sense its value is derived: every possible one is tried on an overlay, and the check says which
-of them fits what is in the file.
+Only a field that is impossible is derived (or one under which nothing at all can be read): every possible value is
+tried on an overlay, and the check says which of them fits what is in the file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from formats.qcow2.header import INCOMPATIBLE, MAGIC, V2_LENGTH, V3_LENGTH
 from workbench.check.problems import Tier
 from workbench.check.run import check
 from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.gate import nothing_readable
 from workbench.repair.probe import l1_score
-from workbench.repair.workspace import Workspace
+from workbench.repair.workspace import WHOLE, Workspace
 
 _BAD_SHARE: Final = 4
-"""Another shape is looked for when a quarter of the clusters, or more, is called corrupt."""
+"""Another cluster size must leave at most a quarter of the complaints, where the one at hand is not impossible."""
 
 
 def run_identity(space: Workspace) -> None:
@@ -29,23 +30,21 @@ def run_identity(space: Workspace) -> None:
         return
     looks = header.cluster_bits <= 30 and header.l1_size and header.refcount_table_offset
     if not space.meta.is_qcow2 and looks and header.version in (2, 3):
-        space.set_header("magic", MAGIC, code="HEADER-MAGIC", title="restore the magic number", tier=Tier.JUDGEMENT)
+        space.set_header(
+            "magic", MAGIC, code="HEADER-MAGIC", title="restore the magic number", tier=Tier.JUDGEMENT, places=WHOLE
+        )
     if not space.meta.is_qcow2:
         return
     version = space.meta.header.version
     if version not in (2, 3):
         value = 3 if _v3_fields(head) else 2
         space.set_header(
-            "version", value, code="HEADER-VERSION", title=f"set the version to {value}", tier=Tier.JUDGEMENT
-        )
-    elif version == 2 and _v3_fields(head) and _has_zero_flags(space):
-        space.set_header(
             "version",
-            3,
-            code="L2-ZERO-FLAG-V2",
-            title="set the version to 3: header and entries are",
+            value,
+            code="HEADER-VERSION",
+            title=f"set the version to {value}",
             tier=Tier.JUDGEMENT,
-            guest=[(0, header.size)],
+            places=WHOLE,
         )
 
 
@@ -56,10 +55,6 @@ def _v3_fields(head: bytes) -> bool:
     return length in range(V3_LENGTH, 512, 8) and order <= limits.MAX_REFCOUNT_ORDER and not incompatible >> 5
 
 
-def _has_zero_flags(space: Workspace) -> bool:
-    return "L2-ZERO-FLAG-V2" in check(space.meta, fast=True).findings.by_code
-
-
 def run_length(space: Workspace) -> None:
     """A header length that cannot be: the one behind which the extensions can be read."""
     header = space.meta.header
@@ -68,9 +63,12 @@ def run_length(space: Workspace) -> None:
     ):
         return
     end = space.meta.extension_end
-    best = max((V3_LENGTH + 8, V3_LENGTH, V3_LENGTH + 24), key=lambda length: _readable(space.meta.head, length, end))
-    code = "HEADER-LENGTH-UNALIGNED" if header.header_length % 8 else "HEADER-LENGTH"
-    space.set_header("header_length", best, code=code, title=f"set the header length to {best}", tier=Tier.JUDGEMENT)
+    head = space.meta.head
+    best = max((V3_LENGTH + 8, V3_LENGTH, V3_LENGTH + 24), key=lambda length: _readable(head, length, end))
+    if header.header_length % 8 == 0 or _readable(head, best, end) > _readable(head, header.header_length, end):
+        code = "HEADER-LENGTH-UNALIGNED" if header.header_length % 8 else "HEADER-LENGTH"
+        title = f"set the header length to {best}"
+        space.set_header("header_length", best, code=code, title=title, tier=Tier.JUDGEMENT, places=WHOLE)
 
 
 def _readable(head: bytes, start: int, end: int) -> int:
@@ -83,100 +81,80 @@ def _readable(head: bytes, start: int, end: int) -> int:
 
 
 def run_shape(space: Workspace) -> None:
-    """Cluster size, refcount width and entry width: kept unless another value explains the file far better."""
-    header = space.meta.header
+    """Cluster size, refcount width and entry width, where the field is impossible or nothing can be read under it."""
+    rows, header = space.rows, space.meta.header
     if not space.meta.is_qcow2 or header.version not in (2, 3) or space.size < V2_LENGTH:
         return
-    for _ in range(3):  # one field's doubt may hide behind another's
-        steps = len(space.steps)
-        _mend_shape(space, _doubts(space))
-        if len(space.steps) == steps:
-            return
+    if rows.has("HEADER-REFCOUNT-ORDER"):
+        best = min(_orders(space), key=lambda value: _scored(space, "refcount_order", value))
+        _set(space, "refcount_order", best, "HEADER-REFCOUNT-ORDER")
+    elif rows.has("HEADER-CLUSTER-BITS"):
+        _best(space, list(_cluster_sizes(space)), "HEADER-CLUSTER-BITS")
+    elif rows.has("EXTENDED-L2-CLUSTER-SIZE"):
+        _best(space, [_other_entries(space), *_cluster_sizes(space)], "EXTENDED-L2-CLUSTER-SIZE")
+    elif nothing_readable(rows, space):
+        _best(space, list(_cluster_sizes(space)), "HEADER-CLUSTER-BITS", below=_score(space) / _BAD_SHARE)
+    elif rows.has("L1-TABLE-TOO-SMALL"):
+        _only_sound(space)
 
 
-def _mend_shape(space: Workspace, doubts: set[str]) -> None:
-    if not doubts:
-        return
+def _orders(space: Workspace) -> tuple[int, ...]:
+    return (4, 3, 5, 6, 2, 1, 0) if space.meta.header.version == 3 else (4,)  # the usual one wins a tie
+
+
+def _cluster_sizes(space: Workspace) -> Iterable[tuple[str, int]]:
+    """Other cluster sizes, to which the offsets of L1 and refcount table are aligned."""
     header = space.meta.header
-    now = _score(space)
-    hopeless = space.meta.geometry is None or header.refcount_order > limits.MAX_REFCOUNT_ORDER
-    best, choice = now, None
-    for name, value in _candidates(space):
-        if name not in doubts:
-            continue
+    for bits in range(limits.MIN_CLUSTER_BITS, limits.MAX_CLUSTER_BITS + 1):
+        aligned = not (header.l1_table_offset | header.refcount_table_offset) & ((1 << bits) - 1)
+        if bits != header.cluster_bits and aligned:
+            yield "cluster_bits", bits
+
+
+def _other_entries(space: Workspace) -> tuple[str, int]:
+    return "incompatible_features", space.meta.header.incompatible_features ^ INCOMPATIBLE["extended_l2"].mask
+
+
+def _best(space: Workspace, candidates: list[tuple[str, int]], code: str, below: float = float("inf")) -> None:
+    """Take the candidate that explains the file best, for a field that cannot stay as it is."""
+    scores = [_scored(space, name, value) for name, value in candidates]
+    if not scores or min(scores) >= below:
+        space.note("no cluster size explains the file: the header's is kept")
+        return
+    name, value = candidates[scores.index(min(scores))]
+    _set(space, name, value, code)
+
+
+def _only_sound(space: Workspace) -> None:
+    """The image cannot be opened: is there one shape, and one alone, under which there is nothing to complain about?"""
+    candidates = list(_cluster_sizes(space))
+    if space.meta.header.version == 3:
+        candidates.append(_other_entries(space))
+    sound = []
+    for name, value in candidates:
         trial = space.trial()
         trial.set_header(name, value, code="-", title="-")
-        if trial.meta.geometry is None:
+        if trial.meta.geometry is None or trial.meta.faults:
             continue
-        score = _score(trial)
-        if score < best:
-            best, choice = score, (name, value)
-    if choice is not None and (hopeless or best * _BAD_SHARE < now):
-        code = {"cluster_bits": "HEADER-CLUSTER-BITS", "refcount_order": "HEADER-REFCOUNT-ORDER"}.get(
-            choice[0], "EXTENDED-L2-CLUSTER-SIZE"
-        )
-        what = choice[0].replace("_", " ")
-        title = f"set {what} to {choice[1]:#x}: it explains the file best"
-        space.set_header(*choice, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, header.size)])
-    elif header.refcount_order > limits.MAX_REFCOUNT_ORDER:
-        space.set_header(
-            "refcount_order",
-            4,
-            code="HEADER-REFCOUNT-ORDER",
-            title="set the refcount width to 16 bits",
-            tier=Tier.JUDGEMENT,
-        )
+        result = check(trial.meta, fast=True)
+        quiet = result.aborted is None and not result.corruptions and not result.leaks and not result.check_errors
+        header = trial.meta.header
+        if quiet and l1_score(trial, header.l1_table_offset, header.l1_size)[0]:
+            sound.append((name, value))
+    if len(sound) == 1:
+        _set(space, *sound[0], "L1-TABLE-TOO-SMALL")
 
 
-def _doubts(space: Workspace) -> set[str]:
-    """Header fields that there is reason to doubt. Refcounts can be rebuilt; so the mapping speaks for the shape."""
-    header = space.meta.header
-    if header.refcount_order > limits.MAX_REFCOUNT_ORDER:
-        return {"refcount_order"}
-    if space.meta.geometry is None:
-        return {"cluster_bits"}
-    found = set()
-    wrong_codes = _codes(space)
-    strong, wrong = (0, 1)
-    if header.l1_table_offset % space.cluster == 0 and 0 < header.l1_table_offset < space.size:
-        strong, wrong = l1_score(space, header.l1_table_offset, min(header.l1_size, limits.MAX_L1_SIZE // 8))
-    if wrong > strong:
-        found.add("incompatible_features")
-        if (
-            space.geometry.l1_entries_for(header.size) != header.l1_size
-            or {"L1-TABLE-UNALIGNED", "REFTABLE-UNALIGNED"} <= wrong_codes
-        ):
-            found.add("cluster_bits")
-    if "EXTENDED-L2-CLUSTER-SIZE" in wrong_codes or (not strong and space.meta.l1.any()):
-        found.add("incompatible_features")
-    sound = not {"REFTABLE-UNALIGNED", "REFTABLE-TOO-LARGE", "REFTABLE-MISSING", "REFTABLE-OFFSET"} & wrong_codes
-    if sound and header.version == 3 and not wrong and _refcount_trouble(space) >= _limit(space):
-        found.add("refcount_order")
-    return found
+def _set(space: Workspace, name: str, value: int, code: str) -> None:
+    title = f"set {name.replace('_', ' ')} to {value:#x}: under it the file can be read"
+    guest = [(0, space.meta.header.size)]
+    space.set_header(name, value, code=code, title=title, tier=Tier.JUDGEMENT, places=WHOLE, guest=guest)
 
 
-def _refcount_trouble(space: Workspace) -> int:
-    by_code = check(space.meta, fast=True).findings.by_code
-    names = ("REFCOUNT-TOO-LOW", "REFCOUNT-ZERO", "REFCOUNT-TOO-HIGH", "CLUSTER-LEAKED")
-    return sum(by_code[name][0] for name in names if name in by_code)
-
-
-def _candidates(space: Workspace) -> Iterable[tuple[str, int]]:
-    header = space.meta.header
-    order_broken = header.refcount_order > limits.MAX_REFCOUNT_ORDER
-    if not order_broken:
-        for bits in range(limits.MIN_CLUSTER_BITS, limits.MAX_CLUSTER_BITS + 1):
-            if (
-                bits != header.cluster_bits
-                and header.l1_table_offset % (1 << bits) == 0
-                and header.refcount_table_offset % (1 << bits) == 0
-            ):
-                yield "cluster_bits", bits
-    if header.version == 3 and space.meta.geometry is not None:
-        for order in (4, 3, 5, 6, 2, 1, 0):  # the usual one wins a tie
-            if order != header.refcount_order:
-                yield "refcount_order", order
-        yield "incompatible_features", header.incompatible_features ^ INCOMPATIBLE["extended_l2"].mask
+def _scored(space: Workspace, name: str, value: int) -> float:
+    trial = space.trial()
+    trial.set_header(name, value, code="-", title="-")
+    return _score(trial)
 
 
 def _score(space: Workspace) -> float:
@@ -186,25 +164,12 @@ def _score(space: Workspace) -> float:
     result = check(space.meta, fast=True)
     header = space.meta.header
     score: float = result.corruptions + result.check_errors + result.leaks / 4
-    if header.refcount_order > limits.MAX_REFCOUNT_ORDER:
-        score += 1e9
     needed = space.geometry.l1_entries_for(header.size)
     if needed != header.l1_size:
         score += 0.5
     if header.l1_size < needed:
         score += 1e6
     return score + (1e6 if result.aborted else 0)
-
-
-def _limit(space: Workspace) -> float:
-    """Scores below this do not make us doubt the shape."""
-    return (
-        max(8.0, min(space.size >> space.geometry.cluster_bits, 1 << 20) / _BAD_SHARE) if space.meta.geometry else 0.0
-    )
-
-
-def _codes(space: Workspace) -> set[str]:
-    return {fault.code for fault in space.meta.faults}
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
@@ -215,9 +180,10 @@ def run_sizes(space: Workspace) -> None:
     header, geometry = space.meta.header, space.geometry
     needed = geometry.l1_entries_for(header.size)
     most = limits.MAX_L1_SIZE // 8
-    emptied = not header.size and 0 < header.l1_size <= most and _entries_used(space, header.l1_size)
-    if needed > most or header.size > 1 << 62 or emptied:
-        entries = _entries_used(space, min(header.l1_size, most))
+    if space.rows.has("HEADER-SIZE") or (needed > most and space.rows.has("L1-TABLE-TOO-SMALL")):
+        # Within the L1 table's last entry it cannot be known; too large loses nothing.
+        fits = header.l1_table_offset + header.l1_size * 8 <= space.end and header.l1_size <= most
+        entries = header.l1_size if fits else _entries_used(space, min(header.l1_size, most))
         size = max(entries, 1) * geometry.l2_coverage
         space.set_header(
             "size",
@@ -225,10 +191,12 @@ def run_sizes(space: Workspace) -> None:
             code="HEADER-SIZE",
             title=f"set the disk size to what the L1 table covers ({size} bytes)",
             tier=Tier.JUDGEMENT,
+            places=WHOLE,
+            guest=[(0, size)],
         )
         needed = geometry.l1_entries_for(size)
     header = space.meta.header
-    if header.l1_size < needed:
+    if header.l1_size < needed <= most:
         _lengthen(space, needed)
     elif header.l1_size > most or (header.l1_size > needed and _collides(space)):
         keep = max(needed, _entries_used(space, min(header.l1_size, most)))
@@ -238,6 +206,7 @@ def run_sizes(space: Workspace) -> None:
             code="L1-TABLE-TOO-LARGE",
             title=f"set the L1 table to {keep} entries, what the disk needs",
             tier=Tier.JUDGEMENT,
+            places=WHOLE,
         )
 
 
@@ -254,6 +223,7 @@ def _lengthen(space: Workspace, needed: int) -> None:
             code="L1-TABLE-TOO-SMALL",
             title=f"set the L1 table to the {needed} entries that the disk needs",
             tier=Tier.JUDGEMENT,
+            places=WHOLE,
         )
         return
     old = space.read(header.l1_table_offset, header.l1_size * 8)
@@ -305,17 +275,20 @@ RULES = (
     Rule(
         "header-shape",
         "Derive cluster size and widths",
-        codes("HEADER-CLUSTER-BITS", "HEADER-REFCOUNT-ORDER", "EXTENDED-L2-CLUSTER-SIZE"),
+        codes(
+            "HEADER-CLUSTER-BITS", "HEADER-REFCOUNT-ORDER", "EXTENDED-L2-CLUSTER-SIZE", "L1-TABLE-TOO-SMALL",
+            "L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "REFTABLE-UNALIGNED", "REFTABLE-OFFSET", "REGION-BEYOND-EOF",
+        ),
         Tier.JUDGEMENT,
         run_shape,
         needs_shape=False,
     ),
-)
+)  # fmt: skip
 SIZE_RULES = (
     Rule(
         "header-sizes",
         "Make disk size and L1 table agree",
-        codes("HEADER-SIZE", "L1-TABLE-TOO-SMALL", "L1-TABLE-TOO-LARGE"),
+        codes("HEADER-SIZE", "L1-TABLE-TOO-SMALL", "L1-TABLE-TOO-LARGE", "METADATA-OVERLAP", "REGION-BEYOND-EOF"),
         Tier.JUDGEMENT,
         run_sizes,
     ),

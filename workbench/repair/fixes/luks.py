@@ -73,7 +73,8 @@ def _code(space: Workspace, has_extension: bool, offset: int) -> str:
 
 def _mend_header(space: Workspace, offset: int) -> None:
     luks = parse_luks(space.read(offset, HEADER_SIZE))
-    if luks.version != 1:
+    has = space.rows.has
+    if luks.version != 1 and has("LUKS-VERSION"):
         space.put(
             offset + 6,
             b"\0\1",
@@ -82,8 +83,9 @@ def _mend_header(space: Workspace, offset: int) -> None:
             kind="luks",
             tier=Tier.JUDGEMENT,
         )
-    _mend_slots(space, offset, luks)
-    if luks.key_slots and not any(slot.active for slot in luks.key_slots):
+    if has("LUKS-KEY-SLOT"):
+        _mend_slots(space, offset, luks)
+    if has("LUKS-NO-KEY") and luks.key_slots and not any(slot.active for slot in luks.key_slots):
         for number, slot in enumerate(luks.key_slots):
             material = space.read(offset + slot.key_material_offset * SECTOR, 512)
             if slot.iterations and any(slot.salt) and any(material):
@@ -132,6 +134,9 @@ RULES = (
             "LUKS-BEYOND-EOF",
             "LUKS-LENGTH",
             "LUKS-MAGIC",
+            "LUKS-VERSION",
+            "LUKS-KEY-SLOT",
+            "LUKS-NO-KEY",
         ),
         Tier.SAFE,
         run,

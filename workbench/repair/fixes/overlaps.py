@@ -34,8 +34,11 @@ def run_tables(space: Workspace) -> None:
     _, first = np.unique(offset[used], return_index=True)
     again = np.setdiff1d(np.arange(used.size), first)
     place = meta.header.l1_table_offset
+    named = set(space.rows.spans("L2-TABLE-SHARED"))
     for index in used[again].tolist()[:4096]:
         source = int(offset[index])
+        if (source, source + space.cluster) not in named:
+            continue
         new = space.append()
         guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
         title = f"copy the L2 table that L1 entry {index} shares with another"
@@ -55,7 +58,7 @@ def run_tables(space: Workspace) -> None:
 def run_data(space: Workspace) -> None:
     """Guest data on metadata, on compressed data, or on other guest data."""
     ledger = space.ledger
-    wanted = np.flatnonzero(_conflicts(ledger))
+    wanted = np.flatnonzero(_conflicts(ledger) & space.rows.clusters(ledger.cluster_bits, ledger.clusters))
     if not wanted.size:
         return
     if wanted.size > _MOST:
@@ -94,7 +97,7 @@ class _Mover:
     def __init__(self, space: Workspace, ledger: Ledger) -> None:
         self.space = space
         self.ledger = ledger
-        self.hit = _conflicts(ledger)
+        self.hit = _conflicts(ledger) & space.rows.clusters(ledger.cluster_bits, ledger.clusters)
         self.kept: set[int] = set()
         """Cross-linked clusters whose first owner has been met."""
         self.moved: dict[tuple[int, int], int] = {}
@@ -107,7 +110,11 @@ class _Mover:
         at_header = ~packed & (numbers == 0) & ((words & np.uint64(OFFSET_MASK)) != 0)
         chosen = np.zeros(words.shape, dtype=bool)
         chosen[inside] = self.hit[numbers[inside]]
-        chosen |= at_header
+        chosen |= at_header & bool(self.hit[0])
+        tables = self.ledger.tables.offset
+        for row in np.flatnonzero(chosen.any(axis=1)).tolist():
+            if self.ledger.claims_at(int(tables[batch.rows[row]])):
+                chosen[row] = False  # another structure's cluster: its bytes are not entries
         for row, column in np.argwhere(chosen).tolist():
             self._plain(batch, row, column, int(numbers[row, column]))
         if packed.any():
@@ -141,7 +148,7 @@ class _Mover:
         if new is None:
             new = self.space.append()
             title = f"copy the cluster at {number << self.ledger.cluster_bits:#x}, which {what} owns too"
-            content = self.space.read_cluster(number << self.ledger.cluster_bits)
+            content = self._original(number << self.ledger.cluster_bits, self.space.cluster)
             self.space.put(
                 new,
                 content,
@@ -165,6 +172,13 @@ class _Mover:
             guest=[(guest, self.space.cluster)],
             snapshots=ids,
         )
+
+    def _original(self, offset: int, length: int) -> bytes:
+        """What the guest reads there: its bytes as the image has them, not as the metadata was mended since."""
+        space = self.space
+        if any(start <= offset < end for start, end in space.fresh):
+            return space.read(offset, length)
+        return space.base.read(offset, length).ljust(length, b"\0")
 
     def _owner(self, number: int) -> str:
         claims = self.ledger.claims_at(number << self.ledger.cluster_bits)
@@ -190,7 +204,7 @@ class _Mover:
                 "guest": [(guest, self.space.cluster)],
                 "snapshots": ids,
             }
-            data = self.space.read(begin, stop - begin)
+            data = self._original(begin, stop - begin)
             self.space.put(new + inner, data, title="copy compressed data out of metadata", kind="data", **why)  # type: ignore[arg-type]
             value = word - begin + new + inner
             title = f"point the compressed cluster of guest offset {guest:#x} at its own copy"

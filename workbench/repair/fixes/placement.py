@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from formats.qcow2.tables import table_bytes
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.fixes.header import SIZE_RULES
-from workbench.repair.probe import find_l1, l1_score
+from workbench.repair.probe import find_l1, leads_nowhere
 from workbench.repair.workspace import Workspace
 
 
 def run(space: Workspace) -> None:
-    """Keep the L1 table unless it makes no sense and another one does; without any, start an empty one."""
+    """Look for the L1 table where the header's cannot be one; without any trace of it, start an empty one."""
     header, cluster = space.meta.header, space.cluster
     offset, entries = header.l1_table_offset, header.l1_size
-    impossible = offset % cluster != 0 or offset >= space.size or offset == 0
-    strong, wrong = (0, 0) if impossible else l1_score(space, offset, entries)
-    if not impossible and wrong <= strong:
+    if not entries:
         return
-    taken = {each.l1_table_offset for each in space.meta.snapshots} | {0}
-    if not impossible:
-        taken.add(offset)
+    impossible = offset % cluster != 0 or offset >= space.size or offset == 0
+    if not impossible and not leads_nowhere(space, space.meta.l1[: space.geometry.l1_entries_for(header.size)]):
+        return
+    taken = {each.l1_table_offset for each in space.meta.snapshots} | {0, offset}
+    leaked = space.ledger.maybe_leaked()
+    found = find_l1(space, entries, taken, leaked) or (find_l1(space, entries, taken) if impossible else [])
+    found = [each for each in found if not space.ledger.claims_at(each[1])] or found
+    best = [place for score, place in found if score == found[0][0]]
     code = "L1-TABLE-UNALIGNED" if offset % cluster else "L1-TABLE-OFFSET"
-    found = [(score, place) for score, place in find_l1(space, entries, taken) if score > strong]
-    if found:
-        best = [place for score, place in found if score == found[0][0]]
-        place = next((each for each in best if not _claimed(space, each)), best[0])
+    if len(best) == 1 and (impossible or len(found) == 1):
+        place = best[0]
         title = f"point the header at the L1 table found at {place:#x} ({found[0][0]} L2 tables hang on it)"
+        guest = [(0, header.size)]
         space.set_header(
-            "l1_table_offset", place, code=code, title=title, tier=Tier.JUDGEMENT, guest=[(0, header.size)]
+            "l1_table_offset", place, code=code, title=title, tier=Tier.JUDGEMENT, guest=guest, places=guest
         )
+    elif found:
+        shown = ", ".join(f"{place:#x}" for place in best[:8])
+        space.note(f"several places may hold the active L1 table ({shown}): none is taken without being told")
     elif impossible:
         _start_empty(space, entries, code)
 
 
-def _claimed(space: Workspace, offset: int) -> bool:
-    return bool(space.ledger.claims_at(offset))
-
-
 def _start_empty(space: Workspace, entries: int, code: str) -> None:
-    import numpy as np
-
     size = entries * 8
     if size > 32 << 20:
         return
@@ -65,8 +66,11 @@ RULES = (
     Rule(
         "l1-table",
         "Find the L1 table",
-        codes("L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "REGION-BEYOND-EOF", "L1-ENTRY-RESERVED"),
+        codes(
+            "L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "REGION-BEYOND-EOF", "L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED",
+            "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "L2-TABLE-FOREIGN", "METADATA-OVERLAP",
+        ),
         Tier.JUDGEMENT,
         run,
     ),
-)
+)  # fmt: skip

@@ -17,7 +17,7 @@ from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.fixes.snapshots import find_table, write_table
 from workbench.repair.probe import find_l1, find_luks
-from workbench.repair.workspace import Workspace
+from workbench.repair.workspace import WHOLE, Workspace
 
 _BITS: Final = (16, 12, *(bits for bits in range(9, 22) if bits not in (12, 16)))
 _ORDERS: Final = (4, 3, 5, 6, 2, 1, 0)
@@ -74,7 +74,16 @@ def run(space: Workspace) -> None:
     )
     title = f"write a new header: {1 << best.bits}-byte clusters, tables found at {best.table:#x} and {offset:#x}"
     data = build_header(final).ljust(V3_LENGTH + 8, b"\0")
-    space.put(0, data, code="HEADER-MAGIC", title=title, kind="header", tier=Tier.JUDGEMENT, guest=[(0, final.size)])
+    space.put(
+        0,
+        data,
+        code="HEADER-MAGIC",
+        title=title,
+        kind="header",
+        tier=Tier.JUDGEMENT,
+        guest=[(0, final.size)],
+        places=WHOLE,
+    )
     space.note("the disk size is what the L1 table covers: it may have been a little smaller")
     snapshots = find_table(space, 0)
     if snapshots and all(space.ledger.leaked(each.l1_table_offset) for each in snapshots):

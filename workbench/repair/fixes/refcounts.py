@@ -7,17 +7,21 @@ and becomes valid with one header write; the old one keeps its bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import limits, refcounts
 from formats.qcow2.tables import table_bytes
+from workbench.check import check
+from workbench.check.findings import Findings
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.repair import triage
 from workbench.repair.fixes.base import Rule, codes
-from workbench.repair.ledger import Ledger, good_blocks
+from workbench.repair.gate import Reach
+from workbench.repair.ledger import Claim, Ledger, good_blocks
 from workbench.repair.policy import Mode
 from workbench.repair.workspace import Workspace, header_field
 from workbench.units import div_round_up, many
@@ -33,15 +37,94 @@ class _Wanted:
 
 def run(space: Workspace) -> None:
     """Make stored refcounts what they ought to be."""
+    space.evidence = None
     if space.policy.mode is Mode.LEAKS and not space.steps:
         _lower_leaks(space)
         return
     if _overflows(space):
         _widen(space)
-    elif table_is_sound(space):
-        _in_place(space)
-    else:
+    elif not table_is_sound(space) or not _in_place(space):
         _rebuild(space, space.ledger, _wanted(space, space.ledger).values)
+
+
+# -- what stays counted ------------------------------------------------------------------------------------------------
+
+_SNAPSHOTS_READ: Final = frozenset({"SNAPSHOT-DUPLICATE-ID", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-WITH-DATA-FILE"})
+"""Rows about snapshots whose tables are read all the same."""
+_LOST: Final = frozenset({
+    "L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "L1-TABLE-TOO-SMALL", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF",
+    "L1-ENTRY-OFFSET-ZERO", "L2-TABLE-FOREIGN", "L2-ENTRY-UNALIGNED", "SUBCLUSTER-UNALLOCATED", "READ-ERROR",
+    "ENCRYPTION-MISSING", "ENCRYPTION-EXTENSION", "ENCRYPTION-UNEXPECTED", "LUKS-UNALIGNED", "LUKS-BEYOND-EOF",
+    "LUKS-LENGTH", "LUKS-MAGIC", "EXTENSION-OVERRUN",
+})  # fmt: skip
+"""Rows about entries and pointers that do not say any more which clusters are theirs."""
+
+
+def _snapshots_unread(space: Workspace, findings: Findings) -> bool:
+    """Some snapshot cannot be read, so what it shares with the disk, or holds alone, cannot be told."""
+    codes = findings.by_code
+    if any(code.startswith("SNAPSHOT") and code not in _SNAPSHOTS_READ for code in codes):
+        return True
+    header = space.meta.header
+    forgotten = bool(header.snapshots_offset) and not header.nb_snapshots
+    return forgotten or any(
+        each.snapshot >= 0 or each.offset == header.snapshots_offset for each in findings.of("REGION-BEYOND-EOF")
+    )
+
+
+def _evidence(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
+    """(clusters that nothing refers to and that stay counted, whether shared clusters may have owners nobody sees)."""
+    if space.policy.free_orphans:
+        return np.zeros(ledger.clusters, dtype=bool), False
+    kept = triage.orphans(space, ledger)
+    leaked = (ledger.counts == 0) & (ledger.stored > 0)
+    now = (check(space.meta, fast=True).findings,) if space.steps else ()
+    then = (space.found.findings,) if space.found is not None else ()
+    unread = any(_snapshots_unread(space, each) for each in (*now, *then))
+    if unread or any(not _LOST.isdisjoint(each.by_code) for each in then):
+        kept |= leaked
+    return kept, unread or space.policy.cautious or triage.keeper_of(space).hidden or bool((kept & leaked).any())
+
+
+def _judged(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
+    """`_evidence`, worked out once for the fixes that follow one another."""
+    known = space.evidence
+    if known is None or known[0].size > ledger.clusters:
+        known = space.evidence = _evidence(space, ledger)
+    kept = np.zeros(ledger.clusters, dtype=bool)
+    kept[: known[0].size] = known[0]
+    for start, end in space.kept if not space.policy.free_orphans else ():
+        kept[start >> ledger.cluster_bits : end >> ledger.cluster_bits] = True
+    return kept & (ledger.counts == 0), known[1]
+
+
+def _floor(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
+    """Refcounts as the image had them (what a plan raised itself may be lowered again)."""
+    known = space.floor
+    if known is None:
+        base = Workspace(space.base, space.policy)
+        same = base.meta.geometry is not None and base.meta.geometry.cluster_bits == ledger.cluster_bits
+        known = space.floor = base.ledger.stored if same else np.zeros(0, dtype=np.uint64)
+    floor = np.zeros(ledger.clusters, dtype=np.uint64)
+    length = min(known.size, floor.size)
+    floor[:length] = np.minimum(known[:length], ledger.stored[:length])
+    return floor
+
+
+def leaks_kept(space: Workspace) -> int:
+    """Clusters of the image as it is now whose refcount is higher than needed, on purpose."""
+    ledger = space.ledger
+    kept, shared = _judged(space, ledger)
+    high = (ledger.counts > 0) & (_floor(space, ledger) > ledger.counts) if shared else np.zeros(0, dtype=bool)
+    return int((kept & (ledger.stored > 0)).sum() + high.sum())
+
+
+def sharing_unknown(space: Workspace) -> bool:
+    """Clusters may be shared with owners that cannot be read: no refcount goes down, nothing becomes COPIED."""
+    return _judged(space, space.ledger)[1]
+
+
+# -- setting them right ------------------------------------------------------------------------------------------------
 
 
 def _overflows(space: Workspace) -> bool:
@@ -56,7 +139,8 @@ def _widen(space: Workspace) -> None:
     ledger = space.ledger
     values = _wanted(space, ledger).values
     values = np.maximum(values, ledger.counts)
-    order = next(each for each in range(4, 7) if int(values.max()) < 1 << (1 << each))
+    widths = range(space.meta.header.refcount_order + 1, limits.MAX_REFCOUNT_ORDER + 1)
+    order = next((each for each in widths if int(values.max()) < 1 << (1 << each)), limits.MAX_REFCOUNT_ORDER)
     title = f"make refcounts {1 << order} bits wide: a cluster is shared more often than {space.geometry.refcount_bits} bits can say"
     space.set_header("refcount_order", order, code="REFCOUNT-OVERFLOW", title=title)
     _rebuild(space, ledger, values)
@@ -75,7 +159,7 @@ def table_is_sound(space: Workspace) -> bool:
     if (ledger.counts[first : first + header.refcount_table_clusters] != 1).any():
         return False
     entries = region.length // 8
-    needed = div_round_up(ledger.clusters + 8, space.geometry.refcount_block_entries)
+    needed = div_round_up(ledger.clusters, space.geometry.refcount_block_entries)
     return entries >= needed and _mostly_sense(space)
 
 
@@ -90,10 +174,16 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
     most = np.uint64(space.geometry.refcount_max)
     if (values > most).any():
         values = np.minimum(values, most)
-    kept = np.zeros(ledger.clusters, dtype=bool)
-    if not space.policy.free_orphans:
-        kept = triage.orphans(space, ledger)
-        values[kept] = np.maximum(ledger.stored[kept], np.uint64(1))
+    kept, shared = _judged(space, ledger)
+    values[kept] = np.maximum(ledger.stored[kept], np.uint64(1))
+    if shared:
+        held = (ledger.counts > 0) & (_floor(space, ledger) > values)
+        if held.any():
+            values[held] = np.minimum(_floor(space, ledger)[held], most)
+            space.note(
+                f"{many(int(held.sum()), 'cluster')} may be shared with something that has lost its place (a table, a"
+                " snapshot): the refcount is kept"
+            )
     return _Wanted(values, kept)
 
 
@@ -111,13 +201,16 @@ def _lower_leaks(space: Workspace) -> None:
     _write_blocks(space, wanted.values)
 
 
-def _in_place(space: Workspace) -> None:
-    _replace_bad_blocks(space)
+def _in_place(space: Workspace) -> bool:
+    """False when the table has no room for the blocks that it needs."""
+    if not _replace_bad_blocks(space):
+        return False
     _write_blocks(space, _wanted(space, space.ledger).values)
+    return True
 
 
-def _replace_bad_blocks(space: Workspace) -> None:
-    """Give every refcount table entry that needs one a block of its own."""
+def _replace_bad_blocks(space: Workspace) -> bool:
+    """Give every refcount table entry that needs one a block of its own; False when the table is too short."""
     per_block = space.geometry.refcount_block_entries
     for _ in range(64):  # each new block may lie in a range that has no block yet
         ledger = space.ledger
@@ -129,11 +222,13 @@ def _replace_bad_blocks(space: Workspace) -> None:
         wrong = (words != 0) & ~alone
         wrong &= ~_first_of_shared(blocks, wrong, ledger)
         starts = np.arange(0, ledger.clusters, per_block)
+        if starts.size > words.size:
+            return False
         needed = np.zeros(words.size, dtype=bool)
         needed[: starts.size] = np.add.reduceat(ledger.counts > 0, starts) > 0
         todo = np.flatnonzero((needed & (words == 0)) | wrong)
         if not todo.size:
-            return
+            return True
         region = space.meta.refcount_table_region
         for index in todo.tolist():
             new = space.append() if needed[index] else 0
@@ -141,7 +236,13 @@ def _replace_bad_blocks(space: Workspace) -> None:
             title = f"give refcount table entry {index} a new block" if new else f"drop refcount table entry {index}"
             if new:
                 _copy_known(space, int(blocks[index]) if alone[index] else 0, new)
-            space.put(region.offset + index * 8, new.to_bytes(8, "big"), code=code, title=title, kind="refcount-table")
+            first = index * per_block
+            part = slice(first, first + per_block)
+            less = (~ledger.known[part] & (ledger.counts[part] == 0)) | (ledger.stored[part] > ledger.counts[part])
+            frees = _ranges(first + np.flatnonzero(less).astype(np.int64), ledger.cluster_bits)
+            at = region.offset + index * 8
+            space.put(at, new.to_bytes(8, "big"), code=code, title=title, kind="refcount-table", frees=frees)
+    return False
 
 
 def _first_of_shared(blocks: NDArray[np.uint64], wrong: NDArray[np.bool_], ledger: Ledger) -> NDArray[np.bool_]:
@@ -202,6 +303,7 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
                 low, high = _span(space.read_cluster(block), data)
                 # With free_orphans what is freed may be guest data: safe for the image, not for the data.
                 drops = code == "CLUSTER-LEAKED" and space.policy.free_orphans
+                less = np.flatnonzero(new < old).astype(np.int64) + first
                 space.put(
                     block + low,
                     data[low:high],
@@ -209,8 +311,17 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
                     title=title.format(many(changed, noun)),
                     kind="refcount-block",
                     tier=Tier.DESTRUCTIVE if drops else Tier.SAFE,
+                    frees=_ranges(less, ledger.cluster_bits),
                 )
             old = new
+
+
+def _ranges(clusters: NDArray[np.int64], bits: int) -> list[tuple[int, int]]:
+    """(start, length) in bytes of runs of neighbouring clusters."""
+    if not clusters.size:
+        return []
+    runs = np.split(clusters, np.flatnonzero(np.diff(clusters) != 1) + 1)
+    return [(int(run[0]) << bits, run.size << bits) for run in runs]
 
 
 def _span(old: bytes, new: bytes) -> tuple[int, int]:
@@ -223,7 +334,11 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
     """A whole new structure at the end of the file, from the ledger. wanted: refcounts, one per cluster of the file."""
     geometry = space.geometry
     cluster, per_block = space.cluster, geometry.refcount_block_entries
+    held = wanted > 0
     _forget_structures(space, ledger, wanted)
+    gone = held & (wanted == 0)  # what the old structure took
+    gone |= ((ledger.stored > 0) | ~ledger.known) & (ledger.counts == 0) & ~held
+    gone |= ledger.stored > wanted
     start = ledger.clusters
     total = start
     while True:
@@ -251,17 +366,45 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
     space.put(offset, table_bytes(table), code=code, title="write a new refcount table", kind="refcount-table")
     at, _ = header_field("refcount_table_offset")
     value = offset.to_bytes(8, "big") + table_clusters.to_bytes(4, "big")
-    space.put(at, value, code=code, title="let the header name the new refcount table", kind="header")
+    frees = _ranges(np.flatnonzero(gone).astype(np.int64), ledger.cluster_bits)
+    title = "let the header name the new refcount table"
+    space.put(at, value, code=code, title=title, kind="header", frees=frees)
 
 
 def _forget_structures(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> None:
-    """The old table and blocks are not counted any more (each was counted once for being one)."""
+    """The old table and blocks are not counted any more (each was counted once for being one).
+
+    What they were said to be and are not, as a table that is too long says of what lies behind it, stays counted.
+    """
     for claim in ledger.claims:
-        if claim.owner in (Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK):
-            first = claim.offset >> ledger.cluster_bits
-            last = min(div_round_up(claim.offset + claim.length, space.cluster), ledger.clusters)
-            part = wanted[first:last]
-            part[part > 0] -= np.uint64(1)
+        if claim.owner not in (Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK):
+            continue
+        first = claim.offset >> ledger.cluster_bits
+        last = min(div_round_up(claim.offset + claim.length, space.cluster), ledger.clusters)
+        for number in range(first, last):
+            if wanted[number] > 1 or (wanted[number] == 1 and _is_refcounts(space, claim, number)):
+                wanted[number] -= np.uint64(1)
+            elif wanted[number]:
+                space.keep(number << ledger.cluster_bits, space.cluster)
+
+
+def _is_refcounts(space: Workspace, claim: Claim, number: int) -> bool:
+    """Whether a cluster holds entries of a refcount table, or refcounts most of which are as they ought to be."""
+    ledger, per_block = space.ledger, space.geometry.refcount_block_entries
+    offset = number << ledger.cluster_bits
+    words = space.words(offset, space.cluster // 8)
+    words = words[words != 0]
+    if bool(((words & np.uint64(space.cluster - 1)) == 0).all() and (words < np.uint64(space.end)).all()):
+        return True
+    values = refcounts.unpack(space.read_cluster(offset), space.geometry.refcount_order)
+    last = div_round_up(ledger.clusters, per_block)
+    for index in (claim.index,) if claim.index >= 0 else range(min(last, 64)):
+        part = ledger.counts[index * per_block : (index + 1) * per_block]
+        have = values[: part.size].astype(np.uint64)
+        # A table that is said to be far too long counts every cluster once more.
+        if ((have == part) | (have + np.uint64(1) == part)).sum() * 2 > part.size:
+            return True
+    return False
 
 
 def _table_code(space: Workspace) -> str:
@@ -288,5 +431,7 @@ RULES = (
         Tier.SAFE,
         run,
         always=True,
+        reads_tables=True,
+        reach=Reach.REFCOUNTS,
     ),
 )  # fmt: skip

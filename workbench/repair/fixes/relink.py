@@ -1,25 +1,21 @@
-"""Lost L2 tables put back into the L1 entries that lost them.
+"""Lost L2 tables put back into the L1 entries that lost them, where that place is certain.
 
-The check finds leaked clusters that hold L2 tables and ranks the L1 entries each may belong to, with evidence. What is
-certain enough is linked; the rest stays untouched as an orphan and is offered as a choice.
+The check finds unreferenced clusters that hold L2 tables. A table is linked when there is one L1 entry that it can belong
+to and no other owner is in sight; the rest stays counted and is offered as a choice.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
-from formats.qcow2.tables import COPIED, OFFSET_MASK
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
 from workbench.check import CheckResult, check
 from workbench.check.problems import Tier
 from workbench.check.triage import LostTable
 from workbench.repair.fixes.base import Alternative, Rule, codes
-from workbench.repair.probe import l2_content
+from workbench.repair.ledger import CROSSED, META
+from workbench.repair.probe import clusters, l1_bad, l2_content
 from workbench.repair.workspace import Workspace
-
-CERTAIN: Final = 0.5
-"""Confidence from which a table is linked without being asked."""
 
 
 def run(space: Workspace) -> None:
@@ -29,73 +25,141 @@ def run(space: Workspace) -> None:
     result = check(space.meta)
     if space.policy.choice("relink", "best") == "data":
         _link_data(space, result)
-    lost = sorted(result.lost_tables, key=lambda each: (-each.confidence, each.offset))
+    _link_only_cluster(space)
+    lost = sorted(result.lost_tables, key=lambda each: each.offset)
     if not lost:
         return
-    taken: set[int] = set()
     free = _free_entries(space)
+    places = _certain(space, lost, free)
     for table in lost:
-        index = _chosen(space, table, free - taken)
-        if index is None:
+        asked = space.policy.choice(f"relink:{table.offset:#x}", "")
+        index = int(asked) if asked.isdigit() and int(asked) in free else None if asked else places.get(table.offset)
+        if index is not None and index in free:
+            free.discard(index)
+            _link(space, table, index, certain=not asked)
             continue
-        taken.add(index)
-        _link(space, table, index)
+        shown = ", ".join(map(str, sorted(each for each in table.fits if each in free)[:8])) or "none that is free"
+        space.note(
+            f"a lost L2 table lies at {table.offset:#x} ({table.leaked} leaked clusters); it may belong to L1 entry"
+            f" {shown}: it is kept, choose its place to link it"
+        )
 
 
 def _free_entries(space: Workspace) -> set[int]:
-    """L1 entries of the disk without a usable table: none, damaged, shared with an earlier entry, or an empty table."""
+    """L1 entries of the disk without a table of their own.
+
+    None at all, damaged, on a cluster of another structure, shared with an earlier entry, or with nothing in their table.
+    """
+    ledger = space.ledger
     words = space.meta.l1[: space.geometry.l1_entries_for(space.meta.header.size)]
     offset = words & np.uint64(OFFSET_MASK)
     usable = (offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
     free = set(np.flatnonzero(~usable).tolist())
     places: dict[int, int] = {}
     for index in np.flatnonzero(usable).tolist():
-        content = l2_content(space, int(offset[index])) if index < 1 << 16 else None
-        if content is not None and (content.empty or content.is_foreign):
+        place = int(offset[index])
+        content = l2_content(space, place) if index < 1 << 16 else None
+        if content is not None and (content.empty or not content.may_be_table):
             free.add(index)
-        if int(offset[index]) in places:
-            free |= {index, places[int(offset[index])]}
-        places.setdefault(int(offset[index]), index)
+        if ledger.claims_at(place):
+            free.add(index)
+        if place in places:
+            free |= {index, places[place]}
+        places.setdefault(place, index)
     return free
 
 
-def _chosen(space: Workspace, table: LostTable, free: set[int]) -> int | None:
-    asked = space.policy.choice(f"relink:{table.offset:#x}", "")
-    if asked:
-        return int(asked) if asked.isdigit() and int(asked) in free else None
-    shared = _among_shared(space, table.offset)
-    if shared is not None and shared in free:
-        return shared
-    fits = [index for index in table.fits if index in free]
-    if fits and fits[0] == table.fits[0] and table.confidence >= CERTAIN:
-        return fits[0]
-    shown = ", ".join(map(str, table.fits[:8])) or "none that is free"
-    space.note(
-        f"a lost L2 table lies at {table.offset:#x} ({table.leaked} leaked clusters); it may belong to L1 entry {shown}:"
-        " it is kept, choose its place to link it"
-    )
-    return None
+def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[int, int]:
+    """Table offset -> the only L1 entry that it can belong to."""
+    words = space.meta.l1
+    if _has_other_owners(space, lost):
+        return {}
+    mine = [table for table in lost if _is_current(space, table)]
+    found: dict[int, int] = {}
+    for table in mine:
+        # One bit away from the offset that stands there (a zeroed entry is not: it has no trace of any table).
+        near = [
+            index
+            for index in sorted(free)
+            if int(words[index]) & OFFSET_MASK and ((int(words[index]) & OFFSET_MASK) ^ table.offset).bit_count() == 1
+        ]
+        if len(near) == 1:
+            found[table.offset] = near[0]
+    taken = set(found.values())
+    if len(taken) < len(found):
+        return {}
+    rest = [table for table in lost if table.offset not in found]
+    if len(rest) == 1 and rest[0] in mine:
+        # One table and one place for it; or one place that had a table, as the damage in it shows.
+        left = free - taken
+        damaged = {index for index in left if int(words[index])}
+        if len(left) == 1 or len(damaged) == 1:
+            found[rest[0].offset] = next(iter(damaged or left))
+    return found
 
 
-def _among_shared(space: Workspace, offset: int) -> int | None:
-    """Two L1 entries on one table, and one table lost: the entry that the order of tables in the file speaks for."""
-    words = space.meta.l1 & np.uint64(OFFSET_MASK)
-    used = np.flatnonzero(words)
-    values, times = np.unique(words[used], return_counts=True)
-    if (times > 1).sum() != 1 or times.max() != 2:
-        return None
-    shared = int(values[np.argmax(times)])
-    first, second = (int(index) for index in used[words[used] == np.uint64(shared)])
-    return second if offset > shared else first
+def _is_current(space: Workspace, table: LostTable) -> bool:
+    """Nothing else refers to any cluster that the table maps: no older state of what is mapped now."""
+    ledger = space.ledger
+    words = space.words(table.offset, space.cluster // 8)
+    words = words[0::2] if space.geometry.extended_l2 else words
+    words = words[words != 0]
+    packed = (words & np.uint64(COMPRESSED)) != 0
+    start, _ = compressed_range(words[packed], space.geometry.cluster_bits)
+    targets = np.concatenate([words[~packed] & np.uint64(OFFSET_MASK), start])
+    numbers = (targets >> np.uint64(ledger.cluster_bits)).astype(np.int64)
+    numbers = numbers[(numbers > 0) & (numbers < ledger.clusters)]
+    if not numbers.size or (ledger.flags[numbers] & np.uint8(META | CROSSED)).any():
+        return False
+    plain = numbers[: int((~packed).sum())]
+    # Compressed clusters share host clusters with one another, so only standard ones speak.
+    return not ledger.counts[plain].any()
 
 
-def _link(space: Workspace, table: LostTable, index: int) -> None:
-    guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
+def _has_other_owners(space: Workspace, lost: list[LostTable]) -> bool:
+    """Some cluster that nothing refers to is an L1 table that names a lost table: a snapshot's, or an older state's."""
+    wanted = np.array([table.offset for table in lost], dtype=np.uint64)
+    for offset, head in clusters(space, space.ledger.maybe_leaked()):
+        if offset in wanted:
+            continue
+        used = head[head != 0]
+        if np.isin(used & np.uint64(OFFSET_MASK), wanted).any() and not l1_bad(space, used).any():
+            space.note(
+                f"an L1 table that nothing refers to lies at {offset:#x}: the lost L2 tables it names are its own"
+            )
+            return True
+    return False
+
+
+def _link(space: Workspace, table: LostTable, index: int, *, certain: bool) -> None:
+    geometry = space.geometry
+    start = index * geometry.l2_coverage
+    guest = [(start, min(geometry.l2_coverage, max(space.meta.header.size - start, space.cluster)))]
+    old = int(space.meta.l1[index]) & OFFSET_MASK
+    if old and not old % space.cluster and old < space.size and not space.ledger.claims_at(old):
+        space.keep(old, space.cluster)
     place = space.meta.header.l1_table_offset + index * 8
     title = f"link the lost L2 table at {table.offset:#x} into L1 entry {index} ({'; '.join(table.evidence)})"
     space.put(
         place, (COPIED | table.offset).to_bytes(8, "big"), code="CLUSTER-LEAKED", title=title, kind="l1",
-        tier=Tier.JUDGEMENT, guest=guest, choice=str(index),
+        tier=Tier.JUDGEMENT, guest=guest, choice=str(index), places=guest if certain else (),
+    )  # fmt: skip
+
+
+def _link_only_cluster(space: Workspace) -> None:
+    """One extended entry says that it has a cluster and not which, and one cluster alone has lost its entry."""
+    rows = list(space.rows.each("SUBCLUSTER-UNALLOCATED"))
+    leaks = space.ledger.leaks()
+    if len(rows) != 1 or rows[0].count != 1 or leaks.size != 1 or rows[0].snapshot >= 0 or rows[0].guest is None:
+        return
+    host = int(leaks[0]) << space.ledger.cluster_bits
+    if not any(space.read_cluster(host)):
+        return
+    title = f"link the leaked cluster at {host:#x} to guest offset {rows[0].guest:#x}: it alone has lost its cluster"
+    guest = [(rows[0].guest, space.cluster)]
+    space.put(
+        rows[0].offset, (COPIED | host).to_bytes(8, "big"), code="SUBCLUSTER-UNALLOCATED", title=title, kind="l2",
+        tier=Tier.JUDGEMENT, guest=guest, places=guest,
     )  # fmt: skip
 
 
@@ -125,17 +189,20 @@ RULES = (
         "relink",
         "Link lost L2 tables again",
         codes(
+            "L2-TABLE-LOST",
             "CLUSTER-LEAKED",
             "L1-ENTRY-UNALIGNED",
             "L1-ENTRY-BEYOND-EOF",
             "L2-TABLE-FOREIGN",
             "L2-TABLE-EMPTY",
             "L2-TABLE-SHARED",
+            "METADATA-OVERLAP",
+            "SUBCLUSTER-UNALLOCATED",
         ),
         Tier.JUDGEMENT,
         run,
         alternatives=(
-            Alternative("best", "Link where the evidence is clear", "the guest reads its data again"),
+            Alternative("best", "Link where the place is certain", "the guest reads its data again"),
             Alternative(
                 "data", "Link leaked data too", "ranges whose neighbours lie beside the leaked cluster read it again"
             ),

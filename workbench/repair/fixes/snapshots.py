@@ -1,7 +1,8 @@
 """Snapshots: the table found and read again entry by entry, its numbers derived, lost L1 tables looked for.
 
-No entry is dropped that can be read; entries that were forgotten, or whose sizes were damaged, come back. Only when
-nothing at all can be read is the table given up, and then the clusters it held stay as orphans.
+Only what a row names is looked at anew. No entry is dropped that can be read; entries that were forgotten, or whose sizes
+were damaged, come back. Only when nothing at all can be read is the table given up, and then the clusters it held stay
+counted.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from formats.qcow2.snapshots import FIXED_SIZE, Snapshot, build_snapshot, entry_
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
-from workbench.repair.probe import clusters, find_l1, l1_score
-from workbench.repair.workspace import Workspace
+from workbench.repair.probe import clusters, find_l1, l1_score, leads_nowhere
+from workbench.repair.workspace import WHOLE, Workspace
 from workbench.units import many
 
 _J = Tier.JUDGEMENT
@@ -25,30 +26,34 @@ _EXTRA_SIZES = (16, 24, 0, 8, 32)
 # -- reading what can be read ------------------------------------------------------------------------------------------
 
 
-def _read_entry(space: Workspace, offset: int, *, strict: bool) -> Snapshot | None:
-    """The entry at `offset`, with damaged lengths derived; None when no snapshot entry is there.
+def _read_entry(space: Workspace, offset: int, *, announced: bool) -> Snapshot | None:
+    """The entry at `offset`; None when no snapshot entry is there.
 
-    strict: nothing may be wrong with it (for entries that nobody announced).
+    An announced one is taken as it stands (IDs and names may hold any bytes) unless a row names it: then its lengths are
+    derived. One that nobody announced must be without fault.
     """
     fixed = space.read(offset, FIXED_SIZE)
     id_size, name_size = int.from_bytes(fixed[12:14], "big"), int.from_bytes(fixed[14:16], "big")
     stored = int.from_bytes(fixed[36:40], "big")
-    if not 0 < id_size <= _LONGEST_ID or int.from_bytes(fixed[20:24], "big") >= 10**9:
+    size = entry_size(stored, id_size, name_size)
+    if announced and stored <= limits.MAX_SNAPSHOT_EXTRA_DATA and offset + size <= space.end:
+        entry = parse_snapshot(space.read(offset, size), offset)
+        if not _is_doubted(space, entry):
+            return entry
+    if not announced and not _believable_l1(space, fixed):
         return None
-    if not _believable_l1(space, fixed) and strict:
+    if not 0 < id_size <= _LONGEST_ID:
         return None
-    for extra in (stored,) if strict else (stored, *(each for each in _EXTRA_SIZES if each != stored)):
+    for extra in (stored, *(each for each in _EXTRA_SIZES if each != stored)) if announced else (stored,):
         if extra > limits.MAX_SNAPSHOT_EXTRA_DATA:
             continue
         ident = space.read(offset + FIXED_SIZE + extra, id_size)
-        if not ident.isalnum() or not ident.isascii():
+        name = space.read(offset + FIXED_SIZE + extra + id_size, name_size)
+        if b"\0" in ident or (b"\0" in name and not announced):
             continue
-        name_at = offset + FIXED_SIZE + extra + id_size
-        length = name_size
-        if not _is_text(space.read(name_at, min(length, 1 << 16))):
-            length = 0 if strict else len(_text_run(space.read(name_at, min(name_size, 1024))))
-            if not length and name_size:
-                continue
+        if announced and not (ident.isalnum() and ident.isascii()):
+            continue  # where lengths are in doubt, an ID as QEMU gives them says which is right
+        length = len(name.split(b"\0")[0])
         size = entry_size(extra, id_size, length)
         raw = bytearray(space.read(offset, FIXED_SIZE + extra + id_size + length).ljust(size, b"\0"))
         raw[14:16], raw[36:40] = length.to_bytes(2, "big"), extra.to_bytes(4, "big")
@@ -56,25 +61,23 @@ def _read_entry(space: Workspace, offset: int, *, strict: bool) -> Snapshot | No
     return None
 
 
+def _is_doubted(space: Workspace, entry: Snapshot) -> bool:
+    """A row names the entry's lengths; or its table overlaps others, and it has 0 bytes in its ID or name."""
+    if _named(space, entry, "SNAPSHOT-UNREADABLE", "SNAPSHOT-EXTRA-TOO-LARGE", "SNAPSHOT-EXTRA-TOO-SMALL"):
+        return True
+    overlaps = space.rows.has("METADATA-OVERLAP", "DATA-OVERLAPS-METADATA", "REGION-BEYOND-EOF")
+    return overlaps and ("\0" in entry.name or "\0" in entry.id)
+
+
+def _named(space: Workspace, entry: Snapshot, *codes: str) -> bool:
+    """Whether a row with one of `codes` names the entry."""
+    end = entry.offset + max(len(entry.raw), FIXED_SIZE)
+    return any(low < end and entry.offset < high for low, high in space.rows.spans(*codes))
+
+
 def _believable_l1(space: Workspace, fixed: bytes) -> bool:
     offset, size = int.from_bytes(fixed[0:8], "big"), int.from_bytes(fixed[8:12], "big")
     return 0 < offset < space.size and offset % space.cluster == 0 and 0 < size * 8 <= limits.MAX_L1_SIZE
-
-
-def _is_text(raw: bytes) -> bool:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return text.isprintable()
-
-
-def _text_run(raw: bytes) -> bytes:
-    """The printable start of `raw`."""
-    end = next((i for i, byte in enumerate(raw) if byte < 0x20 or byte == 0x7F), len(raw))
-    while end and not _is_text(raw[:end]):
-        end -= 1
-    return raw[:end]
 
 
 def _walk(space: Workspace, offset: int, announced: int) -> list[Snapshot]:
@@ -83,7 +86,7 @@ def _walk(space: Workspace, offset: int, announced: int) -> list[Snapshot]:
     position = offset
     while len(found) < limits.MAX_SNAPSHOTS and position < space.size:
         expected = len(found) < announced
-        entry = _read_entry(space, position, strict=not expected)
+        entry = _read_entry(space, position, announced=expected)
         if entry is None:
             break
         if not expected and not space.ledger.leaked(entry.l1_table_offset):
@@ -99,19 +102,20 @@ def _stored_bytes(space: Workspace, entry: Snapshot) -> bytes:
 
 
 def find_table(space: Workspace, announced: int) -> list[Snapshot]:
-    """The table that nobody refers to any more; freed older ones count last, then the longest wins."""
+    """The table that nobody refers to any more, though it and its snapshots' L1 tables are counted; none if there are two."""
     best: list[Snapshot] = []
-    rank = (-1, 0)
-    for offset, _ in clusters(space):
-        if offset == 0 or not space.ledger.unreferenced(offset):
+    again = False
+    for offset, _ in clusters(space, space.ledger.maybe_leaked()):
+        if offset == 0 or _read_entry(space, offset, announced=False) is None:
             continue
-        if _read_entry(space, offset, strict=True) is None:
+        found = [each for each in _walk(space, offset, 0) if space.ledger.leaked(each.l1_table_offset)]
+        if not found or len(found) < len(best):
             continue
-        found = _walk(space, offset, announced)
-        in_use = sum(space.ledger.leaked(each.l1_table_offset) for each in found) + space.ledger.leaked(offset)
-        if found and (in_use, len(found)) > rank:
-            best, rank = found, (in_use, len(found))
-    return best
+        again = len(found) == len(best)
+        best = found
+    if again:
+        space.note("several clusters may be the snapshot table: none is taken without being told")
+    return [] if again else best[: announced or None]
 
 
 def _recover(space: Workspace) -> list[Snapshot]:
@@ -147,12 +151,14 @@ def run_table(space: Workspace) -> None:
         and len(found) == announced
         and all(each.raw == _stored_bytes(space, each) for each in found)
     ):
+        if header.version >= 3 and any(_named(space, each, "SNAPSHOT-EXTRA-TOO-SMALL") for each in found):
+            write_table(space, [_padded(space, each) for each in found], "SNAPSHOT-EXTRA-TOO-SMALL")
         return
     code = _code(space, in_file, len(found))
     if not found and announced:
         found = find_table(space, min(announced, limits.MAX_SNAPSHOTS)) or _recover(space)
     if not found and not announced:
-        if not in_file:
+        if not in_file and space.rows.has("SNAPSHOT-TABLE-UNALIGNED", "SNAPSHOT-TABLE-OFFSET"):
             space.put(
                 60,
                 bytes(12),
@@ -162,10 +168,20 @@ def run_table(space: Workspace) -> None:
             )
         return
     if not found:
-        title = "give up the snapshot table: no entry can be read (leaked clusters may hold the snapshots' data)"
+        title = "give up the snapshot table: no entry can be read (what the snapshots hold stays counted)"
         space.put(60, bytes(12), code=code, title=title, kind="header", tier=_J)
         return
     write_table(space, found, code)
+
+
+def _padded(space: Workspace, each: Snapshot) -> Snapshot:
+    """The entry with the 16 bytes of extra data that version 3 wants: size of the VM state, size of the disk."""
+    if each.extra_data_size >= limits.MIN_SNAPSHOT_EXTRA_DATA_V3:
+        return each
+    state = each.extra_data[:8] if each.extra_data_size >= 8 else each.vm_state_size.to_bytes(8, "big")
+    size = space.meta.header.size
+    extra = state + size.to_bytes(8, "big")
+    return replace(each, extra_data=extra, extra_data_size=len(extra), disk_size=size, raw=b"")
 
 
 def _code(space: Workspace, in_file: bool, found: int) -> str:
@@ -201,12 +217,28 @@ def write_table(space: Workspace, entries: list[Snapshot], code: str, tier: Tier
         place = _room(space, entries[0].offset, len(data))
         title = f"write the snapshot table anew: {many(len(entries), 'snapshot')}, {names}"
         space.put(
-            place, data, code=code, title=title, kind="snapshot", tier=tier, snapshots=[each.id for each in entries]
+            place,
+            data,
+            code=code,
+            title=title,
+            kind="snapshot",
+            tier=tier,
+            snapshots=[each.id for each in entries],
+            places=WHOLE,
         )
     if place != header.snapshots_offset or len(entries) != header.nb_snapshots:
         value = len(entries).to_bytes(4, "big") + place.to_bytes(8, "big")
         title = f"let the header name {many(len(entries), 'snapshot')} at {place:#x}: {names}"
-        space.put(60, value, code=code, title=title, kind="header", tier=tier, snapshots=[each.id for each in entries])
+        space.put(
+            60,
+            value,
+            code=code,
+            title=title,
+            kind="header",
+            tier=tier,
+            snapshots=[each.id for each in entries],
+            places=WHOLE,
+        )
 
 
 def _room(space: Workspace, offset: int, length: int) -> int:
@@ -244,7 +276,9 @@ def run_entries(space: Workspace) -> None:
 
 def _mend_sizes(space: Workspace, number: int) -> None:
     each, geometry = space.meta.snapshots[number], space.geometry
-    why = {"kind": "snapshot", "tier": _J, "snapshots": [each.id]}
+    if not _named(space, each, "SNAPSHOT-L1-TOO-LARGE", "SNAPSHOT-DISK-SIZE"):
+        return
+    why = {"kind": "snapshot", "tier": _J, "snapshots": [each.id], "places": WHOLE}
     disk = each.disk_size if each.disk_size is not None else space.meta.header.size
     most = limits.MAX_L1_SIZE // 8
     if not 0 < each.l1_size <= most:
@@ -262,10 +296,10 @@ def _mend_sizes(space: Workspace, number: int) -> None:
 
 
 def _mend_l1(space: Workspace, number: int) -> None:
-    """A snapshot's L1 offset that cannot be right: the aligned place, or a leaked L1 table, or an empty one."""
+    """A snapshot's L1 offset that cannot be right: the aligned place, or the one L1 table without an owner; else it stays."""
     each = space.meta.snapshots[number]
     offset = each.l1_table_offset
-    if not 0 < each.l1_size * 8 <= limits.MAX_L1_SIZE or not _is_wrong(space, number):
+    if not 0 < each.l1_size * 8 <= limits.MAX_L1_SIZE or not _is_impossible(space, number):
         return
     aligned = offset & -space.cluster
     place = 0
@@ -275,17 +309,19 @@ def _mend_l1(space: Workspace, number: int) -> None:
         taken = {other.l1_table_offset for i, other in enumerate(space.meta.snapshots) if i != number}
         taken |= {space.meta.header.l1_table_offset, offset}
         found = find_l1(space, each.l1_size, taken, space.ledger.maybe_leaked())
-        place = found[0][1] if found else 0
+        place = found[0][1] if len(found) == 1 else 0
     code = "SNAPSHOT-L1-UNALIGNED" if aligned != offset else "SNAPSHOT-L1-OFFSET"
-    if not place and space.policy.choice("snapshot-entries", "keep") == "drop":
-        write_table(space, [other for other in space.meta.snapshots if other is not each], code, Tier.DESTRUCTIVE)
+    if not place:
+        if space.policy.choice("snapshot-entries", "keep") == "drop":
+            write_table(space, [other for other in space.meta.snapshots if other is not each], code, Tier.DESTRUCTIVE)
+            return
+        space.note(
+            f"the L1 table of snapshot {each.id!r} ({each.name!r}) cannot be where its entry says, and no other place is"
+            " certain: the entry stays as it is, and what nothing refers to stays counted"
+        )
         return
     title = f"point snapshot {each.id} ({each.name}) at its L1 table, found at {place:#x}"
     guest = [(0, each.disk_size or space.meta.header.size)]
-    if not place:
-        place = space.append(-(-each.l1_size * 8 // space.cluster))
-        title = f"give snapshot {each.id} ({each.name}) an empty L1 table: no trace of its own was found"
-        space.note(f"the content of snapshot {each.id} ({each.name}) is lost; its entry is kept")
     space.put(
         each.offset,
         place.to_bytes(8, "big"),
@@ -295,22 +331,23 @@ def _mend_l1(space: Workspace, number: int) -> None:
         tier=_J,
         guest=guest,
         snapshots=[each.id],
+        places=guest,
     )
 
 
-def _is_wrong(space: Workspace, number: int) -> bool:
-    each, cluster = space.meta.snapshots[number], space.cluster
-    offset = each.l1_table_offset
-    if offset % cluster or not 0 < offset < space.size:
+def _is_impossible(space: Workspace, number: int) -> bool:
+    """A row says so: unaligned, beyond the file, the header itself, or each of its entries leads nowhere."""
+    each, rows = space.meta.snapshots[number], space.rows
+    if _named(space, each, "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-OFFSET"):
         return True
-    for claim in space.ledger.claims:
-        mine = claim.owner is Owner.INACTIVE_L1 and claim.snapshot == number
-        apart = claim.offset >= offset + each.l1_size * 8 or offset >= claim.offset + claim.length
-        if not mine and not apart and claim.owner not in (Owner.REFCOUNT_TABLE, Owner.REFCOUNT_BLOCK):
-            # Of two snapshots on one table the first keeps it.
-            return not (claim.owner is Owner.INACTIVE_L1 and claim.snapshot > number)
-    strong, wrong = l1_score(space, offset, each.l1_size)
-    return wrong > strong
+    if number in rows.snapshots("REGION-BEYOND-EOF"):
+        return True
+    if not each.l1_table_offset:
+        return rows.has("METADATA-OVERLAP")
+    codes_of_entries = ("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO")
+    return number in rows.snapshots(*codes_of_entries, "L2-TABLE-FOREIGN") and leads_nowhere(
+        space, space.meta.snapshot_l1(each)
+    )
 
 
 def _mend_ids(space: Workspace) -> None:
@@ -319,7 +356,9 @@ def _mend_ids(space: Workspace) -> None:
         if each.id not in seen:
             seen.add(each.id)
             continue
-        width = len(each.id.encode())
+        if not _named(space, each, "SNAPSHOT-DUPLICATE-ID"):
+            continue
+        width = max(1, len(each.id.encode("utf-8", "surrogateescape")))
         every = {other.id for other in space.meta.snapshots}
         new = next((str(n) for n in range(10 ** (width - 1), min(10**width, 10**6)) if str(n) not in every), None)
         if new is None or len(new) != width:
@@ -345,6 +384,7 @@ RULES = (
         codes(
             "SNAPSHOTS-TOO-MANY", "SNAPSHOT-TABLE-UNALIGNED", "SNAPSHOT-TABLE-OFFSET", "SNAPSHOT-TABLE-TOO-LARGE",
             "SNAPSHOT-UNREADABLE", "SNAPSHOT-EXTRA-TOO-LARGE", "SNAPSHOT-EXTRA-TOO-SMALL", "REGION-BEYOND-EOF", "SNAPSHOT-WITH-DATA-FILE",
+            "CLUSTER-LEAKED", "METADATA-OVERLAP", "DATA-OVERLAPS-METADATA",
         ),
         _J,
         run_table,
@@ -352,11 +392,15 @@ RULES = (
     Rule(
         "snapshot-entries",
         "Mend snapshot entries",
-        codes("SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-OFFSET", "SNAPSHOT-L1-TOO-LARGE", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-DUPLICATE-ID"),
+        codes(
+            "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-OFFSET", "SNAPSHOT-L1-TOO-LARGE", "SNAPSHOT-DISK-SIZE",
+            "SNAPSHOT-DUPLICATE-ID", "REGION-BEYOND-EOF", "METADATA-OVERLAP", "L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED",
+            "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO", "L2-TABLE-FOREIGN",
+        ),
         _J,
         run_entries,
         alternatives=(
-            Alternative("keep", "Keep every snapshot", "one whose L1 table is lost reads as empty, its name stays"),
+            Alternative("keep", "Keep every snapshot", "one whose L1 table is lost cannot be read, its entry stays as it is"),
             Alternative("drop", "Drop snapshots whose L1 table is lost", "the entry is gone; leaked clusters stay", Tier.DESTRUCTIVE),
         ),
     ),

@@ -219,17 +219,19 @@ class RepairScreen(RepairWriting):
             last = ("✗ This makes the image WORSE. Only go on if you know why.", GLYPH_STYLES["✗"])
         elif flow.drops:
             last = (
-                "▲ You chose something that drops data: a word must be typed before it is written.",
+                f"▲ A word must be typed before this is written. {count(len(plan.steps), 'step')}; {cost_words(flow.cost)}.",
                 GLYPH_STYLES["▲"],
             )
+        proof = LEVEL_GLYPH["good" if plan.proof.harmless else "bad"]
         self.banner(
             Content.assemble(
                 "Now:   ", (f"{before} {verdict_text(plan.before)}", GLYPH_STYLES[before]), "\n",
-                "After: ", (f"{after} {after_text(plan)}", GLYPH_STYLES[after]), ("  (simulated)", "$text-muted"), "\n", last,
+                "After: ", (f"{after} {after_text(plan)}", GLYPH_STYLES[after]), ("  (simulated)", "$text-muted"), "\n",
+                "Proof: ", (f"{proof} {plan.proof}", GLYPH_STYLES[proof]), "\n", last,
             )
         )  # fmt: skip
         view = self.query_one(PlanView)
-        view.show(plan_rows(plan.steps, flow.left, plan.notes))
+        view.show(plan_rows(plan, flow.left))
         view.focus()
         self.tell_step()
 

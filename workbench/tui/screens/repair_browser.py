@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from workbench.tui.screens.repair_flow import Edit, Flow
 
 
-CASE_SUFFIX = ".qwb-case"
-"""What `repair.casefile.case_path` puts behind the name of an image; known here so that images without one cost nothing."""
-
-
 class Repairing(BrowserCore):
     """Commands that change the image, or show what it would be; part of the browser."""
 
@@ -278,7 +274,9 @@ class Repairing(BrowserCore):
                 self.when_on_top(lambda: self.ask_interrupted(found))
 
         def work() -> tuple[bool, Repair | None]:
-            if not Path(path + CASE_SUFFIX).exists():
+            from workbench.repair.places import find_case
+
+            if find_case(path) is None:
                 return False, None
             from workbench.repair import recovery
 
@@ -318,9 +316,8 @@ class Repairing(BrowserCore):
             return recovery.recover(path, complete=complete, recheck=recheck(None))
 
         def done(ended: recovery.Recovered | None) -> None:
-            what = "completed" if complete else "rolled back: the image is what it was before"
             if ended is not None:
-                self.notify(f"Session {ended.session.id} was {what}.", timeout=6)
+                self.notify(f"Session {ended.session.id} was {ended}.", timeout=6)
             self.read_again()
 
         def failed(error: Exception) -> None:

@@ -23,6 +23,7 @@ from workbench.repair.fixes import RULES, Rule
 from workbench.repair.orphans import export_orphans
 from workbench.repair.plan import Plan, hand_edit, verdict_of
 from workbench.repair.policy import Mode, Policy
+from workbench.repair.preserve import prove
 from workbench.repair.session import Group, Guide
 from workbench.repair.workspace import SHOWN, Step
 from workbench.storage.base import Storage
@@ -150,6 +151,7 @@ class Flow:
         with self._busy:
             require_free(self.path)
             assert self.guide is not None and self.plan is not None
+            self.guide.choose(accept_loss=self.plan.proof.loss if self.drops else 0)
             self.applied = self.guide.apply(progress=tell, change=self.change())
         return self.applied
 
@@ -191,7 +193,7 @@ class Flow:
     def drops(self) -> bool:
         """Whether the plan drops something: the person must type a word."""
         plan = self.plan
-        return plan is not None and (plan.tier is Tier.DESTRUCTIVE or plan.policy.free_orphans or self.worse)
+        return plan is not None and (plan.tier is Tier.DESTRUCTIVE or self.worse)
 
     @property
     def worse(self) -> bool:
@@ -328,7 +330,9 @@ def hand_plan(storage: Storage, edit: Edit, before: CheckResult | None, job: Job
         old[:SHOWN], edit.data[:SHOWN], edit.kind, edit.guest,
     )  # fmt: skip
     steps = (step,) if old != edit.data else ()
-    return Plan(storage, Policy(), steps, verdict_of(found), verdict_of(after), overlay, (), mark, found, after)
+    job.step(0, 0, "proving what it changes")
+    proof = prove(storage, overlay, steps)
+    return Plan(storage, Policy(), steps, verdict_of(found), verdict_of(after), overlay, (), mark, found, after, proof)
 
 
 # Who has it ----------------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ class HistoryScreen(Screen[str | None]):
                 f"u takes session {self.newest.id} back: the file becomes, bit for bit, what it was before {self.newest.when}."
             )
         elif found:
-            self.banner("Everything has been taken back already: the file is what it was before the first repair.")
+            self.banner("Everything has been taken back already.")
         else:
             self.banner("Repairs made here are listed with their old bytes, so that they can be taken back.")
         self.tell()
@@ -217,9 +217,12 @@ class HistoryScreen(Screen[str | None]):
             require_free(path)
             return what(force)
 
-        def finished(_result: Any) -> None:
+        def finished(result: undo.Undone | recovery.Recovered | None) -> None:
             self.busy, self.changed = False, True
-            self.notify(done, timeout=6)
+            faithful = result is None or result.faithful
+            self.notify(
+                done if faithful else f"{str(result)[:1].upper()}{str(result)[1:]}.", timeout=6 if faithful else 20
+            )
             self.load()
 
         def failed(error: Exception) -> None:

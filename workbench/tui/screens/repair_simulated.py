@@ -20,6 +20,10 @@ class Simulated:
     def path(self) -> str:
         return self._base.path
 
+    @property
+    def growable(self) -> bool:
+        return self._base.growable
+
     def size(self) -> int:
         return self._base.size()
 

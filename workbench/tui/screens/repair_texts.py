@@ -10,6 +10,7 @@ from workbench.render.plan import after_text, cost_words, ranges_words, size_wor
 from workbench.render.sizes import count
 from workbench.repair.apply import Applied, Phase, Progress
 from workbench.repair.casefile import case_path
+from workbench.repair.edits import proof_lines
 from workbench.tui.screens.repair_flow import Flow
 
 
@@ -25,13 +26,12 @@ def confirm_text(flow: Flow) -> Text:
     text.append("What comes of it\n", "bold")
     text.append(f"  Now {verdict_text(plan.before)}; afterwards it {after_text(plan)}.\n")
     text.append("What it means for the guest\n", "bold")
-    if plan.policy.free_orphans:
-        text.append(
-            "  It reads what it reads now. But clusters that may be its lost data become free: its next writes overwrite them.\n"
-        )
-    elif cost.guest:
+    text.append(f"  {str(plan.proof)[:1].upper()}{str(plan.proof)[1:]}.\n", "" if plan.proof.harmless else "bold")
+    for line in proof_lines(plan.proof, 4):
+        text.append(f"    {line}\n")
+    if cost.guest:
         text.append(f"  Concerned: {ranges_words(cost.guest)}; nothing else of the disk is touched.\n")
-    else:
+    elif plan.proof.harmless:
         text.append("  No guest data is touched: the guest reads what it reads now.\n")
     if cost.snapshots:
         text.append(f"  Snapshots concerned: {', '.join(cost.snapshots[:6])}.\n")

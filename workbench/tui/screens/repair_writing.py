@@ -83,7 +83,7 @@ class RepairWriting(RepairFrame):
                 "Two programs that write to one image destroy it, so nothing can be repaired while it is in use.\n\n"
             )
         elif isinstance(error, PlanRefused):
-            self.banner("✗ Refused: this repair would leave the image worse than it is.")
+            self.banner("✗ Refused: this repair cannot be proven to lose nothing.")
             text.append(f"{printable(what)}.\n\n", "bold")
         else:
             self.banner("✗ This did not work.")
@@ -108,7 +108,9 @@ class RepairWriting(RepairFrame):
         self.banner("! Last question before the image is written.")
         self.query_one("#confirm-text", Static).update(confirm_text(flow))
         if flow.drops:
-            does = "leaves the image WORSE than it is" if flow.worse else "drops something that may be guest data"
+            does = (
+                "leaves the image WORSE than it is" if flow.worse else f"is not proven to lose nothing ({plan.proof})"
+            )
             self.query_one("#warning", Static).update(
                 f"▲ This {does}. To write it all the same, type the word  {flow.word}  at the bottom. Escape goes back."
             )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from workbench.render.findings import GLYPHS, LEVELS
 from workbench.render.plan import TIER_GLYPHS, TIER_LEVELS, Left
+from workbench.repair.edits import proof_lines
+from workbench.repair.plan import Plan
 from workbench.repair.workspace import Step
 from workbench.tui.widgets.rows import Part, Rows, cut
 
@@ -21,12 +23,20 @@ class PlanRow:
     note: str = ""
 
 
-def plan_rows(steps: Sequence[Step], left: Sequence[Left], notes: Sequence[str]) -> list[PlanRow]:
-    """The rows of a plan."""
+def plan_rows(plan: Plan, left: Sequence[Left]) -> list[PlanRow]:
+    """The rows of a plan: changes, what the proof names, what was left out, what stays."""
     rows = []
+    steps, notes, proof = plan.steps, plan.notes, proof_lines(plan.proof)
     if steps:
         rows.append(PlanRow(f"What changes ({len(steps):,})"))
         rows += [PlanRow(step=each) for each in steps]
+    if proof:
+        rows.append(PlanRow(f"What becomes of the bytes: {plan.proof}"))
+        rows += [PlanRow(note=each) for each in proof]
+    if plan.withheld is not None:
+        rows.append(PlanRow("Left out, since it could lose something"))
+        rows.append(PlanRow(note=f"{', '.join(plan.withheld.titles)}: {plan.withheld.proof}"))
+        rows += [PlanRow(note=each) for each in proof_lines(plan.withheld.proof)]
     if left:
         rows.append(PlanRow(f"What stays, and why ({len(left):,})"))
         rows += [PlanRow(left=each) for each in left]

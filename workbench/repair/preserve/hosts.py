@@ -1,0 +1,165 @@
+"""The host's side of the proof: no cluster with content is written over, uncounted or unprotected without a word."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2.tables import OFFSET_MASK
+from workbench.repair.preserve.account import Fate
+from workbench.repair.preserve.case import Case
+from workbench.repair.preserve.walk import Use, nonzero
+from workbench.units import div_round_up
+
+_OFFSET: Final = np.uint64(OFFSET_MASK)
+
+
+class Hosts:
+    """Judges the host clusters of a case."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.base, self.after, self.ledger = case.base, case.after, case.ledger
+
+    def counts(self) -> None:
+        """Stored refcounts against references, block by block where anything changed."""
+        a, b = self.base, self.after
+        blocks, blocks_after = a.block_offsets(), b.block_offsets()
+        refs, later = self.case.refs, self.case.refs_after
+        per_block = b.shape.refcount_block_entries
+        total = div_round_up(max(later.clusters, 1), per_block)
+        alike = a.shape == b.shape
+        padded = [np.pad(each, (0, max(0, total - each.size)))[:total] for each in (blocks, blocks_after)]
+        look = padded[0] != padded[1] if alike else np.ones(total, dtype=bool)
+        size = 1 << b.bits
+        for index in np.flatnonzero(padded[1] > 1).tolist():
+            place = int(padded[1][index])
+            look[index] |= self.case.changed.touch(place, place + size) or place + size > a.size
+        rows = np.union1d(refs.rows, later.rows)
+        (had, uses), (need, uses_after) = refs.at(rows), later.at(rows)
+        look[np.unique(rows[(had != need) | (uses_after & ~uses & Use.FLAGGED > 0)] // per_block)] = True
+        for index in np.flatnonzero(look).tolist():
+            low = index * per_block
+            part = slice(low, min(low + per_block, later.clusters))
+            count = part.stop - low
+            stored = b.stored(index, blocks_after)
+            known = a.stored(index, blocks) if alike else None
+            self._block(part, None if known is None else known[:count], None if stored is None else stored[:count])
+
+    def _block(self, part: slice, known: NDArray[Any] | None, stored: NDArray[Any] | None) -> None:
+        size, low = 1 << self.after.bits, part.start
+        had, uses = self.case.refs.span(part.start, part.stop)
+        need, uses_after = self.case.refs_after.span(part.start, part.stop)
+        if stored is None:
+            if known is not None and need.any():
+                self.ledger.add(Fate.UNPROVEN, low * size, need.size * size, "their refcounts could not be read")
+            return
+        now = np.minimum(stored, np.uint64(1 << 40)).astype(np.int64)
+        then = None if known is None else np.minimum(known, np.uint64(1 << 40)).astype(np.int64)
+        missing = need - now
+        short = missing > 0
+        if then is not None:
+            short &= ~((missing <= had - then) & (had > then))
+        self._hosts(Fate.UNPROVEN, low + np.flatnonzero(short), "a refcount below the number of references")
+        spare = None if then is None else then - had
+        if spare is not None:
+            lowered = (spare > 0) & (now < then) & (now - need < spare) & (now > 0)
+            if lowered.any():
+                self._lowered(low + np.flatnonzero(lowered))
+        elif need.any() and self.case.keeper.hidden:
+            both = ((uses_after & Use.DATA) != 0) & (now > 0) & (now <= need)
+            reason = "counted anew, although a snapshot that cannot be read may share it"
+            self._hosts(Fate.UNPROVEN, low + np.flatnonzero(both), reason)
+        flagged = (uses_after & Use.FLAGGED) != 0
+        wrong = flagged & (now > 1)
+        if then is not None:
+            wrong &= ~(((uses & Use.FLAGGED) != 0) & (then > 1))
+        self._hosts(Fate.UNPROVEN, low + np.flatnonzero(wrong), "marked as not shared (COPIED), although it is")
+        fresh = flagged & ((uses & Use.FLAGGED) == 0) & (had > 0)
+        if fresh.any() and self.case.keeper.hidden:
+            bad = fresh if then is None else fresh & (then != 1)
+            reason = "marked as not shared (COPIED), although a snapshot that cannot be read may share it"
+            self._hosts(Fate.UNPROVEN, low + np.flatnonzero(bad), reason)
+        gone = (now == 0) & (need == 0)
+        gone &= (had > 0) if then is None else ((had > 0) | (then > 0))
+        if then is None:
+            gone |= (now == 0) & (need == 0)
+        for number in (low + np.flatnonzero(gone)).tolist():
+            if number < self.base.clusters:
+                self._let_go(number)
+        if (now != (then if then is not None else 0)).any():
+            forgotten = (now == 0) & (need == 0) & (had == 0) & ~gone & self._evidence(part)
+            for number in (low + np.flatnonzero(forgotten)).tolist():
+                self._let_go(number)
+
+    def _evidence(self, part: slice) -> NDArray[np.bool_]:
+        """The evidence of the clusters `part`, which may reach past the base's end."""
+        found = self.case.keeper.evidence[part]
+        return np.pad(found, (0, part.stop - part.start - found.size))
+
+    def _hosts(self, fate: Fate, clusters: NDArray[np.int64], reason: str) -> None:
+        size = 1 << self.after.bits
+        for run in np.split(clusters, np.flatnonzero(np.diff(clusters) != 1) + 1):
+            if run.size:
+                self.ledger.add(fate, int(run[0]) * size, int(run.size) * size, reason)
+
+    def _lowered(self, clusters: NDArray[np.int64]) -> None:
+        if self.case.keeper.hidden:
+            reason = "its refcount goes down, although a snapshot that cannot be read may share it"
+            self._hosts(Fate.UNPROVEN, clusters, reason)
+            return
+        size = 1 << self.after.bits
+        bare = [each for each in clusters.tolist() if not self.case.frees.cover(each * size, size)]
+        self._hosts(Fate.UNPROVEN, np.array(bare, dtype=np.int64), "its refcount goes down without a word")
+
+    def _let_go(self, number: int, what: str = "it would go free") -> None:
+        """A cluster that would be neither referred to nor counted (or is written over)."""
+        content = self.case.keeper.content(number)
+        if not content:
+            return
+        size = 1 << self.base.bits
+        start, uses = number * size, self.case.refs.one(number)[1]
+        why = self.case.keeper.reason(number)
+        if number in self.case.unread:
+            why = why or "a compressed entry that cannot be unpacked means it"
+        if why:
+            fate, reason = Fate.GIVEN_UP, f"{what}, although {why}"
+        elif uses:
+            return
+        elif self.case.frees.cover(start, size):
+            fate, reason = Fate.FREED, "nothing refers to it, and nothing suggests that anybody needs it"
+        else:
+            fate, reason = Fate.UNPROVEN, f"{what} without a word"
+        self.ledger.add(fate, start, size, reason, size=content)
+
+    def overwritten(self) -> None:
+        """Content under changed bytes that is neither guest data (compared above) nor a table that was readable."""
+        a, size = self.base, 1 << self.base.bits
+        for start, end in zip(self.case.changed.starts.tolist(), self.case.changed.ends.tolist(), strict=True):
+            for number in range(start >> a.bits, ((end - 1) >> a.bits) + 1):
+                uses = self.case.refs.one(number)[1]
+                if uses & Use.DATA or (uses & Use.COUNTS and not uses & Use.TABLE):
+                    continue
+                old = a.read(max(start, number * size), min(end, (number + 1) * size) - max(start, number * size))
+                if any(old) and (not uses or not self.case.keeper.superseded(number)):
+                    self._let_go(number, "it would be written over")
+
+    def next_open(self) -> None:
+        """With the dirty bit set, QEMU frees at its next open whatever nothing refers to."""
+        b = self.after
+        if not b.meta.header.has("dirty") or self.base.geometry is None:
+            return
+        blocks, per_block = b.block_offsets(), b.shape.refcount_block_entries
+        clusters = self.case.refs_after.clusters
+        for index in range(div_round_up(clusters, per_block)):
+            stored = b.stored(index, blocks)
+            if stored is None:
+                continue
+            part, _ = self.case.refs_after.span(index * per_block, min((index + 1) * per_block, clusters))
+            kept = np.flatnonzero((part == 0) & (stored[: part.size] > 0)) + index * per_block
+            for number in kept.tolist():
+                if number < self.base.clusters and nonzero(self.base, number):
+                    reason = "kept, but the image stays marked dirty: QEMU would free it at its next open"
+                    self.ledger.add(Fate.UNPROVEN, number << b.bits, 1 << b.bits, reason)

@@ -1,0 +1,148 @@
+"""Why a host cluster of an image must not go free: what the base's own tables, and its unreferenced content, say.
+
+The proof asks this of each cluster that a plan lets go; the refcount fix asks it before it lets anything go.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from workbench.engine import unreferenced
+from workbench.repair.preserve.walk import Reading, References, Sparse, Tally, Use, nonzero
+from workbench.units import div_round_up
+
+_OFFSET: Final = np.uint64(OFFSET_MASK)
+_MANY: Final = 128
+"""Clusters with content that interrupted writes leave at most; more than that, and a mapping was lost."""
+
+
+class Keeper:
+    """Knows one image. refs: who refers to its clusters (`refers` counts them anew)."""
+
+    def __init__(self, reading: Reading, refs: References) -> None:
+        self.reading, self.refs = reading, refs
+
+    @cached_property
+    def found(self) -> unreferenced.Unreferenced:
+        """What lies where nothing refers to: reads all of it, once."""
+        reading, referenced = self.reading, self.refs.referenced(self.reading.clusters)
+        return unreferenced.scan(reading.storage, reading.shape, referenced, external=reading.external)
+
+    @cached_property
+    def evidence(self) -> NDArray[np.bool_]:
+        """Clusters that are a lost table, or mapped by one; bool per host cluster."""
+        return (self.found.mapped | self.found.is_table) & ~self.refs.referenced(self.reading.clusters)
+
+    @cached_property
+    def hidden(self) -> bool:
+        """Clusters may be in use by snapshots that cannot be read."""
+        return self.reading.meta.snapshots_hidden or any(
+            self.stored(each.offset >> self.reading.bits) != 0 for each in self.found.l1
+        )
+
+    @cached_property
+    def gap(self) -> str:
+        """Why content that nothing refers to may be somebody's; empty when nothing says so."""
+        if self.hidden:
+            return "a snapshot that cannot be read may need it"
+        if self.reading.gaps:
+            return "a part of the mapping is damaged: it may belong there"
+        if self._strays:
+            return "an entry points where it should not: what it meant may be this"
+        if int(self.found.content.sum()) > _MANY:
+            return "more content has no owner than interrupted writes leave"
+        return ""
+
+    @cached_property
+    def _strays(self) -> bool:
+        """Some cluster is referred to more often than its refcount says, which other clusters' refcounts do not share."""
+        per_block = self.reading.shape.refcount_block_entries
+        clusters = self.reading.clusters
+        for index in range(div_round_up(clusters, per_block)):
+            values = self.reading.stored(index, self._blocks)
+            if values is None or not values.any():
+                continue  # lost, not wrong: the rebuild says nothing about the mapping
+            counts, _ = self.refs.span(index * per_block, min((index + 1) * per_block, clusters))
+            if (counts > np.minimum(values[: counts.size], np.uint64(1 << 40)).astype(np.int64)).any():
+                return True
+        return False
+
+    def reason(self, number: int) -> str:
+        """Why cluster `number`, to which the image as it would be does not refer, must stay; empty when it may go.
+
+        Clusters that entries name rightly may go: whether the guest still reads them is for the views to judge.
+        """
+        uses = self.refs.one(number)[1]
+        if uses & Use.WRONG:
+            return "an entry that cannot be read means it"
+        if uses & Use.TABLE and not self.superseded(number):
+            return "it was a table that cannot be read"
+        if uses:
+            return ""
+        if number < self.evidence.size and bool(self.evidence[number]):
+            return "it is, or is mapped by, a lost table"
+        return self.gap
+
+    def content(self, number: int) -> int:
+        """Bytes of the cluster in 512-byte units that are not all zero."""
+        return nonzero(self.reading, number)
+
+    def superseded(self, number: int) -> bool:
+        """Whether a table or record could be read, so that its content is compared as a view or an object."""
+        offset = number << self.reading.bits
+        if offset not in self._tables:
+            return True
+        found = self.reading.table(offset)
+        return found is not None and not _foreign(self.reading, found[0])
+
+    @cached_property
+    def _tables(self) -> dict[int, tuple[int, bool]]:
+        return self.reading.l2_tables()
+
+    def stored(self, cluster: int) -> int | None:
+        """The refcount of a cluster as the image has it, None where it cannot be read."""
+        index, inner = divmod(cluster, self.reading.shape.refcount_block_entries)
+        values = self.reading.stored(index, self._blocks)
+        return None if values is None else int(values[inner])
+
+    def stored_many(self, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Refcounts of many clusters, of any shape; -1 where they cannot be read."""
+        out = np.full(clusters.shape, -1, dtype=np.int64)
+        blocks, inner = np.divmod(clusters, self.reading.shape.refcount_block_entries)
+        for index in np.unique(blocks).tolist():
+            values = self.reading.stored(index, self._blocks) if index >= 0 else None
+            if values is not None:
+                here = blocks == index
+                out[here] = np.minimum(values[inner[here]], np.uint64(1 << 40)).astype(np.int64)
+        return out
+
+    @cached_property
+    def _blocks(self) -> NDArray[np.uint64]:
+        return self.reading.block_offsets()
+
+
+def refers(reading: Reading) -> References:
+    """Count all references of one image."""
+    tally, tables = Tally(reading.clusters), reading.l2_tables()
+    reading.count(((each, *tables[each]) for each in sorted(tables)), tally)
+    own = Sparse()
+    reading.count_structures(own)
+    return References(tally, own, reading.clusters)
+
+
+def _foreign(reading: Reading, entries: NDArray[np.uint64]) -> bool:
+    """Most of what is in the table is no entry that any driver writes."""
+    used = entries[entries != 0]
+    plain = (used & np.uint64(COMPRESSED)) == 0
+    offset = used & _OFFSET
+    odd = plain & ((offset & np.uint64((1 << reading.bits) - 1)) != 0)
+    if not reading.external:
+        odd |= plain & (offset >= np.uint64(reading.size))
+    start, _ = compressed_range(used & np.uint64(~COPIED & ((1 << 64) - 1)), reading.bits)
+    odd |= ~plain & (start >= np.uint64(reading.size))
+    return bool(used.size) and int(odd.sum()) * 2 > used.size

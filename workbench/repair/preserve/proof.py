@@ -1,0 +1,88 @@
+"""The preservation proof itself: what is judged, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from workbench.engine.faults import Refusal
+from workbench.repair.preserve.account import Fate, Proof
+from workbench.repair.preserve.case import Case
+from workbench.repair.preserve.hosts import Hosts
+from workbench.repair.preserve.objects import bitmaps_kept, marked_in_bitmaps, objects_kept
+from workbench.repair.preserve.views import Views
+from workbench.repair.preserve.walk import same_reading
+from workbench.repair.workspace import Step
+from workbench.storage.base import Storage
+from workbench.storage.overlay import Overlay
+
+_IMPOSSIBLE: Final = {
+    "extended L2 or data file bit": {"EXTENDED-L2-CLUSTER-SIZE", "DATA-FILE-UNNAMED"},
+    "encryption method": {"HEADER-CRYPT-METHOD", "ENCRYPTION-MISSING", "ENCRYPTION-EXTENSION"},
+    "backing file name": {"BACKING-NAME-TOO-LONG", "BACKING-NAME-OFFSET", "EXTENSION-OVERRUN"},
+    "backing file format": {"EXTENSION-OVERRUN", "EXTENSION-DUPLICATE"},
+    "data file name": {"DATA-FILE-UNNAMED", "EXTENSION-OVERRUN", "EXTENSION-DUPLICATE"},
+}
+"""Fault codes under which the base cannot be read with the field as it is."""
+
+
+def prove(base: Storage, after: Overlay, steps: Sequence[Step]) -> Proof:
+    """Judge what `after` would make of `base`. steps: looked at for their declarations alone.
+
+    Reads the metadata of both, the guest clusters whose mapping or bytes differ, and, where something goes free, what
+    nothing refers to. StorageError where that cannot be read.
+    """
+    if not after.changed:
+        return Proof()
+    case = Case(base, after, steps)
+    if case.after.geometry is None:
+        case.ledger.add(Fate.UNPROVEN, 0, case.base.size, "nothing can be located in the image as it would be")
+    elif case.base.geometry is None:
+        _from_nothing(case)
+    else:
+        _compare(case)
+    fates = {fate: case.ledger.account(fate) for fate in Fate}
+    return Proof(fates[Fate.REGAINED], fates[Fate.GIVEN_UP], fates[Fate.FREED], fates[Fate.UNPROVEN])
+
+
+def _compare(case: Case) -> None:
+    case.count_references()
+    differs = same_reading(case.base, case.after)
+    codes = {each.code for each in case.base.meta.faults if each.refusal is not Refusal.NONE}
+    doubtful = [name for name in differs if not _IMPOSSIBLE.get(name, set()) & codes]
+    views, hosts = Views(case), Hosts(case)
+    if doubtful:
+        views.reread(doubtful)
+    else:
+        views.compare(blind="extended L2 or data file bit" in differs)
+    hosts.counts()
+    hosts.overwritten()
+    _objects(case)
+    hosts.next_open()
+
+
+def _from_nothing(case: Case) -> None:
+    """No disk could be read before: what appears must be certain, and nothing else may be written over."""
+    a = case.base
+    head = a.storage.read(0, 512)
+    if head[510:512] == b"\x55\xaa" and case.changed.touch(0, 512):
+        case.ledger.add(Fate.GIVEN_UP, 0, 512, "a boot sector lies there: this is another format")
+    views = Views(case)
+    for view in case.after.views():
+        views.blind(view)
+    unit = 4096
+    for start, end in zip(case.changed.starts.tolist(), case.changed.ends.tolist(), strict=True):
+        for at in range(max(start, unit) // unit * unit, end, unit):
+            first, last = max(at, start, unit), min(at + unit, end)
+            if first < last and any(a.storage.read(first, last - first)) and not case.frees.cover(first, last - first):
+                case.ledger.add(Fate.UNPROVEN, first, last - first, "it would be written over")
+
+
+def _objects(case: Case) -> None:
+    for start, length, reason in objects_kept(case.base, case.after, case.changed.touch):
+        case.ledger.add(Fate.UNPROVEN, start, length, reason)
+    for start, length, reason in bitmaps_kept(case.base, case.after, case.changed.touch, case.refs):
+        case.ledger.add(Fate.UNPROVEN, start, length, reason)
+    found = case.ledger.guest_ranges(Fate.REGAINED, Fate.GIVEN_UP)
+    for start, length, reason in marked_in_bitmaps(case.after, found):
+        case.ledger.add(Fate.UNPROVEN, start, length, reason)

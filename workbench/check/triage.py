@@ -581,6 +581,12 @@ class _Verdicts:
         contents = self.judge.contents
         return next((contents[each] for each in range(first, min(end, first + 64)) if each in contents), "data")
 
+    def _only(self, start: int, end: int, kind: str) -> bool:
+        """All clusters of a run that are not empty hold the same kind of thing."""
+        found = self.judge.out.found
+        filled = np.flatnonzero(found.content[start:end]) + start if found is not None else np.zeros(0, dtype=np.int64)
+        return all(self.judge.contents.get(each) == kind for each in filled.tolist())
+
     def _table(self, start: int, end: int) -> int | None:
         """The first cluster of a run that is a lost table's, or mapped by one: that table's cluster."""
         place = int(np.searchsorted(self.known, start))
@@ -619,11 +625,11 @@ class _Verdicts:
         elif start in self.beside and kind not in ("a refcount block", "an L1 table"):
             guest, confidence = self.beside[start], 0.6
             reason = f"it lies beside mapped clusters, and the guest has nothing at {guest:#x}, where it would fit"
-        elif judge.missing:
-            reason, confidence = f"it may be what is missing: {judge.missing}", 0.6
-        elif kind == "a refcount block":
+        elif kind == "a refcount block" and self._only(start, end, kind):
             verdict, confidence = Verdict.WASTE, 0.9
             reason = "it is a refcount block that is no longer used"
+        elif judge.missing:
+            reason, confidence = f"it may be what is missing: {judge.missing}", 0.6
         elif kind not in ("data", "text"):
             reason, confidence = f"it holds {kind}", 0.7
         elif self.many:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 
 from formats.bitfields import U64, BitLayout
-from formats.qcow2.tables import (
+from formats.qcow2.layouts import (
     ALL_ONES,
     BITMAP_TABLE_ENTRY,
     COMPRESSED,
@@ -27,6 +27,7 @@ from formats.qcow2.tables import (
     REFCOUNT_OFFSET_MASK,
     REFCOUNT_TABLE_ENTRY,
     ZERO,
+    compressed_entry,
     compressed_layout,
     compressed_range,
 )
@@ -463,13 +464,18 @@ class L2Entries:
         return self._any(COMPRESSED) if self.odd else self._none()
 
     @cached_property
+    def standard(self) -> Flags:
+        """Entries that are not compressed."""
+        return ~self.packed
+
+    @cached_property
     def zero(self) -> Flags:
         """Standard entries with the zero flag."""
         if self.shape.extended_l2:
             return self._none()
         found = self._any(ZERO)
         if self.odd:
-            found &= ~self.packed
+            found &= self.standard
         return found
 
     @cached_property
@@ -482,7 +488,7 @@ class L2Entries:
                 at_zero = at_zero & ((self.words & ZERO) == 0)
             found |= at_zero
         if self.odd:
-            found &= ~self.packed
+            found &= self.standard
         return found
 
     @cached_property
@@ -534,9 +540,9 @@ class L2Entries:
         """Entries that name host bytes past the end of a file of `file_size` bytes (see `past_end`)."""
         size = self.shape.cluster_size
         found = self.placed & past_end(self.offset, size, file_size, size)
-        if self.odd and self.packed.any():
-            start, end = packed_range(self.words[self.packed], self.shape)
-            found[self.packed] = past_end(start, end - start, file_size, size)
+        if self.odd:
+            start, end = packed_range(self.words, self.shape)
+            found |= self.packed & past_end(start, end - start, file_size, size)
         return found
 
     def fault(self, fault: Fault) -> Flags:
@@ -584,7 +590,7 @@ class L2Entries:
 
 
 def _reserved(each: L2Entries) -> Flags:
-    found = each._any(_RESERVED) & ~each.packed
+    found = each._any(_RESERVED) & each.standard
     spare = each.shape.packed_reserved
     if spare:
         found |= each._any(spare) & each.packed
@@ -594,7 +600,7 @@ def _reserved(each: L2Entries) -> Flags:
 def _unplaced_copied(each: L2Entries) -> Flags:
     found = each.copied & ~each.placed
     if each.odd:
-        found &= ~each.packed
+        found &= each.standard
     return found
 
 
@@ -609,7 +615,7 @@ def _nowhere(each: L2Entries) -> Flags:
     found: Flags = (each.bitmaps & _HALF) != 0
     found &= ~each.placed
     if each.odd:
-        found &= ~each.packed
+        found &= each.standard
     return found
 
 
@@ -621,7 +627,7 @@ def _packed_bitmap(each: L2Entries) -> Flags:
 
 def _bit_0(each: L2Entries) -> Flags:
     found = each._any(ZERO)
-    return found & ~each.packed if each.odd else found
+    return found & each.standard if each.odd else found
 
 
 def _elsewhere(each: L2Entries) -> Flags:
@@ -634,7 +640,7 @@ def _elsewhere(each: L2Entries) -> Flags:
 
 _COLUMNS: Final[dict[Fault, Callable[[L2Entries], Flags]]] = {
     Fault.RESERVED: _reserved,
-    Fault.UNALIGNED: lambda each: each._any(each.shape.unaligned_bits) & ~each.packed,
+    Fault.UNALIGNED: lambda each: each._any(each.shape.unaligned_bits) & each.standard,
     Fault.COPIED_NOWHERE: _unplaced_copied,
     Fault.COPIED_COMPRESSED: lambda each: each.packed & each.copied,
     Fault.ZERO_VERSION_2: lambda each: each.zero,
@@ -848,13 +854,9 @@ def without_copied(word: Any) -> Any:
     return word & (COPIED - 1)
 
 
-@overload
-def with_copied(word: int) -> int: ...
-@overload
-def with_copied(word: Words) -> Words: ...
-def with_copied(word: Any) -> Any:
-    """The entry with its COPIED flag set."""
-    return word | COPIED
+def packed_entry(host: int, length: int, shape: Shape) -> int:
+    """L2 entry of `length` bytes of compressed data at host offset `host`."""
+    return compressed_entry(host, length, shape.cluster_bits)
 
 
 def with_zero_flag(word: int) -> int:

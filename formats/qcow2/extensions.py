@@ -181,7 +181,7 @@ def parse_extensions(data: bytes, start: int, end: int) -> ExtensionArea:
     Never raises on content; stops at the END record, at the end of the area or at a record that overruns it.
     """
     found: list[Extension] = []
-    position, end = start, min(end, len(data))
+    position, inside, end = start, end <= len(data), min(end, len(data))
     while position + 8 <= end and len(found) < limits.MAX_HEADER_EXTENSIONS:
         kind = int.from_bytes(data[position : position + 4], "big")
         length = int.from_bytes(data[position + 4 : position + 8], "big")
@@ -194,6 +194,10 @@ def parse_extensions(data: bytes, start: int, end: int) -> ExtensionArea:
         padded = min(end, body + length + (-length % 8))
         found.append(Extension(position, kind, data[body : body + length], data[body + length : padded]))
         position = padded
+    if inside and position < end < position + 8 <= len(data):
+        # QEMU reads type and length across the end of the area, and refuses the record, whatever they say.
+        kind, length = (int.from_bytes(data[at : at + 4], "big") for at in (position, position + 4))
+        return ExtensionArea(tuple(found), position, False, (position, kind, length))
     return ExtensionArea(tuple(found), position, False)
 
 

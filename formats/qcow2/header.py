@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Final
 
 from construct import Bytes, If, Struct, this
@@ -97,6 +98,27 @@ HEADER_SCHEMA: Final = Struct(
 )
 
 
+@cache
+def _places() -> dict[str, tuple[int, int]]:
+    """(offset, size) in bytes of every field of fixed size, as the schema lays them out."""
+    found, at = {}, 0
+    for each in HEADER_SCHEMA.subcons:
+        inner = getattr(each.subcon, "thensubcon", each.subcon)
+        if each.name != "additional":
+            found[each.name] = at, inner.sizeof()
+            at += inner.sizeof()
+    return found
+
+
+def field(name: str, last: str = "") -> tuple[int, int]:
+    """(offset, size) in bytes of a header field, or of all fields from `name` to `last`. KeyError for other names."""
+    offset, size = _places()[name]
+    if last:
+        end = _places()[last]
+        size = end[0] + end[1] - offset
+    return offset, size
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """A decoded header; numbers exactly as stored (bytes, entries or clusters as the schema's units say).
@@ -163,15 +185,21 @@ def parse_header(data: bytes) -> Header:
     Never raises on content. At most the given data is kept, whatever header_length says.
     """
     padded = bytes(data) + bytes(max(0, V3_LENGTH + 8 - len(data)))
-    version = int.from_bytes(padded[4:8], "big")
-    length = int.from_bytes(padded[100:104], "big") if version >= 3 else V2_LENGTH
+    version = _number(padded, "version")
+    length = _number(padded, "header_length") if version >= 3 else V2_LENGTH
     if version >= 3 and length > len(padded):
-        padded = padded[:100] + len(padded).to_bytes(4, "big") + padded[104:]
+        at, size = field("header_length")
+        padded = padded[:at] + len(padded).to_bytes(size, "big") + padded[at + size :]
     parsed = HEADER_SCHEMA.parse(padded)
     values = {f.name: parsed[f.name] for f in fields(Header) if parsed.get(f.name) is not None}
     if version < 3:
         values |= {"refcount_order": 4}
     return Header(**{**values, "header_length": length})
+
+
+def _number(data: bytes, name: str) -> int:
+    offset, size = field(name)
+    return int.from_bytes(data[offset : offset + size], "big")
 
 
 def build_header(header: Header) -> bytes:

@@ -13,6 +13,7 @@ from formats.qcow2 import limits
 
 SNAPSHOTS = "qcow2: Snapshots"
 FIXED_SIZE: Final = 40
+TABLE_TOO_LARGE: Final = f"the table reaches past the limit of {limits.MAX_SNAPSHOT_TABLE_SIZE} bytes"
 EXTRA_TOO_LARGE: Final = "more extra data than the limit of 1024 bytes"
 
 
@@ -134,6 +135,8 @@ def parse_snapshot_table(data: bytes, count: int, base: int) -> SnapshotTable:
     for index in range(min(count, limits.MAX_SNAPSHOTS)):
         position = (position + 7) & ~7
         fixed = data[position : position + FIXED_SIZE]
+        if position + FIXED_SIZE > limits.MAX_SNAPSHOT_TABLE_SIZE:
+            return SnapshotTable(tuple(found), base + position, (index, base + position, TABLE_TOO_LARGE))
         if len(fixed) < FIXED_SIZE:
             return SnapshotTable(tuple(found), base + position, (index, base + position, "entry beyond the data"))
         extra, id_size, name_size = (
@@ -144,6 +147,8 @@ def parse_snapshot_table(data: bytes, count: int, base: int) -> SnapshotTable:
         if extra > limits.MAX_SNAPSHOT_EXTRA_DATA and position + FIXED_SIZE + extra > len(data):
             return SnapshotTable(tuple(found), base + position, (index, base + position, EXTRA_TOO_LARGE))
         unpadded = FIXED_SIZE + extra + id_size + name_size
+        if position + unpadded > limits.MAX_SNAPSHOT_TABLE_SIZE:
+            return SnapshotTable(tuple(found), base + position, (index, base + position, TABLE_TOO_LARGE))
         if position + unpadded > len(data):
             return SnapshotTable(tuple(found), base + position, (index, base + position, "entry beyond the data"))
         size = entry_size(extra, id_size, name_size)

@@ -53,7 +53,7 @@ def test_a_broken_chain_is_shown_as_far_as_it_goes(qwb, sample) -> None:  # type
     result = qwb("info", "--backing-chain", "--json", sample("backing-missing"))
     assert result.exit_code == 1
     chain = json.loads(result.stdout)
-    assert len(chain) == 1 and "no such file" in chain[0]["backing-error"]
+    assert len(chain) == 1 and "nowhere.raw is missing" in chain[0]["backing-error"]
     assert result.stderr.count("\n") == 1
 
 

@@ -9,7 +9,10 @@ import pytest
 
 from formats.qcow2.entries import NO_HOST, ClusterType
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
+from tests.engine.tiny import tiny
+from workbench.engine.explain import Outcome, explain_guest
 from workbench.engine.mapping import MappingRules, Runs, decode_l2, diagnose, join, one_run
+from workbench.engine.metadata import load_metadata
 from workbench.units import Geometry
 
 C = 1 << 16
@@ -159,3 +162,63 @@ def test_clipping_moves_host_offsets_but_not_descriptors() -> None:
     assert list(both.clip(4 * C + 5, 4 * C + 6)) == [(4 * C + 5, 1, T.COMPRESSED, 777)]
     assert len(both.clip(9 * C, 10 * C)) == 0
     assert isinstance(both.clip(0, 5 * C), Runs)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("version", "incompatible"),
+    [(3, 0), (2, 0), (3, 4), (3, 16), (3, 20)],
+    ids=["plain", "v2", "data-file", "extended", "both"],
+)
+def test_a_translation_ends_where_the_map_says(version: int, incompatible: int, seed: int) -> None:
+    """explain and map read the same entries; neither may say what the other denies."""
+    rng, step = random.Random(seed), 2 if incompatible & 16 else 1
+    words: list[int] = []
+    for number in range(16):
+        place = rng.choice((0, number, 5, 9, 9, 40)) * C
+        flags = rng.choice((0, COPIED, COPIED, COPIED | ZERO, ZERO, COMPRESSED, 512, 2))
+        words += [place | flags, rng.choice((0, 0xFFFFFFFF, 1 << 40, 3 | 1 << 33, 3 | 2 << 32))][:step]
+    meta = load_metadata(tiny(words, version=version, incompatible=incompatible))
+    assert meta.geometry is not None
+    rules = MappingRules(meta.geometry, version, bool(incompatible & 4))
+    unit, seen = meta.geometry.subcluster_size, set()
+    for start, length, kind, host in decode_l2(np.array(words, dtype=np.uint64), 0, rules):
+        for guest in range(start, start + length, unit):
+            found = explain_guest(meta, guest + unit - 1)
+            wanted = OUTCOMES[T(kind)]
+            if kind == T.NORMAL and not rules.data_file and (host + guest - start) // C * C >= meta.file_size:
+                wanted = Outcome.BROKEN
+            assert found.outcome is wanted, (hex(guest), found)
+            seen.add(wanted)
+    assert len(seen) >= 2
+
+
+OUTCOMES = {
+    T.UNALLOCATED: Outcome.UNALLOCATED,
+    T.UNALLOCATED_ALLOC: Outcome.UNALLOCATED,
+    T.ZERO_PLAIN: Outcome.ZERO,
+    T.ZERO_ALLOC: Outcome.ZERO,
+    T.NORMAL: Outcome.DATA,
+    T.COMPRESSED: Outcome.COMPRESSED,
+    T.INVALID: Outcome.BROKEN,
+}
+
+
+def test_zero_flags_in_an_external_file_keep_their_clusters_apart_at_offset_zero() -> None:
+    assert runs([COPIED | ZERO, COPIED | ZERO | C], EXTERNAL) == [
+        (0, C, T.ZERO_PLAIN, NO_HOST),
+        (C, C, T.ZERO_ALLOC, C),
+    ]
+
+
+def test_a_contradiction_at_offset_zero_of_an_external_file_is_told_as_one() -> None:
+    rules = MappingRules(Geometry(16, extended_l2=True), data_file=True)
+    assert "both allocated and zero" in diagnose(COPIED, 1 | 1 << 32, 0, rules)
+
+
+def test_a_byte_of_a_last_cluster_that_the_file_has_in_part_is_data() -> None:
+    storage = tiny([COPIED | 9 * C])
+    storage.truncate(9 * C + 512)
+    assert explain_guest(load_metadata(storage), 4096).outcome is Outcome.DATA
+    storage.truncate(9 * C)
+    assert explain_guest(load_metadata(storage), 4096).outcome is Outcome.BROKEN

@@ -267,3 +267,21 @@ def test_annotation_names_bits_offsets_and_gaps() -> None:
 
 def test_every_schema_is_a_plain_struct_so_that_its_parts_can_be_listed() -> None:
     assert all(isinstance(schema, Struct) for schema in SCHEMAS.values())
+
+
+def test_header_fields_lie_where_the_specification_puts_them() -> None:
+    places = {
+        "magic": (0, 4), "version": (4, 4), "backing_file_offset": (8, 8), "backing_file_size": (16, 4),
+        "cluster_bits": (20, 4), "size": (24, 8), "crypt_method": (32, 4), "l1_size": (36, 4), "l1_table_offset": (40, 8),
+        "refcount_table_offset": (48, 8), "refcount_table_clusters": (56, 4), "nb_snapshots": (60, 4),
+        "snapshots_offset": (64, 8), "incompatible_features": (72, 8), "compatible_features": (80, 8),
+        "autoclear_features": (88, 8), "refcount_order": (96, 4), "header_length": (100, 4), "compression_type": (104, 1),
+    }  # fmt: skip
+    assert {name: header.field(name) for name in places} == places
+    assert header.field("l1_size", "l1_table_offset") == (36, 12)
+    assert (
+        sum(header.field("snapshots_offset")) == header.V2_LENGTH
+        and sum(header.field("header_length")) == header.V3_LENGTH
+    )
+    with pytest.raises(KeyError):
+        header.field("additional")

@@ -8,7 +8,10 @@ import pytest
 
 from formats.annotate import NodeKind, annotate
 from formats.qcow2.header import HEADER_SCHEMA, Header, build_header
-from workbench.render.entries import bit_ranges
+from tests.engine.tiny import tiny
+from workbench.engine.metadata import load_metadata
+from workbench.engine.tables import Run, l2_table
+from workbench.render.entries import bit_ranges, run_words
 from workbench.render.hexdump import hexdump
 from workbench.render.jsonify import node_to_json
 from workbench.render.sizes import count, duration, size_with_bytes, span
@@ -120,3 +123,10 @@ def test_tables_are_as_wide_as_their_content() -> None:
 
 def test_bit_ranges() -> None:
     assert [bit_ranges(mask) for mask in (0, 1, 0b1011, 0xFFFFFFFF)] == ["", "0", "0-1,3", "0-31"]
+
+
+def test_offset_zero_of_an_external_data_file_is_a_place_only_with_copied() -> None:
+    meta = load_metadata(tiny([], incompatible=4))
+    table = l2_table(meta, 0, 0x40000)
+    assert run_words(meta, table, Run(0, 1, (1 << 63,))) == "data at 0x0  (copied)"
+    assert run_words(meta, table, Run(0, 1, (2,))) == "unallocated  (RESERVED BITS 0x2)"

@@ -234,3 +234,9 @@ def test_importing_the_explanations_is_light() -> None:
     program = "import sys, workbench.teach as t; t.explain('header.size', {'value': 1}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"textual", "numpy", "construct", "rich"} & set(modules)
+
+
+def test_copied_alone_is_a_place_only_in_an_external_data_file() -> None:
+    facts = {"word": 1 << 63, "value": 1 << 63, "cluster_size": 65536, "cluster_bits": 16, "file_size": 1 << 20}
+    assert "is unallocated" in HERE["l2-entry"](facts)
+    assert "external data file at 0x0" in HERE["l2-entry"](facts | {"flag_data_file": True})

@@ -58,11 +58,16 @@ def find_causes(
     return tuple(_Grouping(meta, geometry, findings, triage, foreign_kinds).run())
 
 
-def header_cause(findings: Findings) -> tuple[Cause, ...]:
+def header_cause(meta: Metadata, findings: Findings) -> tuple[Cause, ...]:
     """The one cause there is when the header gives no geometry."""
+    rows = np.arange(len(findings))
+    foreign = meta.foreign
+    if foreign is not None:
+        text = f"This is {foreign.name}. There is nothing in it to repair as a qcow2 image: {foreign.advice}."
+        return (Cause("NOT-QCOW2", "The file is something else", text, 0.95, (), rows),)
     text = "The first cluster does not say how the image is built, so nothing behind it can be located."
     evidence = tuple(found.message for found in findings[:4])
-    return (Cause("HEADER-DAMAGED", "The header is damaged", text, 0.9, evidence, np.arange(len(findings))),)
+    return (Cause("HEADER-DAMAGED", "The header is damaged", text, 0.9, evidence, rows),)
 
 
 class _Grouping:
@@ -76,7 +81,9 @@ class _Grouping:
 
     def run(self) -> list[Cause]:
         rules: tuple[Callable[[], None], ...] = (
+            self._companions,
             self._truncated,
+            self._past_the_end,
             self._lost_tables,
             self._lost_windows,
             self._lost_entries,
@@ -143,6 +150,60 @@ class _Grouping:
         return [run for run in self.triage.runs if run.keep]
 
     # -- rules ---------------------------------------------------------------------------------------------------------
+
+    def _companions(self) -> None:
+        """Files that the image names. They say nothing about the image itself."""
+        for found in self.findings.of("BACKING-MISSING", "BACKING-CYCLE", "DATA-FILE-MISSING"):
+            rows = self.take(found.code)
+            if not rows.size:
+                continue
+            missing = found.numbers.get("missing", "")
+            if found.code == "BACKING-CYCLE":
+                code, title = "BACKING-CYCLE", "The backing chain runs in a circle"
+            elif found.code == "BACKING-MISSING":
+                code = "BACKING-FILE-MISSING" if missing else "BACKING-FILE-UNUSABLE"
+                title = f"The backing file {missing} is missing" if missing else "The backing file cannot be used"
+            else:
+                code = "DATA-FILE-MISSING" if missing else "DATA-FILE-UNUSABLE"
+                title = (
+                    f"The external data file {missing} is missing"
+                    if missing
+                    else "The external data file cannot be used"
+                )
+            text = (
+                "This image holds the guest's data only together with that file; nothing in the image itself is damaged by "
+                "it. Put the file back where the image looks for it."
+            )
+            if found.code != "DATA-FILE-MISSING":
+                text += (
+                    " `qwb map --no-backing` and `qwb convert --no-backing` read what the image itself holds, `qwb convert --backing"
+                    " PATH` reads with another file in its place; `qemu-img rebase -u -b PATH -F FORMAT` records another name."
+                )
+            self.add(code, title, text, 0.95, rows, *(self.findings[int(row)].message for row in rows[:4]))
+
+    def _past_the_end(self) -> None:
+        """A table of the header's that lies where the file has no bytes."""
+        header, end = self.meta.header, self.meta.file_size
+        columns = self.findings.columns
+        for field, title, offset, lost in (
+            ("L1 offset", "The L1 table", header.l1_table_offset, "no part of the disk can be found through it"),
+            (
+                "refcount table offset",
+                "The refcount table",
+                header.refcount_table_offset,
+                "every cluster counts as free",
+            ),
+        ):
+            here = (columns["offset"] == np.uint64(offset)) & (columns["snapshot"] < 0) & (columns["table"] == 0)
+            rows = self.take("REGION-BEYOND-EOF", where=here) if offset >= end else np.zeros(0, np.intp)
+            if rows.size:
+                self.add(
+                    "TABLE-PAST-END", f"{title} lies past the end of the file",
+                    f"The header's {field} {offset:#x} lies past the end of the file at {end:#x}, so {lost}. The field was "
+                    "damaged or written wrongly, or the file was cut off. What the table named may still be in the file: "
+                    "write nothing.",
+                    0.9, rows, *(self.findings[int(row)].message for row in rows[:4]),
+                )  # fmt: skip
 
     def _truncated(self) -> None:
         codes = ("L2-ENTRY-BEYOND-EOF", "COMPRESSED-BEYOND-EOF", "L1-ENTRY-BEYOND-EOF", "REGION-BEYOND-EOF",

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from formats.qcow2 import limits
+from formats.qcow2.header import field
 from workbench.check.census import WINDOW
 from workbench.check.findings import FindingLog
 from workbench.check.result import Cancel, CheckResult, ProgressSink
@@ -57,7 +58,7 @@ def companions(meta: Metadata, log: FindingLog) -> str | None:
         name = current.backing_name
         if name is None:
             return reason
-        place = (8, 12) if current is meta else (0, 0)
+        place = field("backing_file_offset", "backing_file_size") if current is meta else (0, 0)
         if _is_protocol(name):
             log.add("BACKING-NOT-FOLLOWED", *place, numbers={"what": f"backing file {name!r} was not opened"})
             return reason
@@ -76,8 +77,13 @@ def companions(meta: Metadata, log: FindingLog) -> str | None:
         try:
             storage = FileStorage.open(target)
         except StorageError as error:
-            log.add("BACKING-MISSING", *place, numbers={"what": f"backing file: {error}"})
-            return reason or f"backing file: {error}"
+            of = "" if current is meta else f" of {path}"
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            why = f"the backing file {name!r}{of} " + (
+                f"is missing: there is no {target}" if missing else f"cannot be opened: {error}"
+            )
+            log.add("BACKING-MISSING", *place, numbers={"what": why, "missing": name if missing else ""})
+            return reason or why
         with storage:
             lower = load_metadata(storage)
             if declared not in (None, "qcow2") or (declared is None and not lower.is_qcow2):
@@ -99,13 +105,21 @@ def _data_file(meta: Metadata, log: FindingLog) -> str | None:
     if name is None:
         return "the image does not name its external data file"
     if _is_protocol(name):
-        log.add("BACKING-NOT-FOLLOWED", 72, 8, numbers={"what": f"data file {name!r} was not opened"})
+        log.add(
+            "BACKING-NOT-FOLLOWED",
+            *field("incompatible_features"),
+            numbers={"what": f"data file {name!r} was not opened"},
+        )
         return None
     try:
         FileStorage.open(name).close()
     except StorageError as error:
-        log.add("DATA-FILE-MISSING", 72, 8, numbers={"what": f"external data file: {error}"})
-        return f"external data file: {error}"
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        how = "is missing" if missing else f"cannot be opened: {error}"
+        why = f"the external data file {name!r} {how}"
+        numbers = {"what": why, "missing": name if missing else ""}
+        log.add("DATA-FILE-MISSING", *field("incompatible_features"), numbers=numbers)
+        return why
     return None
 
 

@@ -35,7 +35,7 @@ def judge_table(work: L2Pass, table: int, words: NDArray[np.uint64]) -> NDArray[
     known = np.uint64(max(work.file_size, work.refcounts_end))
     near = mapped & (offset < known)
     faults = {
-        "L2-ENTRY-RESERVED": each.fault(Fault.RESERVED) & ~packed,
+        "L2-ENTRY-RESERVED": each.fault(Fault.RESERVED) & each.standard,
         "L2-ENTRY-UNALIGNED": each.fault(Fault.UNALIGNED),
         "COMPRESSED-COPIED": each.fault(Fault.COPIED_COMPRESSED),
         "L2-ENTRY-BEYOND-EOF": beyond & mapped,

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST: Final = 4096
+UNCOUNTED: Final = (
+    "REFCOUNT-UNREADABLE", "REFBLOCK-UNALIGNED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-RESERVED", "REGION-BEYOND-EOF", "READ-ERROR",
+    "REFTABLE-MISSING", "REFTABLE-TOO-LARGE", "REFTABLE-UNALIGNED", "REFTABLE-OFFSET",
+)  # fmt: skip
+"""With one of these nobody can say that a cluster is not used: its refcount, or what refers to it, cannot be read."""
 
 
 def table_notes(
@@ -27,6 +32,7 @@ def table_notes(
     tables: L2Set,
     empty: NDArray[np.intp],
     foreign: NDArray[np.intp],
+    active_l1: NDArray[np.uint64],
     log: FindingLog,
 ) -> dict[int, str]:
     """Log L2 tables that are empty, foreign, or used by two L1 entries; returns L1 index -> what a foreign one is."""
@@ -60,7 +66,14 @@ def table_notes(
         log.add("L2-TABLE-FOREIGN", offset, size, numbers={"kind": kind}, **place(row))
     for row in np.flatnonzero(tables.active > 1)[:MOST].tolist():
         if tables.offset[row]:
-            log.add("L2-TABLE-SHARED", int(tables.offset[row]), size, other=int(tables.active[row]), **place(row))
+            users = np.flatnonzero(offset_of(active_l1) == tables.offset[row])[:4].tolist()
+            named = " and ".join(
+                f"L1 entry {index} (guest {int(geometry.guest_offset(index, 0)):#x})" for index in users
+            )
+            log.add(
+                "L2-TABLE-SHARED", int(tables.offset[row]), size, other=int(tables.active[row]), numbers={"owners": f": {named}"},
+                **place(row),
+            )  # fmt: skip
     return kinds
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NOWHERE: Final = (1 << 64) - 1
 """Value of `guest` when a finding concerns no guest range."""
+JOINED: Final = ("L2-COPIED-WRONG",)
+"""Codes of which one fault makes a row in each of many neighbouring tables: they become one row with a count."""
 MAX_RUNS: Final = 12
 """Runs of one code in one table before they become a single row with a count."""
 
@@ -90,6 +92,7 @@ class Finding:
             "value": self.value,
             "other": self.other,
             "what": self.problem.title,
+            "owners": "",
             **self.numbers,
         }
         text = self.problem.template.format_map(values)
@@ -201,6 +204,10 @@ class FindingLog:
             self._codes[code] = len(self._codes)
         return self._codes[code]
 
+    def has(self, *codes: str) -> bool:
+        """Whether anything was logged under one of `codes`."""
+        return any(code in self._codes for code in codes)
+
     def add(
         self,
         code: str,
@@ -248,11 +255,33 @@ class FindingLog:
         if self._singles:
             parts.append(np.array(self._singles, dtype=ROW))
         columns = np.concatenate(parts) if parts else np.zeros(0, dtype=ROW)
+        for code in JOINED:
+            if code in self._codes and columns.size:
+                columns = _join(columns, self._codes[code])
         codes = tuple(self._codes)
         rank = np.array([PROBLEMS[code].severity.rank for code in codes] or [0], dtype=np.uint8)
         if columns.size:
             columns = columns[np.lexsort((columns["offset"], columns["code"], rank[columns["code"]]))]
         return Findings(columns, codes, tuple(self._notes))
+
+
+def _join(columns: NDArray[Any], code: int) -> NDArray[Any]:
+    """The columns with those rows of `code` in one that go on from table to table: next in the guest, further on in the file."""
+    mine = columns[columns["code"] == code]
+    mine = mine[np.lexsort((mine["guest"], mine["snapshot"]))]
+    onward = mine["guest"][1:] == mine["guest"][:-1] + mine["guest_length"][:-1]
+    onward &= (mine["snapshot"][1:] == mine["snapshot"][:-1]) & (mine["table"][1:] > mine["table"][:-1])
+    onward &= (mine["note"][1:] < 0) & (mine["note"][:-1] < 0)
+    if not onward.any():
+        return columns
+    first = np.flatnonzero(np.append(True, ~onward))
+    last = np.append(first[1:], mine.size) - 1
+    out = mine[first].copy()
+    out["length"] = mine["offset"][last] + mine["length"][last] - out["offset"]
+    out["guest_length"] = mine["guest"][last] + mine["guest_length"][last] - out["guest"]
+    for name in ("count", "counted"):
+        out[name] = np.add.reduceat(mine[name], first)
+    return np.concatenate([columns[columns["code"] != code], out])
 
 
 def runs_of(rows: NDArray[np.intp], cols: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

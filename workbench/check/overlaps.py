@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from formats.qcow2.entries import L2Entries
 from workbench.check import kinds
 from workbench.check.census import Census, Claim
 from workbench.check.findings import FindingLog
 from workbench.check.kinds import Owner
 from workbench.check.passes_refcounts import StoredRefcounts
-from workbench.check.tables import L2Set
+from workbench.check.tables import L2Set, plan_batches, read_batch
+from workbench.engine.metadata import Metadata
+from workbench.errors import StorageError
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 
 MOST: Final = 4096
 """Overlaps that are listed one by one."""
+NAMED: Final = 256
+"""Of those, the ones whose owners are looked up."""
+OWNERS: Final = 4
+"""Owners of one cluster that are named."""
 _DATA_FLAGS: Final = np.uint8(kinds.DATA | kinds.PACKED | kinds.INACTIVE)
 
 
@@ -36,15 +43,16 @@ class Intervals:
     index: NDArray[np.int64]
     snapshot: NDArray[np.int32]
 
-    def title(self, row: int) -> str:
-        """The structure's name with its index."""
+    def title(self, row: int, geometry: Geometry | None = None) -> str:
+        """The structure's name with its index; with `geometry` the guest offset that an L2 table begins with, too."""
         owner = Owner(int(self.owner[row]))
         index, snapshot = int(self.index[row]), int(self.snapshot[row])
         if owner is Owner.INACTIVE_L1:
             return f"L1 table of snapshot {snapshot}"
         if owner in (Owner.ACTIVE_L2, Owner.INACTIVE_L2):
             where = f" of snapshot {snapshot}" if snapshot >= 0 else ""
-            return f"{owner.title} (L1 entry {index}{where})"
+            guest = f", guest {int(geometry.guest_offset(index, 0)):#x}" if geometry is not None else ""
+            return f"{owner.title} (L1 entry {index}{where}{guest})"
         return f"{owner.title} {index}" if index >= 0 else owner.title
 
 
@@ -94,11 +102,13 @@ def intervals(
     return Intervals(*(column[order] for column in columns))
 
 
-def find_overlaps(found: Intervals, census: Census, geometry: Geometry, log: FindingLog) -> None:
+def find_overlaps(
+    found: Intervals, census: Census, meta: Metadata, geometry: Geometry, tables: L2Set, log: FindingLog
+) -> None:
     """Log metadata on metadata, guest data on metadata, compressed on plain data, and cross-linked data clusters."""
     _metadata(found, geometry, log)
-    _data_on_metadata(found, census, geometry, log)
-    bits = np.uint64(geometry.cluster_bits)
+    on_metadata = _data_on_metadata(found, census)
+    shared: list[tuple[str, NDArray[np.int64]]] = []
     for flags, code in (
         (kinds.CROSSED, "DATA-CROSS-LINKED"),
         (kinds.PACKED | kinds.DATA, "DATA-OVERLAPS-COMPRESSED"),
@@ -107,18 +117,72 @@ def find_overlaps(found: Intervals, census: Census, geometry: Geometry, log: Fin
         clusters = _having(census, flags)
         if code == "DATA-OVERLAPS-COMPRESSED" and flags & kinds.INACTIVE:
             clusters = clusters[(census.flags[clusters - census.first] & kinds.DATA) == 0]
-        if not clusters.size:
-            continue
-        listed = clusters[:MOST]
-        references = census.references_at(listed)
-        log.add_columns(
-            code, listed.size, offset=listed.astype(np.uint64) << bits, length=1 << geometry.cluster_bits,
-            other=references,
+        if clusters.size:
+            shared.append((code, clusters))
+    starts = np.array([start for _, start, _ in on_metadata[:NAMED]], dtype=np.int64)
+    owners = name_owners(meta, geometry, tables, np.concatenate([starts, *(each[:NAMED] for _, each in shared)]))
+    _log_on_metadata(found, census, geometry, on_metadata, owners, log)
+    for code, clusters in shared:
+        _log_shared(code, clusters, census, geometry, owners, log)
+
+
+def _log_shared(
+    code: str, clusters: NDArray[np.int64], census: Census, geometry: Geometry, owners: dict[int, str], log: FindingLog
+) -> None:
+    """One row for each of the first clusters, named ones with their owners; the rest in one."""
+    bits = geometry.cluster_bits
+    named = clusters[:NAMED]
+    for cluster, references in zip(named.tolist(), census.references_at(named).tolist(), strict=True):
+        log.add(
+            code, cluster << bits, 1 << bits, other=references, numbers={"owners": owners.get(cluster, "")},
         )  # fmt: skip
-        if clusters.size > MOST:
-            rest = clusters[MOST:]
-            span = int(rest[-1] - rest[0] + 1) << geometry.cluster_bits
-            log.add(code, int(rest[0]) << geometry.cluster_bits, span, count=rest.size, other=2)
+    listed = clusters[NAMED:MOST]
+    log.add_columns(
+        code, listed.size, offset=listed.astype(np.uint64) << np.uint64(bits), length=1 << bits,
+        other=census.references_at(listed),
+    )  # fmt: skip
+    if clusters.size > MOST:
+        rest = clusters[MOST:]
+        log.add(code, int(rest[0]) << bits, int(rest[-1] - rest[0] + 1) << bits, count=rest.size, other=2)
+
+
+def name_owners(meta: Metadata, geometry: Geometry, tables: L2Set, clusters: NDArray[np.int64]) -> dict[int, str]:
+    """Host cluster -> `: guest 0x… (L2 table 0x…, entry n) and guest …`, of all that map it. One pass over the tables."""
+    wanted = np.unique(clusters)
+    if not wanted.size:
+        return {}
+    bits = np.uint64(geometry.cluster_bits)
+    found: dict[int, list[str]] = {}
+    for rows in plan_batches(tables, geometry, meta.file_size):
+        try:
+            words = read_batch(meta, tables, rows, geometry).words
+        except StorageError:
+            continue  # reported as READ-ERROR by the check itself
+        each = L2Entries(words, meta.shape)
+        packed = each.packed
+        start, end = each.range
+        low = np.searchsorted(wanted, (start >> bits).astype(np.int64))
+        high = np.searchsorted(wanted, ((end - np.uint64(1)) >> bits).astype(np.int64), side="right")
+        for row, col in zip(
+            *(axis.tolist() for axis in np.nonzero((high > low) & (packed | each.placed))), strict=True
+        ):
+            table = rows[row]
+            snapshot = int(tables.snapshot[table])
+            text = f"guest {int(geometry.guest_offset(int(tables.index[table]), col)):#x}"
+            text += f" of snapshot {snapshot}" if snapshot >= 0 else ""
+            text += (
+                f" ({'compressed, ' if packed[row, col] else ''}L2 table {int(tables.offset[table]):#x}, entry {col})"
+            )
+            for cluster in wanted[low[row, col] : high[row, col]].tolist():
+                found.setdefault(cluster, []).append(text)
+    return {cluster: _joined(texts) for cluster, texts in found.items()}
+
+
+def _joined(texts: list[str]) -> str:
+    shown = texts[:OWNERS] if len(texts) > OWNERS + 1 else texts
+    more = [f"{len(texts) - len(shown)} more"] if len(shown) < len(texts) else []
+    *first, last = [*shown, *more]
+    return ": " + (f"{', '.join(first)} and {last}" if first else last)
 
 
 def _having(census: Census, flags: int) -> NDArray[np.int64]:
@@ -155,7 +219,7 @@ def _metadata(found: Intervals, geometry: Geometry, log: FindingLog) -> None:
         end = min(int(found.last[row]), int(found.last[other])) + 1
         log.add(
             "METADATA-OVERLAP", start * size, (end - start) * size, other=int(found.first[other]) * size,
-            numbers={"first": found.title(other), "second": found.title(row)},
+            numbers={"first": found.title(other, geometry), "second": found.title(row, geometry)},
         )  # fmt: skip
     if rows.size > MOST:
         first, last = int(found.first[rows[MOST]]), int(found.last[rows[-1]]) + 1
@@ -165,8 +229,8 @@ def _metadata(found: Intervals, geometry: Geometry, log: FindingLog) -> None:
         )  # fmt: skip
 
 
-def _data_on_metadata(found: Intervals, census: Census, geometry: Geometry, log: FindingLog) -> None:
-    size = geometry.cluster_size
+def _data_on_metadata(found: Intervals, census: Census) -> list[tuple[int, int, int]]:
+    """(row in `found`, first cluster, clusters) of structures in whose clusters guest data is, too."""
     inside = (found.first >= census.first) & (found.last < census.end)
     single = np.flatnonzero(inside & (found.first == found.last))
     hit = single[(census.flags[found.first[single] - census.first] & _DATA_FLAGS) != 0]
@@ -177,7 +241,14 @@ def _data_on_metadata(found: Intervals, census: Census, geometry: Geometry, log:
         used = np.flatnonzero(flags & _DATA_FLAGS)
         if used.size:
             rows.append((row, int(used[0]) + low + census.first, int(used[-1] - used[0]) + 1))
-    for row, start, clusters in rows[:MOST]:
+    return rows[:MOST]
+
+
+def _log_on_metadata(
+    found: Intervals, census: Census, geometry: Geometry, rows: list[tuple[int, int, int]], owners: dict[int, str], log: FindingLog
+) -> None:  # fmt: skip
+    size = geometry.cluster_size
+    for row, start, clusters in rows:
         sort = int(np.bitwise_or.reduce(census.flags[start - census.first : start - census.first + clusters]))
         names = [
             owner.title
@@ -190,7 +261,7 @@ def _data_on_metadata(found: Intervals, census: Census, geometry: Geometry, log:
         ]
         log.add(
             "DATA-OVERLAPS-METADATA", start * size, clusters * size, count=clusters,
-            numbers={"first": found.title(row), "second": " and ".join(names)},
+            numbers={"first": found.title(row, geometry), "second": " and ".join(names), "owners": owners.get(start, "")},
         )  # fmt: skip
 
 

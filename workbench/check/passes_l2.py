@@ -354,7 +354,7 @@ class L2Pass:
             self._log(code, tables, row, col, each.words, chosen, counted=counted)
 
         if each.odd:
-            log("L2-ENTRY-RESERVED", each.fault(Fault.RESERVED) & ~each.packed)
+            log("L2-ENTRY-RESERVED", each.fault(Fault.RESERVED) & each.standard)
             log("L2-ENTRY-UNALIGNED", each.fault(Fault.UNALIGNED))
             if each.packed.any():
                 log("COMPRESSED-COPIED", each.fault(Fault.COPIED_COMPRESSED))

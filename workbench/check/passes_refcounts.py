@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from formats.qcow2 import limits
 from formats.qcow2.entries import Fault, Pointers, PointerTable
 from formats.qcow2.refcounts import unpack
 from workbench.check import kinds
@@ -21,8 +22,8 @@ from workbench.units import Geometry, div_round_up
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-READ_LIMIT: Final = (1 << 63) - (1 << 30)
-"""QEMU cannot read past this offset (BDRV_MAX_LENGTH)."""
+READ_LIMIT: Final = limits.MAX_OFFSET
+"""QEMU cannot read past this offset."""
 
 
 class StoredRefcounts:

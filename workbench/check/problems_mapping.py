@@ -126,7 +126,7 @@ p(
     "L2-TABLE-SHARED",
     WARNING,
     "Two L1 entries use one L2 table",
-    "L2 table at {table:#x} is used by {other} entries of the same L1 table",
+    "L2 table at {table:#x} is used by {other} entries of the same L1 table{owners}",
     "Two ranges of the same disk are described by one table, so they share all their data.",
     "The L1 table was partly overwritten with its own content, or a table counted as free was given away again.",
     "A write to one range appears in the other.",

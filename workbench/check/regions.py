@@ -14,6 +14,7 @@ import numpy as np
 from formats.qcow2 import limits
 from formats.qcow2.entries import Fault, Pointers, PointerTable, past_end
 from formats.qcow2.extensions import ExtensionType
+from formats.qcow2.header import field as header_field
 from workbench.check.census import Claim
 from workbench.check.findings import FindingLog
 from workbench.check.kinds import Owner
@@ -162,7 +163,12 @@ class RegionWalk:
         if not header.nb_snapshots:
             return
         if header.has("data_file"):
-            self.log.add("SNAPSHOT-WITH-DATA-FILE", 60, 12, counted=1, value=header.nb_snapshots)
+            self.log.add(
+                "SNAPSHOT-WITH-DATA-FILE",
+                *header_field("nb_snapshots", "snapshots_offset"),
+                counted=1,
+                value=header.nb_snapshots,
+            )
         walked, length = self._walk_table()
         tables: dict[tuple[int, int], list[int]] = {}
         for index, each in enumerate(walked):

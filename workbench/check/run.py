@@ -10,7 +10,7 @@ import numpy as np
 from formats.qcow2.tables import COPIED
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
-from workbench.check.extras import MOST, log_tail, log_unused, table_notes
+from workbench.check.extras import MOST, UNCOUNTED, log_tail, log_unused, table_notes
 from workbench.check.findings import FindingLog
 from workbench.check.luks import check_luks
 from workbench.check.overlaps import find_overlaps, intervals, missing_blocks
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from workbench.check.triage import LeakRun, LostTable, Triage
     from workbench.engine.unreferenced import Unreferenced
 
-_COUNTED_IN_REGIONS = {"SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE"}
+_COUNTED_IN_REGIONS = {
+    "SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE", "REGION-BEYOND-EOF",
+}  # fmt: skip
 
 
 def check(
@@ -109,7 +111,8 @@ class _Check:
         self.check_errors += regions.check_errors
         tables = regions.collector.result()
         census = self._count(geometry, regions, tables)
-        log_unused(self.meta, geometry, self.highest, self.log)
+        if regions.abort is None and refusal is None and not self.log.has(*UNCOUNTED):
+            log_unused(self.meta, geometry, self.highest, self.log)
         return self._result(aborted, census, regions, tables)
 
     # -- counting ------------------------------------------------------------------------------------------------------
@@ -181,10 +184,12 @@ class _Check:
         self._lap("compare", started)
         started = time.perf_counter()
         found = intervals(geometry, regions.claims, tables, stored, regions.bitmap_data, census.total_clusters)
-        find_overlaps(found, census, geometry, self.log)
+        find_overlaps(found, census, self.meta, geometry, tables, self.log)
         missing_blocks(stored, census, geometry, self.log)
         if judge:
-            self.foreign_kinds = table_notes(self.meta, geometry, tables, self.empty, self.foreign, self.log)
+            self.foreign_kinds = table_notes(
+                self.meta, geometry, tables, self.empty, self.foreign, regions.active_l1, self.log
+            )
             log_tail(self.meta, geometry, stored, regions, self.mapping, self.log)
         self._lap("overlaps", started)
 
@@ -291,7 +296,7 @@ class _Check:
         elif len(findings):
             from workbench.check.causes import header_cause
 
-            causes = header_cause(findings)
+            causes = header_cause(self.meta, findings)
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),

@@ -62,7 +62,7 @@ def command(
         raise ArgumentError("-n works with -O raw only")
     mind_interrupted(target, writable=True)
     with contextlib.ExitStack() as stack:
-        if _format_of(source, source_format) == "raw":
+        if _format_of(source, source_format, salvage=salvage) == "raw":
             if snapshot is not None or backing is not None:
                 raise ArgumentError("a raw file has neither snapshots nor a backing file", path=str(source))
             opened = stack.enter_context(_raw_source(source, force_share))
@@ -92,17 +92,33 @@ def command(
     _report_losses(result)
 
 
-def _format_of(path: Path, given: str | None) -> str:
-    """qcow2 or raw: as given, else as the file's first bytes say."""
+def _format_of(path: Path, given: str | None, *, salvage: bool) -> str:
+    """qcow2 or raw: as given, else as the file's first bytes say. Raises ArgumentError for what is neither.
+
+    salvage: nothing is taken for a raw disk then unless `given` says so: a copy of a damaged image's own bytes, or of
+    an archive, is not what was asked for.
+    """
+    from formats.foreign import Sort
     from workbench.engine.chain import probe_format
+    from workbench.engine.metadata import load_metadata
     from workbench.storage.file import FileStorage
 
     if given is not None:
         return given
     with FileStorage.open(path) as storage:
         found = probe_format(storage)
+        foreign = load_metadata(storage).foreign
+    if foreign is not None and foreign.sort in (Sort.DISK, Sort.PACKED, Sort.TEXT, Sort.SHIFTED):
+        hint = f"{foreign.advice}, or copy its bytes as they are with -f raw"
+        raise ArgumentError(f"this is {foreign.name}, not a disk that can be read here", path=str(path), hint=hint)
     if found not in ("qcow2", "raw"):
         raise ArgumentError(f"format {found} is not supported", path=str(path), hint="convert it with qemu-img first")
+    if found == "raw" and salvage:
+        what = (
+            f"this is {foreign.name}" if foreign is not None else "it has no qcow2 header, so its tables are not found"
+        )
+        hint = "copy its bytes as they are with -f raw" if foreign is not None else f"see `qwb repair {path} --dry-run`"
+        raise ArgumentError(f"not a qcow2 image to salvage: {what}", path=str(path), hint=hint)
     return found
 
 

@@ -38,8 +38,8 @@ def command(image: Path, as_json: bool, backing_chain: bool, force_share: bool) 
 
     with open_storage(image, force_share=force_share) as storage:
         meta = load_metadata(storage)
-        if not meta.is_qcow2:
-            require_openable(meta)  # raises: says that it is empty, or no qcow2 image
+        if not meta.is_qcow2 or meta.foreign is not None:
+            require_openable(meta)  # raises: says that it is empty, or what it is
         chain = chain_info(meta, str(image), FileStorage.open) if backing_chain else [image_info(meta, str(image))]
     if as_json:
         print_json(chain if backing_chain else chain[0])

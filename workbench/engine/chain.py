@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from formats.foreign import disk_format
+from formats.qcow2.header import field as header_field
 from formats.qcow2.limits import MAX_BACKING_CHAIN, MAX_L1_SIZE
 from workbench.engine.faults import Fault
 from workbench.engine.gate import Gate, OpenRequest, resolve_name
@@ -26,16 +28,9 @@ if TYPE_CHECKING:
     from formats.qcow2.snapshots import Snapshot
     from workbench.engine.crypto.ciphers import SectorCipher
 
+_NAME = header_field("backing_file_offset", "backing_file_size")
+
 _RAW_NAMES = ("raw", "file", "host_device")
-_FOREIGN_MAGIC = (
-    (b"KDMV", "vmdk"),
-    (b"# Disk DescriptorFile", "vmdk"),
-    (b"conectix", "vpc"),
-    (b"vhdxfile", "vhdx"),
-    (b"QED\0", "qed"),
-    (b"WithoutFreeSpace", "parallels"),
-    (b"WithouFreSpacExt", "parallels"),
-)
 
 
 @dataclass(slots=True)
@@ -53,11 +48,12 @@ class Opening:
     secret: bytes | None = None
     problems: list[Fault] = field(default_factory=list)
 
-    def problem(self, code: str, error: QwbError, offset: int = 8, length: int = 12) -> None:
-        """Record an error as a fault, or raise it."""
+    def problem(self, code: str, error: QwbError, base: str, offset: int = _NAME[0], length: int = _NAME[1]) -> None:
+        """Record an error about a file that `base` names as a fault of `base`, or raise it."""
         if not self.tolerant:
             raise error
-        self.problems.append(Fault(code, error.what, offset, length))
+        what = error.what if error.path in (None, base) else f"{error.path}: {error.what}"
+        self.problems.append(Fault(code, what, offset, length))
 
 
 def open_file(path: str, opening: Opening, *, writable: bool = False) -> Storage:
@@ -75,10 +71,7 @@ def open_file(path: str, opening: Opening, *, writable: bool = False) -> Storage
 
 def probe_format(storage: Storage) -> str:
     """qcow2, raw, or the name of another known format, from a file's first bytes."""
-    head = storage.read(0, 64)
-    if head[:4] == b"QFI\xfb":
-        return "qcow2" if int.from_bytes(head[4:8], "big") >= 2 else "qcow"
-    return next((name for magic, name in _FOREIGN_MAGIC if head.startswith(magic)), "raw")
+    return disk_format(storage.read(0, 128)) or "raw"
 
 
 def open_top(storage: Storage, opening: Opening, snapshot: str | None) -> tuple[Metadata, Qcow2Layer]:
@@ -104,7 +97,7 @@ def open_chain(top: Qcow2Layer, opening: Opening, stack: ExitStack) -> list[Laye
         try:
             below = _open_backing(here.meta, opening, len(layers) - 1, seen)
         except QwbError as error:
-            opening.problem(_code_of(error), error)
+            opening.problem(_code_of(error), error, here.path)
             layers.append(MissingLayer(here.meta.backing_name, here.size, error))
             break
         if below is None:
@@ -137,6 +130,15 @@ def _code_of(error: QwbError) -> str:
     return "BACKING-CYCLE" if isinstance(error, _Cycle) else "BACKING-UNAVAILABLE"
 
 
+def _tell_of(error: QwbError, subject: str, path: str, base: str, hint: str) -> None:
+    """Let the error of opening a file that `base` names be told of `base`: it is not the image that is missing."""
+    if isinstance(error.__cause__, FileNotFoundError):
+        error.what, error.hint = f"{subject} is missing: there is no {path}", hint
+    else:
+        error.what, error.hint = f"{subject} cannot be opened: {path}: {error.what}", error.hint or hint
+    error.path = base
+
+
 def _identity(path: str) -> object:
     """What tells one file from another, whatever its name."""
     try:
@@ -164,7 +166,7 @@ def _open_backing(meta: Metadata, opening: Opening, depth: int, seen: dict[objec
     try:
         storage = open_file(os.fspath(path), opening)
     except QwbError as error:
-        error.hint = error.hint or f"it is the backing file of {base}: {hint}"
+        _tell_of(error, f"the backing file {name!r}", os.fspath(path), base, hint)
         raise
     try:
         return _backing_layer(storage, meta.backing_format, opening, depth + 1)
@@ -210,13 +212,11 @@ def _data_storage(meta: Metadata, opening: Opening, depth: int) -> tuple[Storage
         try:
             return open_file(os.fspath(path), opening, writable=writable), None
         except QwbError as error:
-            error.hint = (
-                error.hint
-                or f"it is the external data file of {base}, looked for in the working directory and beside the image"
-            )
+            hint = "it is looked for in the working directory and beside the image"
+            _tell_of(error, f"the external data file {name!r}", os.fspath(path), base, hint)
             raise
     except QwbError as error:
-        opening.problem("DATA-FILE-UNAVAILABLE", error, 72, 8)
+        opening.problem("DATA-FILE-UNAVAILABLE", error, base, *header_field("incompatible_features"))
         return None, error
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from formats.qcow2.entries import ClusterType, Fault, l2_faults, offset_bits, offset_of, read_l2, subclusters
+from formats.qcow2.entries import (
+    ClusterType,
+    Entry,
+    Fault,
+    first_blocking,
+    offset_bits,
+    offset_of,
+    past_end,
+    read_l2,
+    subcluster_kind,
+    subclusters,
+)
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
 from workbench.engine.owners import Cancel, Owner, OwnerKind, Progress, owners_of, refcount_of
@@ -177,10 +188,14 @@ def _through_l2(walk: _Walk, table: Table) -> Translation:
         index=index,
         size=size,
     )
-    entry = read_l2(word, meta.shape)
+    bitmap = words[1] if geometry.extended_l2 else 0
+    entry = read_l2(word, meta.shape, bitmap, walk.guest - walk.guest % geometry.cluster_size)
+    if geometry.extended_l2 and entry.kind is not ClusterType.COMPRESSED:
+        return _subcluster(walk, words, entry)
+    problem = _problem(entry)
+    if problem is not None:
+        return walk.end(Outcome.BROKEN, problem=problem)
     if entry.kind is ClusterType.COMPRESSED:
-        if entry.faults & Fault.COMPRESSED_EXTERNAL:
-            return walk.end(Outcome.BROKEN, problem="a compressed cluster in an image with an external data file")
         low, high = entry.start, entry.end
         walk.add(
             StepKind.COMPRESSED,
@@ -193,16 +208,26 @@ def _through_l2(walk: _Walk, table: Table) -> Translation:
             offset_bits=offset_bits(meta.shape),
         )
         return walk.end(Outcome.COMPRESSED, run=Region(low, high - low))
-    if geometry.extended_l2:
-        return _subcluster(walk, words)
-    if entry.kind in (ClusterType.ZERO_PLAIN, ClusterType.ZERO_ALLOC):
-        if entry.faults & Fault.ZERO_VERSION_2:
-            return walk.end(Outcome.BROKEN, problem="a zero flag in a version 2 image: QEMU refuses to read it")
-        return walk.end(Outcome.ZERO)
-    return _data(walk, word)
+    return _end(walk, entry.kind, entry)
 
 
-def _subcluster(walk: _Walk, words: tuple[int, ...]) -> Translation:
+def _problem(entry: Entry) -> str | None:
+    """Why a driver stops at the entry (contradictions of subclusters apart), None when it does not."""
+    fault = first_blocking(entry.faults)
+    if fault is Fault.UNALIGNED:
+        return f"the cluster's offset {entry.start:#x} is not cluster aligned"
+    if fault is Fault.ELSEWHERE:
+        return f"the offset {entry.start:#x} in the external data file differs from the guest offset"
+    return _PROBLEMS.get(fault) if fault is not None else None
+
+
+_PROBLEMS = {
+    Fault.COMPRESSED_EXTERNAL: "a compressed cluster in an image with an external data file",
+    Fault.ZERO_VERSION_2: "a zero flag in a version 2 image: QEMU refuses to read it",
+}
+
+
+def _subcluster(walk: _Walk, words: tuple[int, ...], entry: Entry) -> Translation:
     geometry = walk.meta.geometry
     assert geometry is not None
     within = walk.guest % geometry.cluster_size
@@ -218,29 +243,33 @@ def _subcluster(walk: _Walk, words: tuple[int, ...]) -> Translation:
         allocated=allocated,
         zero=zero,
     )
-    if allocated and zero:
-        return walk.end(Outcome.BROKEN, problem=f"subcluster {number} is marked both as data and as zero")
-    if zero:
+    problem = _problem(entry)
+    # A driver looks at a whole cluster's bitmap before it believes any of it.
+    if entry.faults & Fault.SUBCLUSTER_BOTH:
+        which = f"subcluster {number}" if allocated and zero else "another subcluster of the cluster"
+        problem = f"{which} is marked both as data and as zero"
+    elif entry.faults & Fault.SUBCLUSTER_NOWHERE:
+        which = f"subcluster {number}" if allocated else "another subcluster of the cluster"
+        problem = f"{which} is allocated but the entry has no offset"
+    if problem is not None:
+        return walk.end(Outcome.BROKEN, problem=problem)
+    return _end(walk, subcluster_kind(words[0], words[1], number, walk.meta.shape), entry)
+
+
+def _end(walk: _Walk, kind: ClusterType, entry: Entry) -> Translation:
+    """The end of the way for a cluster or subcluster that a driver reads."""
+    if kind in (ClusterType.UNALLOCATED, ClusterType.UNALLOCATED_ALLOC):
+        return walk.end(Outcome.UNALLOCATED)
+    if kind in (ClusterType.ZERO_PLAIN, ClusterType.ZERO_ALLOC):
         return walk.end(Outcome.ZERO)
-    if allocated and l2_faults(words[0], walk.meta.shape, words[1]) & Fault.SUBCLUSTER_NOWHERE:
-        return walk.end(Outcome.BROKEN, problem=f"subcluster {number} is allocated but the entry has no offset")
-    return _data(walk, words[0]) if allocated else walk.end(Outcome.UNALLOCATED)
-
-
-def _data(walk: _Walk, word: int) -> Translation:
     meta, geometry = walk.meta, walk.meta.geometry
     assert geometry is not None
     external = meta.header.has("data_file")
-    entry = read_l2(word, meta.shape)
-    if entry.kind is ClusterType.UNALLOCATED:
-        return walk.end(Outcome.UNALLOCATED)
-    offset = entry.start
-    within = walk.guest % geometry.cluster_size
-    if entry.faults & Fault.UNALIGNED:
-        return walk.end(Outcome.BROKEN, problem=f"the cluster's offset {offset:#x} is not cluster aligned")
+    offset, size = entry.start, geometry.cluster_size
+    within = walk.guest % size
     host = offset + within
-    walk.add(StepKind.DATA, host, Region(offset, geometry.cluster_size), offset=offset, within=within)
-    if not external and host >= meta.file_size:
+    walk.add(StepKind.DATA, host, Region(offset, size), offset=offset, within=within)
+    if not external and past_end(offset, size, meta.file_size, size):
         return walk.end(Outcome.BROKEN, host=host, problem="the cluster lies beyond the end of the file")
     if meta.header.crypt_method:
         # LUKS numbers its sectors by their place in the file, the old AES by their place on the guest's disk.

@@ -232,7 +232,8 @@ def chain_info(meta: Metadata, filename: str, open_storage: OpenStorage) -> list
             seen.add(os.path.realpath(name))
             chain.append(_layer(name, above.get("backing-filename-format"), open_storage))
         except QwbError as error:
-            above["backing-error"] = str(error)
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            above["backing-error"] = f"the backing file {name} is missing" if missing else str(error)
             break
         except ValueError:  # a NUL in the name
             above["backing-error"] = "the backing file name is no path"

@@ -31,13 +31,15 @@ from formats.qcow2.extensions import (
 from formats.qcow2.header import MAGIC, V2_LENGTH, Header, parse_header
 from formats.qcow2.snapshots import Snapshot, SnapshotTable, parse_snapshot_table
 from workbench.engine.faults import Fault
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, StorageError
 from workbench.storage.base import Storage
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from formats.foreign import Foreign
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,18 @@ class Metadata:
     def is_qcow2(self) -> bool:
         """The magic is there."""
         return self.header.magic == MAGIC and len(self.head) >= 4
+
+    @cached_property
+    def foreign(self) -> Foreign | None:
+        """What the file is instead of a qcow2 image; None for a qcow2 image, however damaged, or when nobody knows."""
+        if self.geometry is not None:
+            return None
+        from formats.foreign import recognise
+
+        try:
+            return recognise(self.storage.read, self.file_size, self.storage.next_data)
+        except StorageError:
+            return None  # of a file that cannot be read nothing is known
 
     @cached_property
     def geometry(self) -> Geometry | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from formats.qcow2.header import field
 from workbench.engine.faults import Fault, Refusal
 from workbench.engine.metadata import Metadata
 from workbench.errors import ImageError, NotQcow2Error, UnsupportedError
@@ -28,14 +29,16 @@ def require_openable(meta: Metadata, *, for_check: bool = False, writable: bool 
             kind = NotQcow2Error
         elif fault.code in _UNSUPPORTED:
             kind = UnsupportedError
-        hint = (
-            "not a qcow2 file" if kind is NotQcow2Error else f"see `qwb check {path}` and `qwb problems {fault.code}`"
-        )
-        raise kind(fault.what, path=path, offset=fault.offset, hint=None if kind is NotQcow2Error else hint)
+        hint: str | None = f"see `qwb check {path}` and `qwb problems {fault.code}`"
+        if meta.foreign is not None:
+            kind, hint = NotQcow2Error, meta.foreign.advice
+        elif kind is NotQcow2Error:
+            hint = None
+        raise kind(fault.what, path=path, offset=fault.offset, hint=hint)
     if writable and meta.header.has("corrupt"):
         raise ImageError(
             "the image is marked corrupt and cannot be opened for writing",
             path=path,
-            offset=72,
+            offset=field("incompatible_features")[0],
             hint=f"see `qwb check {path}`",
         )

@@ -25,6 +25,7 @@ from formats.qcow2.entries import (
     read_l2,
 )
 from formats.qcow2.extensions import ExtensionType
+from formats.qcow2.header import field as header_field
 from formats.qcow2.tables import words as decode
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
@@ -136,12 +137,19 @@ class _Scan:
         meta, header = self.meta, self.meta.header
         found: list[tuple[OwnerKind, int, str, int | None, Region, int | None]] = [
             (OwnerKind.HEADER, 0, "file", None, Region(0, self.size), None),
-            (OwnerKind.L1_TABLE, 40, "header", None, meta.l1_region, None),
-            (OwnerKind.REFCOUNT_TABLE, 48, "header", None, meta.refcount_table_region, None),
+            (OwnerKind.L1_TABLE, header_field("l1_table_offset")[0], "header", None, meta.l1_region, None),
+            (
+                OwnerKind.REFCOUNT_TABLE,
+                header_field("refcount_table_offset")[0],
+                "header",
+                None,
+                meta.refcount_table_region,
+                None,
+            ),
         ]
         if header.nb_snapshots and meta.snapshot_table.end > header.snapshots_offset:
             where = Region(header.snapshots_offset, meta.snapshot_table.end - header.snapshots_offset)
-            found.append((OwnerKind.SNAPSHOT_TABLE, 64, "header", None, where, None))
+            found.append((OwnerKind.SNAPSHOT_TABLE, header_field("snapshots_offset")[0], "header", None, where, None))
         for number, snapshot in enumerate(meta.snapshots):
             where = Region(snapshot.l1_table_offset, snapshot.l1_size * 8)
             found.append((OwnerKind.SNAPSHOT_L1, snapshot.offset, "snapshot table", number, where, number))

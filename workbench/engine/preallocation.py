@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from formats.qcow2.entries import block_of
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.engine.metadata import Metadata
 from workbench.storage.base import Storage
 
@@ -41,7 +41,7 @@ def _detect(meta: Metadata) -> bool:
     if end < threshold:
         return False
     counted, block_entries = 0, geometry.refcount_block_entries
-    blocks = (meta.refcount_table & REFCOUNT_OFFSET_MASK)[: -(-end // block_entries)]
+    blocks = block_of(meta.refcount_table)[: -(-end // block_entries)]
     for index, offset in enumerate(blocks.tolist()):
         if not offset or offset % cluster:
             continue

@@ -21,7 +21,7 @@ from formats.qcow2 import limits
 from formats.qcow2.bitmaps import BITMAP_SCHEMA
 from formats.qcow2.entries import block_of, offset_of
 from formats.qcow2.extensions import EXTENSION_SCHEMA
-from formats.qcow2.header import HEADER_SCHEMA
+from formats.qcow2.header import HEADER_SCHEMA, V3_LENGTH
 from formats.qcow2.snapshots import SNAPSHOT_SCHEMA
 from workbench.engine import tables
 from workbench.engine.metadata import Metadata, Region
@@ -181,7 +181,7 @@ def _image_children(root: Structure) -> Iterator[Structure]:
 
 def header_structure(meta: Metadata) -> Structure:
     """The header, as long as it says it is, within the first cluster."""
-    length = max(meta.header_length, min(104, len(meta.head)))
+    length = max(meta.header_length, min(V3_LENGTH, len(meta.head)))
     return Structure(meta, Part.HEADER, "header", f"header, version {meta.header.version}", Region(0, length))
 
 

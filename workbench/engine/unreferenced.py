@@ -611,7 +611,11 @@ class _Scan:
         filled = int(np.count_nonzero(self._filled(targets)))
         strong = flagged or streams
         if loose * 2 < targets.size:
-            return (Grade.LIKELY if via_l1 and loose else Grade.GUESS if via_l1 else None), targets
+            # A snapshot's table shares most of its clusters with the disk; what it alone had would pass for waste.
+            settled = filled + targets.size - loose
+            shares = loose and mostly and targets.size >= 4 and settled * 10 >= targets.size * 9
+            weak = Grade.GUESS if via_l1 or shares else None
+            return (Grade.LIKELY if via_l1 and loose else weak), targets
         if strong and mostly and (filled * 4 >= targets.size * 3 or via_l1):
             return Grade.CERTAIN, targets
         if via_l1 or (strong and loose * 4 >= targets.size * 3):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from workbench.check import check
+from workbench.check.companions import companions
+from workbench.check.findings import FindingLog
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckCancelled, CheckResult
 from workbench.engine.metadata import load_metadata
@@ -285,6 +287,11 @@ def _attempt(
     print_ = fingerprint.take(storage)
     space = Workspace(storage, chosen)
     space.found = found
+    foreign = space.meta.foreign
+    if foreign is not None:
+        space.note(f"this is {foreign.name}, not a qcow2 image: nothing in it is changed; {foreign.advice}")
+        same = verdict_of(found)
+        return Plan(storage, chosen, (), same, same, space.overlay, tuple(space.notes), print_, found, found)
     after = found
     for number in range(1, ROUNDS + 1):
         steps, waiting = len(space.steps), False
@@ -301,6 +308,9 @@ def _attempt(
         after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
         if not waiting and _is_settled(after):
             break
+    reason = companions(space.meta, FindingLog())
+    if reason is not None:
+        space.note(f"{reason}; a repair of this image does not change that")
     distrust_bitmaps(space)
     asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
     if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from workbench.check import CheckResult
 from workbench.repair.ledger import Ledger
 from workbench.repair.preserve.keeping import Keeper, refers
-from workbench.repair.preserve.walk import Reading
+from workbench.repair.preserve.walk import Cell, Reading
 from workbench.repair.workspace import Workspace
 
 
@@ -50,6 +50,36 @@ def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
         elif loose.any() and space.found is not None:
             kept[:size] |= loose & _judged(space.found, ledger)[:size]
     return kept
+
+
+def sharing_lost(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
+    """Clusters that count as shared more often than tables show, where another disk of the image has nothing.
+
+    Snapshots share a cluster at one place of the disk. Where one of them has a hole there, its entry may be lost: then
+    the count is the only trace, and a write in place would change what the snapshot held. bool per cluster.
+    """
+    kept = np.zeros(ledger.clusters, dtype=bool)
+    excess = (ledger.counts > 0) & (ledger.stored > ledger.counts)
+    reading = Reading(space.overlay)
+    if not excess.any() or reading.geometry is None or reading.external or len(reading.meta.snapshots) == 0:
+        return kept
+    views = list(reading.views())
+    for index in range(max(view.l1.size for view in views)):
+        found = [reading.table(int(view.l1[index]) if index < view.l1.size else 0) for view in views]
+        cells = [
+            reading.cells(*each, index * reading.shape.l2_coverage) if each is not None else None for each in found
+        ]
+        known = [each for each in cells if each is not None]
+        if len({id(each) for each in known}) < 2 and len(known) == len(cells):
+            continue
+        hole = np.zeros(known[0][0].shape, dtype=bool) if known else np.zeros(0, dtype=bool)
+        for each in cells:
+            hole |= (each[0] == Cell.HOLE) if each is not None else True
+        for kinds, hosts in known:
+            chosen = hole & (kinds == Cell.DATA)
+            numbers = (hosts[chosen] >> np.uint64(ledger.cluster_bits)).astype(np.int64)
+            kept[numbers[numbers < ledger.clusters]] = True
+    return kept & excess
 
 
 def _judged(result: CheckResult, ledger: Ledger) -> NDArray[np.bool_]:

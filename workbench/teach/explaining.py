@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from formats.qcow2.entries import is_compressed
 from workbench.teach.filling import Facts, UnknownFactError, fill
 from workbench.teach.here import HERE
 from workbench.teach.texts import sections
@@ -17,7 +18,6 @@ _ENTRY: Final = re.compile(
 )
 _INDEX: Final = re.compile(r"\[\d+\]|@0x[0-9a-f]+")
 _MARKUP: Final = re.compile(r"`([^`]*)`|\*\*")
-_COMPRESSED: Final = 1 << 62
 
 _ALIASES: Final = {
     "file": "image",
@@ -127,7 +127,7 @@ def _entry_keys(table: str, part: str, bit: str, facts: Facts) -> Iterator[str]:
         yield f"{table}-entry{bit}"
         return
     word = facts.get("word", facts.get("value"))
-    compressed = isinstance(word, int) and bool(word & _COMPRESSED)
+    compressed = isinstance(word, int) and is_compressed(word)
     if compressed or bit in (".sectors", ".reserved"):
         yield f"l2-entry-compressed{bit}"
     elif facts.get("extended_l2"):

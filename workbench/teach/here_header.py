@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from formats.qcow2 import limits
 from workbench.teach.filling import Facts, UnknownFactError, both, code, number, size, span
 from workbench.units import div_round_up
 
-_MAX_L1_ENTRIES: Final = (32 << 20) // 8
-_MAX_REFCOUNT_TABLE: Final = 8 << 20
+_MAX_L1_ENTRIES: Final = limits.MAX_L1_SIZE // 8
 
 
 def where(facts: Facts, offset: int, length: int = 0, *, named: bool = False) -> str:
@@ -92,7 +92,7 @@ def _refcount_clusters(facts: Facts) -> str:
     entries, coverage = value * unit // 8, number(facts, "refcount_block_coverage")
     text = f"{value:,} × {size(unit)} hold {entries:,} entries, enough to count a file of {size(entries * coverage)}"
     text += f"; the file has {size(number(facts, 'file_size'))}."
-    return text + (" **QEMU's limit of 8 MiB is exceeded.**" if value * unit > _MAX_REFCOUNT_TABLE else "")
+    return text + (" **QEMU's limit of 8 MiB is exceeded.**" if value * unit > limits.MAX_REFCOUNT_TABLE_SIZE else "")
 
 
 def _snapshots(facts: Facts) -> str:
@@ -120,7 +120,7 @@ def _backing_size(facts: Facts) -> str:
     if not number(facts, "backing_file_offset"):
         return "There is no backing file, so the length has no meaning."
     value = number(facts, "value")
-    return f"The name is {value:,} bytes long." + (" **Too long.**" if value > 1023 else "")
+    return f"The name is {value:,} bytes long." + (" **Too long.**" if value > limits.MAX_BACKING_NAME else "")
 
 
 def _crypt(facts: Facts) -> str:

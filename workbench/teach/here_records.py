@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from formats.qcow2 import limits
 from workbench.teach.filling import Facts, UnknownFactError, both, code, number, size
 from workbench.teach.here_header import where
 
@@ -84,9 +85,9 @@ def _extra_size(facts: Facts) -> str:
         if value in (16, 24)
         else "."
     )
-    if facts.get("version") == 3 and value < 16:
+    if facts.get("version") == 3 and value < limits.MIN_SNAPSHOT_EXTRA_DATA_V3:
         text += " **Too short for version 3.**"
-    return text + (" **More than QEMU takes.**" if value > 1024 else "")
+    return text + (" **More than QEMU takes.**" if value > limits.MAX_SNAPSHOT_EXTRA_DATA else "")
 
 
 def _disk_size(facts: Facts) -> str:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from formats.qcow2.entries import (
+    NO_HOST,
+    ClusterType,
+    PointerKind,
+    PointerTable,
+    Shape,
+    block_of,
+    offset_bits,
+    offset_of,
+    packed_range,
+    read_l2,
+    read_pointer,
+    subclusters,
+)
 from workbench.teach.filling import Facts, UnknownFactError, both, number, size, span
 from workbench.teach.here_header import where
-
-_OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
-_BLOCK_OFFSET: Final = 0xFFFF_FFFF_FFFF_FE00
-_COPIED: Final = 1 << 63
-_LOW: Final = (1 << 32) - 1
 
 
 def _range(facts: Facts, kind: str = "Guest") -> str:
@@ -26,6 +35,17 @@ def _word(facts: Facts) -> int:
     return number(facts, "word" if "word" in facts else "value")
 
 
+def _shape(facts: Facts) -> Shape:
+    """The image's shape, as far as the facts tell it."""
+    bits, version = facts.get("cluster_bits"), facts.get("version")
+    return Shape(
+        bits if isinstance(bits, int) and 9 <= bits <= 21 else 16,
+        bool(facts.get("extended_l2")),
+        version if isinstance(version, int) else 3,
+        bool(facts.get("flag_data_file")),
+    )
+
+
 def _backing(facts: Facts) -> str:
     if "backing_name" in facts:
         return "reads come from the backing file"
@@ -33,21 +53,20 @@ def _backing(facts: Facts) -> str:
 
 
 def _l1_entry(facts: Facts) -> str:
-    word, place = _word(facts), _range(facts) or "Its part of the disk"
-    offset = word & _OFFSET
+    place, offset = _range(facts) or "Its part of the disk", offset_of(_word(facts))
     if not offset:
         return f"{place} has no L2 table: it {_backing(facts)}."
     return f"{place} is described by the L2 table at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'), named=True)}"
 
 
 def _l2_entry(facts: Facts) -> str:
-    word, place = _word(facts), _range(facts) or "This guest cluster"
-    offset, zero = word & _OFFSET, word & 1
-    if zero and offset:
+    place = _range(facts) or "This guest cluster"
+    kind, offset, _, _ = read_l2(_word(facts), _shape(facts))
+    if kind is ClusterType.ZERO_ALLOC:
         return f"{place} reads as zeros; the host cluster at {offset:#x} is kept for it."
-    if zero:
+    if kind is ClusterType.ZERO_PLAIN:
         return f"{place} reads as zeros and takes no space."
-    if not offset and not word & _COPIED:
+    if kind is ClusterType.UNALLOCATED:
         return f"{place} is unallocated: it {_backing(facts)}."
     if facts.get("flag_data_file"):
         return f"{place} is stored in the external data file at {offset:#x}."
@@ -55,8 +74,7 @@ def _l2_entry(facts: Facts) -> str:
 
 
 def _l2_extended(facts: Facts) -> str:
-    word, place = _word(facts), _range(facts) or "This guest cluster"
-    offset = word & _OFFSET
+    place, offset = _range(facts) or "This guest cluster", offset_of(_word(facts))
     if not offset:
         return f"{place} has no host cluster; its subcluster bitmap says which parts read as zeros, and the rest {_backing(facts)}."
     return f"{place} has the host cluster at {offset:#x}, in 32 subclusters of {size(number(facts, 'subcluster_size'))}; the bitmap says which are in use."
@@ -66,13 +84,12 @@ def _split(facts: Facts) -> int:
     bits = number(facts, "cluster_bits")
     if not 9 <= bits <= 21:
         raise UnknownFactError("cluster_bits")
-    return 62 - (bits - 8)
+    return offset_bits(Shape(bits))
 
 
 def _compressed(facts: Facts) -> str:
-    word, split = _word(facts), _split(facts)
-    offset, sectors = word & ((1 << split) - 1), (word >> split) & ((1 << (62 - split)) - 1)
-    end = (offset & ~511) + (sectors + 1) * 512
+    _split(facts)  # no words without a cluster size
+    offset, end = packed_range(_word(facts), _shape(facts))
     place = _range(facts) or "This guest cluster"
     text = f"{place} is compressed; its data begin at host {offset:#x} and end by {end:#x}: at most {both(end - offset)} instead of {size(number(facts, 'cluster_size'))}."
     return text + (" **The file ends before that.**" if offset >= number(facts, "file_size") else "")
@@ -95,7 +112,7 @@ def _pointer(facts: Facts) -> str:
 
 def _subclusters(facts: Facts) -> str:
     value, unit = number(facts, "value"), number(facts, "subcluster_size")
-    allocated, zero = value & _LOW, value >> 32
+    allocated, zero = subclusters(value)
     neither = 32 - (allocated | zero).bit_count()
     text = f"Of 32 subclusters of {size(unit)}: {allocated.bit_count()} with data, {zero.bit_count()} zero, {neither} unallocated."
     both_set = allocated & zero
@@ -128,7 +145,7 @@ def _reserved(facts: Facts) -> str:
 
 
 def _refcount_table_entry(facts: Facts) -> str:
-    offset, place = _word(facts) & _BLOCK_OFFSET, _range(facts, "Host") or "Its part of the file"
+    offset, place = block_of(_word(facts)), _range(facts, "Host") or "Its part of the file"
     if not offset:
         return f"{place} has no refcount block: all of its clusters count as free."
     return f"{place} is counted by the block at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'), named=True)}"
@@ -152,11 +169,11 @@ def _refcount_block(facts: Facts) -> str:
 
 
 def _bitmap_entry(facts: Facts) -> str:
-    word, place = _word(facts), _range(facts) or "Its part of the disk"
-    offset = word & _OFFSET
-    if offset:
+    place = _range(facts) or "Its part of the disk"
+    kind, offset, _, _ = read_pointer(_word(facts), PointerTable.BITMAP, _shape(facts))
+    if offset != NO_HOST:
         return f"{place} has its bits in the cluster at {offset:#x}. {where(facts, offset, number(facts, 'cluster_size'), named=True)}"
-    return f"{place} has no cluster of bits: all of them are {'one (dirty)' if word & 1 else 'zero (clean)'}."
+    return f"{place} has no cluster of bits: all of them are {'one (dirty)' if kind is PointerKind.ONES else 'zero (clean)'}."
 
 
 def _l1(facts: Facts) -> str:

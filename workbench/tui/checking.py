@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from formats.qcow2.entries import block_of, offset_of
 from workbench.check import CheckResult, check
 from workbench.check.causes import Cause
-from workbench.check.findings import Finding
+from workbench.check.companions import companions
+from workbench.check.findings import Finding, FindingLog
 from workbench.check.problems import PROBLEMS, Severity
 from workbench.check.result import Progress
 from workbench.engine.metadata import Metadata
@@ -58,7 +59,9 @@ def run_check(meta: Metadata, job: Job) -> Checked:
     def progress(now: Progress) -> None:
         job.step(now.done, now.total, now.phase)
 
-    result = check(meta, progress=progress, cancel=lambda: job.cancelled)
+    log = FindingLog()
+    aborted = companions(meta, log)
+    result = check(meta, progress=progress, cancel=lambda: job.cancelled, log=log, aborted=aborted)
     world = None
     if meta.geometry is not None:
         world = HostMap(result)
@@ -98,18 +101,14 @@ class Badges(dict[str, str]):
         self._by_index(
             "refcount-block",
             "refcount-table",
-            meta.refcount_table & np.uint64(REFCOUNT_OFFSET_MASK),
+            block_of(meta.refcount_table),
             block,
             rank,
             number,
             of_block,
         )
         left &= ~of_block
-        for key, words, mask in (
-            ("l2", meta.l1, OFFSET_MASK),
-            ("refcount-block", meta.refcount_table, REFCOUNT_OFFSET_MASK),
-        ):
-            targets = words & np.uint64(mask)
+        for key, targets in (("l2", offset_of(meta.l1)), ("refcount-block", block_of(meta.refcount_table))):
             index, hit = _index_of(targets, offset & ~np.uint64(geometry.cluster_size - 1))
             chosen = hit & left
             self._by_index(key, {"l2": "l1"}.get(key, "refcount-table"), targets, index, rank, number, chosen)
@@ -206,7 +205,7 @@ class Badges(dict[str, str]):
 def suspects(result: CheckResult) -> dict[str, str]:
     """Items in which the likely cause of leaks lies, although nothing in them is wrong by itself -> the cause's title."""
     found: dict[str, str] = {}
-    l1 = result.meta.l1 & np.uint64(OFFSET_MASK) if result.meta.geometry is not None else np.zeros(0, np.uint64)
+    l1 = offset_of(result.meta.l1) if result.meta.geometry is not None else np.zeros(0, np.uint64)
     for cause in result.causes:
         if cause.code in ("L1-ENTRY-LOST", "L2-TABLE-WIPED"):
             found["l1"] = cause.title
@@ -271,7 +270,7 @@ def finding_links(meta: Metadata, finding: Finding) -> list[tuple[str, str]]:
     if finding.offset < meta.file_size:
         links.append((f"the bytes at {finding.offset:#x}", f"{finding.offset:#x}"))
     if finding.code.startswith(("L1-", "L2-")) and not finding.code.startswith("L2-TABLE"):
-        target = finding.value & OFFSET_MASK
+        target = offset_of(finding.value)
         if 0 < target < meta.file_size:
             links.append((f"where the entry points: {target:#x}", f"{target:#x}"))
     if geometry is not None and finding.code.startswith(("REFCOUNT-", "CLUSTER-")):

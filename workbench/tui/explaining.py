@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from formats.annotate import Node, NodeKind
+from formats.qcow2.entries import has_zero_flag, is_compressed
 from workbench import teach
 from workbench.engine.explain import StepKind, explain_guest
 from workbench.engine.faults import Refusal
@@ -200,11 +201,11 @@ def entry_lesson(table: Table, words: tuple[int, ...] | None) -> str:
     """Key of the lesson on such an entry."""
     if table.kind is TableKind.L2 and words is not None:
         word = words[0]
-        if word >> 62 & 1:
+        if is_compressed(word):
             return "entry.l2-compressed"
         if len(words) == 2:
             return "entry.l2-extended"
-        if word & 1:
+        if has_zero_flag(word):
             return "entry.l2-zero"
         return "entry.l2-data" if word else "entry.l2-unallocated"
     return f"entry.{table.kind.value}"

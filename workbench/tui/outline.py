@@ -7,15 +7,8 @@ is how a key, or a host offset, leads to its item.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from formats.qcow2.tables import OFFSET_MASK, REFCOUNT_OFFSET_MASK
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-
+from formats.qcow2.entries import block_of, offset_of
 from workbench.tui.outline_items import GROUP, Item, Kind
 from workbench.tui.outline_parts import OutlineParts
 
@@ -42,15 +35,13 @@ class Outline(OutlineParts):
             return self.group(key)
         if name == "l2":
             owner = f"{base}/l1" if base else "l1"
-            return (
-                self._l2(owner, int(number)) if self._points(self._l1_words(owner), int(number), OFFSET_MASK) else None
-            )
+            words = self._l1_words(owner)
+            found = 0 <= int(number) < len(words) and offset_of(int(words[int(number)]))
+            return self._l2(owner, int(number)) if found else None
         if name == "refcount-block":
-            return (
-                self._block(int(number))
-                if self._points(self.meta.refcount_table, int(number), REFCOUNT_OFFSET_MASK)
-                else None
-            )
+            words = self.meta.refcount_table
+            found = 0 <= int(number) < len(words) and block_of(int(words[int(number)]))
+            return self._block(int(number)) if found else None
         if base.startswith("snapshot:") and last == "l1":
             return self._snapshot_l1(int(base[9:]))
         makers = {
@@ -58,10 +49,6 @@ class Outline(OutlineParts):
             "layer": self._layer,
         }  # fmt: skip
         return makers[name](int(number)) if name in makers and number.isdigit() else None
-
-    @staticmethod
-    def _points(words: NDArray[np.uint64], index: int, mask: int) -> bool:
-        return 0 <= index < len(words) and bool(int(words[index]) & mask)
 
     def parents(self, key: str) -> list[str]:
         """Keys from the top down to (not with) `key`, groups included, for opening the tree there."""
@@ -78,12 +65,7 @@ class Outline(OutlineParts):
         if name == "l2":
             return ["l1", *self._groups_to("l1", self._l1_indices("l1"), int(number))]
         if name == "refcount-block":
-            return [
-                "refcount-table",
-                *self._groups_to(
-                    "refcount-table", self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK), int(number)
-                ),
-            ]
+            return ["refcount-table", *self._groups_to("refcount-table", self._block_indices(), int(number))]
         if name == "snapshot":
             return ["snapshots", *self._groups_to("snapshots", list(range(len(self.meta.snapshots))), int(number))]
         if name == "bitmap":
@@ -106,7 +88,7 @@ class Outline(OutlineParts):
             number = len(self.meta.snapshots if base == "snapshots" else self.meta.bitmap_directory.bitmaps)
             indices = list(range(number))
         elif base == "refcount-table":
-            indices = self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK)
+            indices = self._block_indices()
         else:
             indices = self._l1_indices(base)
         chain = self._groups_to(base, indices, indices[low])
@@ -155,13 +137,13 @@ class Outline(OutlineParts):
 
         assert self.geometry is not None
         cluster = offset // self.geometry.cluster_size * self.geometry.cluster_size
-        l1 = self.meta.l1 & np.uint64(OFFSET_MASK)
+        l1 = offset_of(self.meta.l1)
         for index in np.flatnonzero(l1 == np.uint64(cluster))[:1].tolist() if cluster else []:
             yield self._l2("l1", index)
-        blocks = self.meta.refcount_table & np.uint64(REFCOUNT_OFFSET_MASK)
+        blocks = block_of(self.meta.refcount_table)
         for index in np.flatnonzero(blocks == np.uint64(cluster))[:1].tolist() if cluster else []:
             yield self._block(index)
         for number in range(min(len(self.meta.snapshots), 64) if cluster else 0):
-            words = self._l1_words(f"snapshot:{number}/l1") & np.uint64(OFFSET_MASK)
-            for index in np.flatnonzero(words == np.uint64(cluster))[:1].tolist():
+            offsets = offset_of(self._l1_words(f"snapshot:{number}/l1"))
+            for index in np.flatnonzero(offsets == np.uint64(cluster))[:1].tolist():
                 yield self._l2(f"snapshot:{number}/l1", index)

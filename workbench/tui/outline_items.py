@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from formats.qcow2.header import field
 from workbench.engine.structures import Part
 
 GROUP: Final = 64
@@ -40,7 +41,7 @@ class Kind(StrEnum):
     DISK = "disk"
 
 
-FEATURE_BYTES: Final = (72, 96)
+FEATURE_BYTES: Final = field("incompatible_features", "autoclear_features")
 """Where the three words of feature bits are in a version 3 header."""
 
 PARTS: Final = {

@@ -14,7 +14,7 @@ from formats.annotate import Node, NodeKind
 from formats.luks.header import HEADER_SIZE as LUKS_SIZE
 from formats.luks.header import SLOT_ACTIVE
 from formats.qcow2 import limits
-from formats.qcow2.tables import OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from formats.qcow2.entries import block_of, offset_of
 from workbench.engine import tables
 from workbench.engine.metadata import Region
 from workbench.engine.structures import Structure
@@ -28,6 +28,14 @@ from workbench.units import format_size
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+def _used(offsets: NDArray[np.uint64]) -> list[int]:
+    """Indices of the entries that point somewhere."""
+    import numpy as np
+
+    found: list[int] = np.flatnonzero(offsets).tolist()
+    return found
 
 
 def _slices(low: int, high: int) -> list[tuple[int, int]]:
@@ -50,7 +58,7 @@ class OutlineParts(OutlineRoots):
                 self._extension(index) for index in range(len(meta.extensions) + meta.area.ended)
             ],
             Kind.L1: lambda: self._grouped(key, self._l1_indices(key)),
-            Kind.REFCOUNT_TABLE: lambda: self._grouped(key, self._indices(meta.refcount_table, REFCOUNT_OFFSET_MASK)),
+            Kind.REFCOUNT_TABLE: lambda: self._grouped(key, self._block_indices()),
             Kind.SNAPSHOTS: lambda: self._many(key, len(meta.snapshots), self._snapshot),
             Kind.SNAPSHOT: lambda: [self._snapshot_l1(item.index)],
             Kind.BITMAPS: lambda: self._many(key, len(meta.bitmap_directory.bitmaps), self._bitmap),
@@ -67,7 +75,7 @@ class OutlineParts(OutlineRoots):
         note = layer.format + (f", {format_size(layer.size)}" if not layer.problem else "")
         return Item(
             f"layer:{number}", printable(os.path.basename(layer.path))[:40], Kind.LAYER,
-            header.backing_file_offset if number == 1 else 0, min(header.backing_file_size, 1023) if number == 1 else 0, note,
+            header.backing_file_offset if number == 1 else 0, min(header.backing_file_size, limits.MAX_BACKING_NAME) if number == 1 else 0, note,
             "bad" if layer.problem else "", layer.problem, branch=bool(layer.backing_name), index=number,
         )  # fmt: skip
 
@@ -167,14 +175,10 @@ class OutlineParts(OutlineRoots):
         return self.meta.l1
 
     def _l1_indices(self, key: str) -> list[int]:
-        return self._indices(self._l1_words(key), OFFSET_MASK)
+        return _used(offset_of(self._l1_words(key)))
 
-    @staticmethod
-    def _indices(words: NDArray[np.uint64], mask: int) -> list[int]:
-        import numpy as np
-
-        found: list[int] = np.flatnonzero(words & np.uint64(mask)).tolist()
-        return found
+    def _block_indices(self) -> list[int]:
+        return _used(block_of(self.meta.refcount_table))
 
     def _grouped(self, key: str, indices: list[int], low: int = 0, high: int | None = None) -> list[Item]:
         """Items for positions low..high of `indices`, in groups of powers of 64 when there are more than 64."""
@@ -230,12 +234,8 @@ class OutlineParts(OutlineRoots):
         low, high = (int(part) for part in span.split("-"))
         if base in ("snapshots", "bitmaps"):
             return self._record_group(base, self._snapshot if base == "snapshots" else self._bitmap, low, high)
-        words, mask = (
-            (self.meta.refcount_table, REFCOUNT_OFFSET_MASK)
-            if base == "refcount-table"
-            else (self._l1_words(base), OFFSET_MASK)
-        )
-        return self._table_group(base, self._indices(words, mask), low, high)
+        indices = self._block_indices() if base == "refcount-table" else self._l1_indices(base)
+        return self._table_group(base, indices, low, high)
 
     def _group_children(self, key: str) -> list[Item]:
         base, _, span = key.partition("#")
@@ -245,7 +245,7 @@ class OutlineParts(OutlineRoots):
         if base == "bitmaps":
             return self._many(base, len(self.meta.bitmap_directory.bitmaps), self._bitmap, low, high)
         if base == "refcount-table":
-            return self._grouped(base, self._indices(self.meta.refcount_table, REFCOUNT_OFFSET_MASK), low, high)
+            return self._grouped(base, self._block_indices(), low, high)
         return self._grouped(base, self._l1_indices(base), low, high)
 
     def _pointed(self, key: str, index: int) -> Item:
@@ -259,7 +259,7 @@ class OutlineParts(OutlineRoots):
 
         geometry = self.geometry
         assert geometry is not None
-        offset = int(self._l1_words(key)[index]) & OFFSET_MASK
+        offset = offset_of(int(self._l1_words(key)[index]))
         prefix = key.removesuffix("l1")
         item = Item(f"{prefix}l2:{index}", f"L2[{index}]", Kind.L2, offset, geometry.cluster_size, index=index)
         item = self._pointer_state(item, "L2 table")
@@ -278,7 +278,7 @@ class OutlineParts(OutlineRoots):
     def _block(self, index: int) -> Item:
         geometry = self.geometry
         assert geometry is not None
-        offset = int(self.meta.refcount_table[index]) & REFCOUNT_OFFSET_MASK
+        offset = block_of(int(self.meta.refcount_table[index]))
         start = index * geometry.refcount_block_coverage
         item = Item(
             f"refcount-block:{index}",

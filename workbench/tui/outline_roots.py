@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Final
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import block_of
 from formats.qcow2.extensions import ExtensionType
+from formats.qcow2.header import V2_LENGTH, field
 from formats.qcow2.refcounts import last_counted
-from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.engine.faults import Fault
 from workbench.engine.metadata import Metadata
 from workbench.render.sizes import count
@@ -70,15 +71,15 @@ class OutlineRoots:
         return Item("file", "File", Kind.FILE, 0, self.meta.file_size, format_size(self.meta.file_size))
 
     def _header_length(self) -> int:
-        return min(max(self.meta.header_length, 72), len(self.meta.head))
+        return min(max(self.meta.header_length, V2_LENGTH), len(self.meta.head))
 
     def _head_items(self) -> Iterator[Item]:
         meta = self.meta
         area = meta.area
-        start, end = FEATURE_BYTES
-        if meta.header.version >= 3 and len(meta.head) >= end:
+        start, size = FEATURE_BYTES
+        if meta.header.version >= 3 and len(meta.head) >= start + size:
             note = ", ".join(meta.header.features()) or "none set"
-            yield self._marked(Item("features", "Feature bits", Kind.FEATURES, start, end - start, note))
+            yield self._marked(Item("features", "Feature bits", Kind.FEATURES, start, size, note))
         if area.extensions or area.overrun or area.ended:
             start = self._header_length()
             note = f"{len(area.extensions)}"
@@ -98,7 +99,7 @@ class OutlineRoots:
             name = meta.backing_name
             yield self._marked(
                 Item(
-                    "backing-name", "Backing file", Kind.BACKING, meta.header.backing_file_offset, min(meta.header.backing_file_size, 1023),
+                    "backing-name", "Backing file", Kind.BACKING, meta.header.backing_file_offset, min(meta.header.backing_file_size, limits.MAX_BACKING_NAME),
                     printable(name) if name else "name unreadable", "" if name else "bad", "" if name else "the name lies outside the first cluster",
                     branch=bool(name),
                 )
@@ -106,7 +107,7 @@ class OutlineRoots:
         if meta.header.has("data_file"):
             found = meta.extension(ExtensionType.DATA_FILE)
             yield Item(
-                "data-file", "External data file", Kind.DATA_FILE, found.offset if found else 72, found.end - found.offset if found else 8,
+                "data-file", "External data file", Kind.DATA_FILE, found.offset if found else field("incompatible_features")[0], found.end - found.offset if found else field("incompatible_features")[1],
                 printable(meta.data_file_name or "not named"), "" if found else "bad", "" if found else "the header does not name it",
             )  # fmt: skip
         end = max(area.end, self._header_length(), meta.header.backing_file_offset + meta.header.backing_file_size)
@@ -221,7 +222,7 @@ class OutlineRoots:
             if number < 0:
                 break
             entry = int.from_bytes(table[number * 8 :].ljust(8, b"\0"), "big")
-            offset = entry & REFCOUNT_OFFSET_MASK
+            offset = block_of(entry)
             block = meta.read_bytes(offset, geometry.cluster_size) if offset else b""
             last = last_counted(block, geometry.refcount_order, clusters - number * per_block)
             if last is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -103,9 +104,7 @@ class Session:
                 image.close()
                 raise
         except QwbError as error:
-            reason = error.__cause__
-            words = f"Could not open '{path}': {reason.strerror}" if isinstance(reason, OSError) else str(error)
-            self.complain(f"qemu-io: can't open device {path}: {words}")
+            self.complain(f"qemu-io: can't open device {path}: {_open_words(error)}")
             return False
         self._image, self.path, self.opening = image, path, opening
         return True
@@ -297,3 +296,18 @@ COMMANDS.update(
         }.items()
     }
 )  # fmt: skip
+
+
+def _open_words(error: QwbError) -> str:
+    """Why an image does not open: in qemu-io's words where a file cannot be opened, of the file that is meant."""
+    reason = error.__cause__
+    if not isinstance(reason, OSError):
+        advice = error.hint
+        error.hint = None if advice and "--backing" in advice else advice  # qemu-io has no such options
+        return str(error)
+    words = (
+        f"Could not open '{os.fsdecode(reason.filename)}': {reason.strerror}"
+        if reason.filename
+        else str(reason.strerror)
+    )
+    return f"Could not open backing file: {words}" if error.what.startswith("the backing file") else words

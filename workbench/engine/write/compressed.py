@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_entry
+from formats.qcow2.entries import holds_cluster, is_copied, packed_entry
 from workbench.engine.codecs import compress
 from workbench.engine.write.guest import write_guest
 from workbench.errors import ArgumentError, StorageError, UnsupportedError
@@ -77,7 +77,7 @@ def _whole(plain: memoryview, size: int) -> bytes | memoryview:
 def _store(core: Core, guest: int, packed: bytes) -> None:
     tables = core.tables
     old, _ = _entry(core, guest)
-    if old & (COPIED | COMPRESSED | OFFSET_MASK):
+    if is_copied(old) or holds_cluster(old, core.shape):
         raise StorageError(
             f"cluster at guest offset {guest:#x} is allocated: compressed data can replace nothing",
             path=core.path,
@@ -94,7 +94,7 @@ def _store(core: Core, guest: int, packed: bytes) -> None:
             core.allocator.release(host, len(packed))
         raise
     word = ((guest >> tables.cluster_bits) & tables.index_mask) * tables.width
-    piece.data[word] = compressed_entry(host, len(packed), tables.cluster_bits)
+    piece.data[word] = packed_entry(host, len(packed), core.shape)
     if tables.width == 2:
         piece.data[word + 1] = 0
     tables.cache.mark_dirty(piece)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE, build_header
+from formats.qcow2.entries import offset_of
+from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE, build_header, field
 from formats.qcow2.snapshots import Snapshot
-from formats.qcow2.tables import OFFSET_MASK
 from workbench.engine.write.allocator import Allocator
 from workbench.engine.write.cache_sizes import cache_sizes
 from workbench.engine.write.guard import Guard, guard_kinds
@@ -29,18 +29,21 @@ if TYPE_CHECKING:
     from workbench.engine.layers import Layer, Qcow2Layer
 
 _FIELDS: Final = {
-    "backing_file_offset": (8, 8),
-    "backing_file_size": (16, 4),
-    "size": (24, 8),
-    "l1_size": (36, 4),
-    "l1_table_offset": (40, 8),
-    "refcount_table_offset": (48, 8),
-    "refcount_table_clusters": (56, 4),
-    "nb_snapshots": (60, 4),
-    "snapshots_offset": (64, 8),
-    "incompatible_features": (72, 8),
-    "compatible_features": (80, 8),
-    "autoclear_features": (88, 8),
+    name: field(name)
+    for name in (
+        "backing_file_offset",
+        "backing_file_size",
+        "size",
+        "l1_size",
+        "l1_table_offset",
+        "refcount_table_offset",
+        "refcount_table_clusters",
+        "nb_snapshots",
+        "snapshots_offset",
+        "incompatible_features",
+        "compatible_features",
+        "autoclear_features",
+    )
 }
 """Header fields that are changed in place: (offset, size) in bytes. Those changed together stand in one sector."""
 
@@ -207,7 +210,7 @@ class Core:
         """Host offsets of a snapshot's L2 tables."""
         import numpy as np
 
-        offsets = self.meta.snapshot_l1(snapshot) & np.uint64(OFFSET_MASK)
+        offsets = offset_of(self.meta.snapshot_l1(snapshot))
         found: list[int] = np.unique(offsets[offsets != 0]).tolist()
         return found
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2.bitmaps import Bitmap, build_bitmap
-from formats.qcow2.tables import ALL_ONES, OFFSET_MASK
+from formats.qcow2.entries import PointerKind, PointerTable, offset_of, read_pointer
 from workbench.engine.metadata import Region
 from workbench.errors import UnsupportedError
 from workbench.units import round_up
@@ -57,7 +57,7 @@ class TrackedBitmap:
         """Write changed chunks, into new clusters where the table has none yet. Returns table entries to be written."""
         core, size, fresh = self._core, self._core.cluster_size, []
         for number in sorted(self._changed):
-            host = self.table[number] & OFFSET_MASK
+            host = offset_of(self.table[number])
             if not host:
                 host = core.allocator.allocate(size)
                 self.table[number] = host
@@ -69,10 +69,11 @@ class TrackedBitmap:
         return fresh
 
     def _load(self, number: int) -> bytearray:
-        word, size = self.table[number], self._core.cluster_size
-        if word & OFFSET_MASK:
-            return bytearray(self._core.file.read(word & OFFSET_MASK, size))
-        return bytearray(b"\xff" * size if word & ALL_ONES else size)
+        size = self._core.cluster_size
+        found = read_pointer(self.table[number], PointerTable.BITMAP, self._core.shape)
+        if found.kind is PointerKind.CLUSTER:
+            return bytearray(self._core.file.read(found.start, size))
+        return bytearray(b"\xff" * size if found.kind is PointerKind.ONES else size)
 
 
 class DirtyBitmaps:
@@ -179,15 +180,17 @@ class DirtyBitmaps:
         self.entries[index] = replace(changed, flags=entry.flags)
         core.allocator.free(entry.table_offset, entry.table_size * 8)
         for word in gone:
-            if word & OFFSET_MASK:
-                core.allocator.free(word & OFFSET_MASK, core.cluster_size)
+            if offset_of(word):
+                core.allocator.free(offset_of(word), core.cluster_size)
 
 
 def _clear_tail(core: Core, bitmap: TrackedBitmap, size: int) -> None:
     """Clear the bits of the last chunk that lie beyond a disk of `size` bytes."""
     bits = -(-size // bitmap.entry.granularity)
     number, used = divmod(bits, core.cluster_size * 8)
-    if not used or number >= len(bitmap.table) or not bitmap.table[number] & (OFFSET_MASK | ALL_ONES):
+    if not used or number >= len(bitmap.table):
+        return
+    if read_pointer(bitmap.table[number], PointerTable.BITMAP, core.shape).kind is PointerKind.NONE:
         return
     chunk = bitmap.chunks.setdefault(number, bitmap._load(number))
     whole = -(-used // 8)

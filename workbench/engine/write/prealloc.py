@@ -6,7 +6,7 @@ from array import array
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from formats.qcow2.tables import COPIED
+from formats.qcow2.entries import pointing_to
 from workbench.units import div_round_up
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def preallocate(core: Core, start: int, end: int, mode: Preallocation) -> None:
             if not core.external and core.dead is None:
                 core.allocator.release(host, run * size)
             raise
-        entries = array("Q", range(host | COPIED, (host | COPIED) + run * size, size))
+        entries = array("Q", range(pointing_to(host), pointing_to(host + run * size), size))
         piece.data[first * width : (first + run) * width : width] = entries
         tables.cache.mark_dirty(piece)
         at += run * size

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import block_of
 from formats.qcow2.refcounts import pack, unpack
-from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.engine.write.cache import Piece, TableCache
 from workbench.engine.write.guard import Kind
 from workbench.errors import UnsupportedError
@@ -34,7 +34,7 @@ class Refcounts:
         self._core = core
         geometry = core.geometry
         self.per_block = geometry.refcount_block_entries
-        self.table = array("Q", (core.meta.refcount_table & _mask()).astype("u8").tobytes())
+        self.table = array("Q", block_of(core.meta.refcount_table).tobytes())
         self.cache: TableCache[NDArray[Any]] = TableCache(
             core.sizes.refcount_blocks,
             geometry.cluster_size,
@@ -293,12 +293,6 @@ class Refcounts:
             core.guard.check("the refcount table", offset, len(part) * 8, Kind.REFCOUNT_TABLE)
             core.file.write(offset, _big_endian(part))
         self._dirty_words.clear()
-
-
-def _mask() -> Any:
-    import numpy as np
-
-    return np.uint64(REFCOUNT_OFFSET_MASK)
 
 
 def _big_endian(words: array[int]) -> bytes:

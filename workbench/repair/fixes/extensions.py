@@ -151,7 +151,9 @@ def _backing_format(space: Workspace) -> None:
         with open(path, "rb") as file:
             magic = file.read(4)
     except OSError:
-        space.note(f"the backing file {name!r} cannot be opened: put it back, or name another with `qwb amend`")
+        space.note(
+            f"the backing file {name!r} cannot be opened: put it back, or read with another one: `qwb convert --backing PATH`"
+        )
         return
     found = "qcow2" if magic == b"QFI\xfb" else "raw"
     add_extension(

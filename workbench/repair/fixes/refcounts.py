@@ -176,8 +176,10 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
         values = np.minimum(values, most)
     kept, shared = _judged(space, ledger)
     values[kept] = np.maximum(ledger.stored[kept], np.uint64(1))
-    if shared:
-        held = (ledger.counts > 0) & (_floor(space, ledger) > values)
+    held = (ledger.counts > 0) & (ledger.stored > values)
+    if held.any():
+        held = held if shared else triage.sharing_lost(space, ledger)
+        held &= _floor(space, ledger) > values
         if held.any():
             values[held] = np.minimum(_floor(space, ledger)[held], most)
             space.note(

@@ -143,6 +143,8 @@ def run_table(space: Workspace) -> None:
     header = space.meta.header
     if not header.nb_snapshots and not header.snapshots_offset:
         return
+    if space.rows.has("SNAPSHOT-TABLE-TOO-LARGE") and _keep_under_limit(space):
+        return
     offset, announced = header.snapshots_offset, header.nb_snapshots
     in_file = offset % space.cluster == 0 and 0 < offset < space.size
     found = _walk(space, offset, min(announced, limits.MAX_SNAPSHOTS)) if in_file else []
@@ -172,6 +174,17 @@ def run_table(space: Workspace) -> None:
         space.put(60, bytes(12), code=code, title=title, kind="header", tier=_J)
         return
     write_table(space, found, code)
+
+
+def _keep_under_limit(space: Workspace) -> bool:
+    """Count the entries that lie under the limit of the table's size, as they are; QEMU reads no further. False: none does."""
+    kept, announced = space.meta.snapshots, space.meta.header.nb_snapshots
+    if not kept or len(kept) >= announced:
+        return False
+    over = announced - len(kept)
+    title = f"let the header name the {many(len(kept), 'snapshot')} under the limit of the table's size, not the {over} beyond it"
+    space.put(60, len(kept).to_bytes(4, "big"), code="SNAPSHOT-TABLE-TOO-LARGE", title=title, kind="header", tier=_J)
+    return True
 
 
 def _padded(space: Workspace, each: Snapshot) -> Snapshot:

@@ -40,20 +40,23 @@ class Keeper:
 
     @cached_property
     def hidden(self) -> bool:
-        """Clusters may be in use by snapshots that cannot be read."""
-        return self.reading.meta.snapshots_hidden or any(
-            self.stored(each.offset >> self.reading.bits) != 0 for each in self.found.l1
+        """Clusters may be in use, or shared, by what cannot be read: a snapshot, or entries that lead nowhere."""
+        return (
+            self.reading.gaps
+            or self._strays
+            or self.reading.meta.snapshots_hidden
+            or any(self.stored(each.offset >> self.reading.bits) != 0 for each in self.found.l1)
         )
 
     @cached_property
     def gap(self) -> str:
         """Why content that nothing refers to may be somebody's; empty when nothing says so."""
-        if self.hidden:
-            return "a snapshot that cannot be read may need it"
         if self.reading.gaps:
             return "a part of the mapping is damaged: it may belong there"
         if self._strays:
             return "an entry points where it should not: what it meant may be this"
+        if self.hidden:
+            return "a snapshot that cannot be read may need it"
         if int(self.found.content.sum()) > _MANY:
             return "more content has no owner than interrupted writes leave"
         return ""

@@ -251,17 +251,22 @@ class Reading:
     # -- views
 
     def views(self) -> Iterator[View]:
-        """The active disk, then each snapshot whose L1 table can be located."""
-        header = self.meta.header
+        """The active disk, then each snapshot whose L1 table can be located.
+
+        Of an L1 table as much is read as the disk (and the VM state behind it) needs, or as fills its first cluster: a
+        damaged length would take the file's other content for tables.
+        """
+        header, least = self.meta.header, (1 << self.bits) // 8
         if header.l1_table_offset % (1 << self.bits) == 0 and 0 < header.l1_table_offset < self.size:
-            yield View(None, self.meta.l1, header.size)
+            yield View(None, self.meta.l1[: max(self.shape.l1_entries_for(header.size), least)], header.size)
         elif not header.l1_size:
             yield View(None, np.zeros(0, dtype=np.uint64), header.size)
         for each in self.meta.snapshots:
             inside = each.l1_table_offset % (1 << self.bits) == 0 and 0 < each.l1_table_offset < self.size
             if inside and each.l1_size * 8 <= limits.MAX_L1_SIZE:
                 size = each.disk_size if each.disk_size is not None else header.size
-                yield View(each, self.meta.snapshot_l1(each), size)
+                needed = self.shape.l1_entries_for(size) + self.shape.l1_entries_for(each.vm_state_size) + 1
+                yield View(each, self.meta.snapshot_l1(each)[: max(needed, least)], size)
 
     def table(self, word: int) -> tuple[U64, U64 | None] | None:
         """(entries, subcluster bitmaps) that an L1 entry leads to; None when nothing sensible can be read there.

@@ -9,8 +9,8 @@ from textual.containers import Container
 from textual.widget import Widget
 
 from formats.annotate import Node, NodeKind
+from formats.qcow2.entries import block_of
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.tui.entries import EntryRows, Filter
 from workbench.tui.outline_items import Kind
 from workbench.tui.place import VIEW_LABELS, Place, View
@@ -290,7 +290,7 @@ class Viewing(BrowserCore):
         assert geometry is not None
         number, row = divmod(offset // geometry.cluster_size, geometry.refcount_block_entries)
         table = meta.refcount_table
-        block = int(table[number]) & REFCOUNT_OFFSET_MASK if number < len(table) else 0
+        block = block_of(int(table[number])) if number < len(table) else 0
         if not block:
             return "0"
         if row + clusters > geometry.refcount_block_entries:

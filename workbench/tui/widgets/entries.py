@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Final
 
+from formats.qcow2.entries import SUBCLUSTERS, subclusters
 from workbench.engine.tables import Run, TableKind
 from workbench.render.entries import PAST_END, Meaning, Sort, covered, meaning, run_label, run_raw, side_of
 from workbench.render.sizes import span
@@ -30,8 +31,6 @@ STYLES: Final = {
     Sort.COMPRESSED: ("≡", "packed"),
 }
 """Glyph and style of a row: shape and colour say the same."""
-
-SUBCLUSTERS: Final = 32
 
 
 class Column(Enum):
@@ -244,10 +243,10 @@ class EntriesView(Rows):
         if found.sort is Sort.COMPRESSED or len(run.words) < 2:
             yield cut(found.sort.value, size), STYLES[found.sort][1]
             return
-        bitmap = run.words[1]
+        allocated, zero = subclusters(run.words[1])
         text, style = "", ""
         for bit in range(SUBCLUSTERS):
-            glyph, look = _SUBCLUSTER[(bitmap >> bit & 1, bitmap >> (SUBCLUSTERS + bit) & 1)]
+            glyph, look = _SUBCLUSTER[(allocated >> bit & 1, zero >> bit & 1)]
             if look != style and text:
                 yield text, style
                 text = ""

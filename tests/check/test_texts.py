@@ -1,0 +1,213 @@
+"""What a check says in words: the right cause, the right file, nothing that is not known."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.check.images import COPIED, Tiny, load
+from workbench.check import check
+from workbench.check.companions import check_file
+from workbench.check.result import CheckResult
+from workbench.engine.image import Image
+from workbench.engine.info import image_info
+from workbench.errors import QwbError
+from workbench.render.check_report import report
+from workbench.storage.file import FileStorage
+
+
+def overlay(folder: Path, backing: str = "base.qcow2", tiny: Tiny | None = None) -> Path:
+    """An image in `folder` that names a backing file of format qcow2."""
+    tiny = tiny or Tiny()
+    name = backing.encode()
+    form = struct.pack(">II", 0xE2792ACA, 5) + b"qcow2\0\0\0" + bytes(8)
+    tiny.extensions = form
+    tiny.header |= {8: (600).to_bytes(8, "big"), 16: len(name).to_bytes(4, "big"), 600: name}
+    path = folder / "img.qcow2"
+    path.write_bytes(tiny.build())
+    return path
+
+
+def checked(path: Path) -> CheckResult:
+    with FileStorage.open(path) as storage:
+        return check_file(storage)
+
+
+def text_of(result: CheckResult) -> str:
+    return "\n".join(report(result))
+
+
+class TestAMissingBackingFile:
+    def test_is_the_cause_and_not_the_header(self, tmp_path: Path) -> None:
+        result = checked(overlay(tmp_path))
+        assert result.exit_code == 1 and not result.corruptions
+        assert [each.title for each in result.causes] == ["The backing file base.qcow2 is missing"]
+        assert "header is damaged" not in text_of(result)
+
+    def test_deeper_in_the_chain_is_named_with_the_file_that_names_it(self, tmp_path: Path) -> None:
+        overlay(tmp_path, "lost.qcow2").rename(tmp_path / "middle.qcow2")
+        result = checked(overlay(tmp_path, "middle.qcow2"))
+        assert result.aborted is not None and "lost.qcow2" in result.aborted and "middle.qcow2" in result.aborted
+
+    def test_beside_real_damage_both_are_told(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path)
+        with path.open("r+b") as file:
+            file.seek(Tiny().entry(0))
+            file.write((0x50000 | COPIED | 1 << 58).to_bytes(8, "big"))
+        titles = [each.title for each in checked(path).causes]
+        assert titles[0].startswith("The backing file") and len(titles) == 2
+
+    def test_is_what_opening_says_with_a_way_out(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path)
+        with pytest.raises(QwbError, match=r"img.qcow2: the backing file 'base.qcow2' is missing.*--no-backing"):
+            Image.open(path)
+        with Image.open(path, tolerant=True) as image:
+            assert "base.qcow2' is missing" in image.problems[0].what
+
+    def test_one_that_is_something_else_is_named(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path)
+        (tmp_path / "base.qcow2").write_bytes(b"<html></html>")
+        result = checked(path)
+        assert result.exit_code == 1 and "HTML" in text_of(result)
+        assert result.causes[0].title == "The backing file cannot be used"
+
+
+class TestTablesPastTheEnd:
+    @pytest.mark.parametrize(("field", "word"), [(40, "L1 table"), (48, "refcount table")])
+    def test_are_the_cause_in_check_and_in_info(self, field: int, word: str) -> None:
+        meta = load(Tiny(header={field: (0x700000).to_bytes(8, "big")}).build())
+        result = check(meta)
+        assert f"The {word} lies past the end of the file" in [each.title for each in result.causes]
+        faults = image_info(meta, "img.qcow2")["faults"]
+        assert any(word in each["what"] and "past the end of the file" in each["what"] for each in faults)
+        assert result.findings.by_code["REGION-BEYOND-EOF"] == (1, 1), "one fault, one row"
+
+    @pytest.mark.parametrize("offset", [0x7FFFFFFFFFFF0000, 0x7FFFFFFFC0000000, 0xFFFFFFFFFFFF0000])
+    @pytest.mark.parametrize("field", [40, 48])
+    def test_that_no_driver_can_read_are_refused(self, field: int, offset: int, tmp_path: Path) -> None:
+        path = tmp_path / "img.qcow2"
+        path.write_bytes(Tiny(header={field: offset.to_bytes(8, "big")}).build())
+        with pytest.raises(QwbError, match="cannot be read"):
+            Image.open(path)
+        assert checked(path).exit_code == 1
+
+    def test_a_snapshot_table_that_cannot_be_read_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "img.qcow2"
+        header = {60: (1).to_bytes(4, "big"), 64: 0x7FFFFFFFFFFF0000.to_bytes(8, "big")}
+        path.write_bytes(Tiny(header=header).build())
+        assert checked(path).exit_code == 1
+        path.write_bytes(Tiny(header={64: 0x7FFFFFFFFFFF0000.to_bytes(8, "big")}).build())
+        assert checked(path).exit_code == 0, "without snapshots nobody reads it"
+
+
+class TestTheUnusedTail:
+    def test_is_said_when_refcounts_are_known(self) -> None:
+        image = Tiny().build() + bytes(4 << 16)
+        assert "FILE-TAIL-UNUSED" in check(load(image)).findings.by_code
+
+    @pytest.mark.parametrize("value", [0x20200, 0x20000 | 1, 0x7000000])
+    def test_is_not_said_when_they_cannot_be_read(self, value: int) -> None:
+        image = Tiny().build() + bytes(4 << 16)
+        Tiny.put(image, 1 << 16, value)
+        assert "FILE-TAIL-UNUSED" not in check(load(image)).findings.by_code
+
+    def test_is_not_said_without_a_refcount_table_or_an_l1_table(self) -> None:
+        for field in (40, 48):
+            image = Tiny(header={field: (0x700000).to_bytes(8, "big")}).build() + bytes(4 << 16)
+            assert "FILE-TAIL-UNUSED" not in check(load(image)).findings.by_code
+
+
+def test_messages_of_limits_name_them() -> None:
+    header = {16: (1024).to_bytes(4, "big"), 8: (512).to_bytes(8, "big"), 60: (65537).to_bytes(4, "big")}
+    result = check(load(Tiny(header=header).build()))
+    said = " ".join(found.message for found in result.findings)
+    assert "the limit of 1023" in said and "the limit of 65536" in said
+    for record, limit in (((65536, 0, 100, 0x10000), "65535"), ((1, 0, 1 << 40, 0x10000), "67107840")):
+        data = struct.pack(">IIII", 0x23852875, 24, *record[:2]) + struct.pack(">QQ", *record[2:]) + bytes(8)
+        found = check(load(Tiny(autoclear=1, extensions=data).build())).findings
+        assert any(limit in each.message for each in found), [each.message for each in found]
+
+
+class TestOwners:
+    """Whoever shares a cluster is named with its guest offset."""
+
+    def message(self, image: bytearray, code: str) -> str:
+        return next(check(load(image)).findings.of(code)).message
+
+    def test_of_cross_linked_clusters(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, tiny.entry(3), 5 * tiny.size | COPIED)
+        said = self.message(image, "DATA-CROSS-LINKED")
+        assert "guest 0x0 (L2 table 0x40000, entry 0) and guest 0x30000 (L2 table 0x40000, entry 3)" in said
+
+    def test_of_many_the_first_ones(self) -> None:
+        tiny = Tiny(data_clusters=40)
+        image = tiny.build()
+        for index in range(1, 40):
+            tiny.put(image, tiny.entry(index), 5 * tiny.size | COPIED)
+        assert "and 36 more" in self.message(image, "DATA-CROSS-LINKED")
+
+    @pytest.mark.parametrize(
+        ("cluster", "owner"), [(0, "header"), (1, "refcount table"), (2, "refcount block"), (3, "L1 table")]
+    )
+    def test_of_data_on_metadata(self, cluster: int, owner: str) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, tiny.entry(2), cluster * tiny.size | COPIED)
+        if cluster:
+            said = self.message(image, "DATA-OVERLAPS-METADATA")
+            assert owner in said and "guest 0x20000 (L2 table 0x40000, entry 2)" in said
+
+    def test_of_compressed_on_plain_data(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, tiny.entry(3), 1 << 62 | 5 * tiny.size)
+        said = self.message(image, "DATA-OVERLAPS-COMPRESSED")
+        assert "guest 0x0 (L2 table" in said and "guest 0x30000 (compressed, L2 table" in said
+
+    def test_of_an_l2_table_with_two_l1_entries(self) -> None:
+        tiny = Tiny(header={36: (2).to_bytes(4, "big")})
+        image = tiny.build()
+        tiny.put(image, 3 * tiny.size + 8, 4 * tiny.size | COPIED)
+        said = self.message(image, "L2-TABLE-SHARED")
+        assert "L1 entry 0 (guest 0x0) and L1 entry 1 (guest 0x20000000)" in said
+
+    def test_of_two_structures(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, 3 * tiny.size, tiny.size | COPIED)
+        assert "(L1 entry 0, guest 0x0)" in self.message(image, "METADATA-OVERLAP")
+
+
+class TestOneFaultOneRow:
+    def test_beyond_the_refcounts(self) -> None:
+        """Many tables whose clusters have no refcounts at all."""
+        size, tables = 512, 40
+        image = bytearray(Tiny(cluster_bits=9, data_clusters=0).build())
+        entries = size // 8
+        image[24:32] = (tables * entries * size).to_bytes(8, "big")
+        image[36:40], image[40:48] = tables.to_bytes(4, "big"), (5 * size).to_bytes(8, "big")
+        image += bytes(size)
+        image[2 * size + 10 : 2 * size + 12] = b"\0\1"
+        for table in range(tables):
+            start = len(image)
+            Tiny.put(image, 5 * size + 8 * table, start | COPIED)
+            image += b"".join((start + (n + 1) * size | COPIED).to_bytes(8, "big") for n in range(entries)) + bytes(
+                size * entries
+            )
+        result = check(load(image))
+        assert result.corruptions > 2 * tables * entries
+        for code in ("L2-COPIED-WRONG", "REFCOUNT-ZERO"):
+            assert result.findings.rows(code).size <= 2, code
+        row = max(result.findings.of("L2-COPIED-WRONG"), key=lambda each: each.count)
+        assert row.guest_length == row.count * size, "its guest range is exact"
+
+    def test_rows_that_do_not_go_on_stay_apart(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        for index in (0, 2):
+            tiny.put(image, tiny.entry(index), (5 + index) * tiny.size)
+        assert [found.count for found in check(load(image)).findings.of("L2-COPIED-WRONG")] == [1, 1]

@@ -7,15 +7,15 @@ import zlib
 import numpy as np
 import pytest
 
+from formats.qcow2.refcounts import pack, unpack
 from formats.qcow2.tables import OFFSET_MASK, compressed_entry
 from tests.campaigns.write_kit import new_image
-from tests.engine.write.kit import opened
+from tests.engine.write.kit import meta, opened
 from tests.engine.write.test_rebuild import (
     CLUSTER,
     DISK,
     filled,
     lose_l1,
-    meta,
     put,
     refcounts,
     reopen,
@@ -131,6 +131,21 @@ def test_a_snapshot_table_that_nothing_refers_to_keeps_what_is_leaked() -> None:
     leaked = {c for run in result.orphans for c in range(run.offset >> 16, (run.offset + run.length) >> 16)}
     assert leaked <= set(places.tolist()) and all(run.keep for run in result.orphans)
     assert result.unreferenced is not None and len(result.unreferenced.snapshot_tables) == 1
+
+
+def test_a_sound_image_with_remnants_in_free_clusters_has_no_lost_table() -> None:
+    storage = big(600)
+    found = meta(storage)
+    table = int(found.l1[1]) & OFFSET_MASK
+    words = np.frombuffer(storage.read(table, 4096), dtype=">u8").astype(np.uint64)
+    places = ((words[words != 0] & np.uint64(OFFSET_MASK)) >> np.uint64(12)).astype(int).tolist()
+    put(storage, found.header.l1_table_offset + 8, 0)
+    block = int(found.refcount_table[0])
+    counts = unpack(storage.read(block, 4096), 4)
+    counts[[table >> 12, *places]] = 0
+    storage.write(block, pack(counts, 4))
+    result = check(meta(storage))
+    assert result.clean and not result.lost_tables and not result.orphans
 
 
 def test_a_table_in_free_clusters_of_a_disk_without_any_is_named_and_never_certain() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from formats.qcow2.refcounts import pack, unpack
 from formats.qcow2.tables import COPIED, compressed_entry
 from workbench.engine.unreferenced import Grade, Unreferenced, decode, read_table, scan
 from workbench.errors import StorageError
@@ -258,6 +259,17 @@ def test_guest_data_is_not_taken_for_a_table(geometry: Geometry, content: Callab
     found = look(storage, geometry)
     assert not found.tables and not found.l1 and not found.mapped.any()
     assert np.flatnonzero(found.content).tolist() == [TABLE, 7, 8]
+
+
+@pytest.mark.parametrize("order", [0, 3, 4, 6])
+def test_an_old_refcount_table_is_no_table_of_the_disk(order: int) -> None:
+    geometry = Geometry(16, refcount_order=order)
+    block = np.zeros(geometry.refcount_block_entries, dtype=np.uint8)
+    block[:150] = 1
+    packed = pack(block.astype(unpack(bytes(65536), order).dtype), order)
+    storage = make(geometry, {TABLE: struct.pack(">QQ", 7 << 16, 8 << 16), 7: packed, 8: packed}, 12)
+    found = look(storage, geometry)
+    assert not found.tables and not found.l1
 
 
 @pytest.mark.parametrize("tool", ["mkfs.ext4", "mkfs.xfs", "mkfs.ntfs", "mkfs.vfat"])

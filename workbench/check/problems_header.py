@@ -170,9 +170,8 @@ p(
     "The dirty bit is set, and clusters that nothing refers to may hold guest data: qemu counts all refcounts anew when it"
     " opens the image for writing, frees them, and new writes go over them.",
     "A crash with lazy refcounts, and damaged tables besides.",
-    "None yet. With the next program that opens the image for writing the data is lost.",
-    fix.CLEAR_DIRTY,
-    fix.REBUILD_REFCOUNTS,
+    "None yet. With the next program that opens the image for writing the data is lost; a repair keeps it counted and"
+    " clears the bit.",
     template="do not open this image for writing: {amount} bytes that may be guest data would be freed",
 )
 p(

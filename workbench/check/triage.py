@@ -43,6 +43,7 @@ MAX_PROBES: Final = 1024
 """Clusters whose content is described."""
 PROBE_BYTES: Final = 256 << 20
 """Bytes of unreferenced clusters that a plain check reads; a repair reads them all."""
+_MOST_FITS: Final = 64
 _MANY_CLUSTERS: Final = 64
 _MANY_BYTES: Final = 8 << 20
 """Leaks that are more, in both, are more than interrupted writes leave."""
@@ -220,6 +221,8 @@ class Judge:
         self.contents: dict[int, str] = {}
         self.spans: list[tuple[int, int, int]] = []
         self.out = Triage()
+        self._free: NDArray[np.intp] | None = None
+        self._named: list[tuple[int, int]] = []
         self.clusters = min(geometry.clusters(meta.file_size), len(census))
         self.snapshots = any(
             code.startswith("SNAPSHOT") and code not in _HARMLESS_SNAPSHOT_CODES for code in findings.by_code
@@ -306,9 +309,13 @@ class Judge:
 
     def _free_l1(self) -> NDArray[np.intp]:
         """L1 indices of the disk that refer to no L2 table, or to one that is lost."""
+        if self._free is not None:
+            return self._free
         free = set(np.flatnonzero(self.l1[: self.needed] == 0).tolist())
         free |= {gap.l1_index for gap in self.out.gaps if gap.l1_index < self.needed}
-        return np.array(sorted(free), dtype=np.intp)
+        self._free = np.array(sorted(free), dtype=np.intp)
+        self._named = [(index, int(self.l1[index]) & OFFSET_MASK) for index in sorted(free) if self.l1[index]]
+        return self._free
 
     # -- content -------------------------------------------------------------------------------------------------------
 
@@ -366,10 +373,10 @@ class Judge:
                 continue
             lost = self._fit(cluster, table, leaked, old)
             if table.grade is Grade.GUESS:
-                lost = replace(lost, confidence=min(lost.confidence, 0.5))
-            elif not counted and not self.distrusted:
+                lost = replace(lost, confidence=min(lost.confidence, 0.4))
+            elif not counted and not self._near(cluster):
                 evidence = (*lost.evidence, "its clusters count as free: it may be a remnant of a deleted snapshot")
-                lost = replace(lost, confidence=min(lost.confidence, 0.6), evidence=evidence)
+                lost = replace(lost, confidence=min(lost.confidence, 0.4), evidence=evidence)
             self.out.lost.append(lost)
         self._share_out()
 
@@ -421,15 +428,7 @@ class Judge:
             elif at.size:
                 evidence.append(f"an old L1 table at {copy << self.bits:#x} has it in entry {int(at[0])}")
                 return LostTable(offset, entries, leaked, (int(at[0]),), min(0.97, limit), tuple(evidence))
-        near = [
-            index
-            for index in free.tolist()
-            if self.l1[index]
-            and (
-                (int(self.l1[index]) & OFFSET_MASK) >> self.bits == cluster
-                or ((int(self.l1[index]) & OFFSET_MASK) ^ offset).bit_count() == 1
-            )
-        ]
+        near = self._near(cluster)
         if near:
             evidence.append(
                 f"the damaged L1 entry {near[0]} ({int(self.l1[near[0]]):#x}) differs only a little from it"
@@ -441,38 +440,43 @@ class Judge:
         if free.size == 1:
             evidence.append(f"L1 entry {int(free[0])} is the only one without a table")
             return LostTable(offset, entries, leaked, (int(free[0]),), min(0.9, limit), tuple(evidence))
-        damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index in set(free.tolist())]
+        damaged = [gap.l1_index for gap in self.out.gaps if gap.l1_index < self.needed]
         ordered = self._by_order(offset, free)
-        ranked = [index for index in damaged if index in ordered] + [index for index in ordered if index not in damaged]
-        ranked += [index for index in free.tolist() if index not in set(ranked)]
+        inside, hurt = set(ordered), set(damaged)
+        ranked = [index for index in damaged if index in inside]
+        ranked += [index for index in ordered[: _MOST_FITS + len(hurt)] if index not in hurt]
+        known = set(ranked)
+        ranked += [index for index in free[: _MOST_FITS + len(known)].tolist() if index not in known]
         if len(damaged) == 1:
             evidence.append(f"L1 entry {damaged[0]} is the only damaged one")
             ranked = damaged + [index for index in ranked if index != damaged[0]]
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), min(0.85, limit), tuple(evidence))
+            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), min(0.85, limit), tuple(evidence))
         if len(ordered) == 1:
             evidence.append(f"L2 tables lie in the order of their L1 entries, and entry {ordered[0]} is free there")
-            return LostTable(offset, entries, leaked, tuple(ranked[:64]), min(0.75, limit), tuple(evidence))
+            return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), min(0.75, limit), tuple(evidence))
         evidence.append(f"{free.size} L1 entries are free; {len(ordered)} fit the order of the tables in the file")
-        return LostTable(
-            offset,
-            entries,
-            leaked,
-            tuple(ranked[:64]),
-            min(1 / max(1, len(ordered) or free.size), _LIKELY),
-            tuple(evidence),
-        )
+        confidence = min(1 / max(1, len(ordered) or free.size), _LIKELY)
+        return LostTable(offset, entries, leaked, tuple(ranked[:_MOST_FITS]), confidence, tuple(evidence))
+
+    def _near(self, cluster: int) -> list[int]:
+        """Free L1 entries, damaged ones, that still name this cluster or differ from it in one bit."""
+        offset = cluster << self.bits
+        self._free_l1()
+        return [
+            index for index, place in self._named if place >> self.bits == cluster or (place ^ offset).bit_count() == 1
+        ]
 
     def _by_order(self, offset: int, free: NDArray[np.intp]) -> list[int]:
         """Free L1 entries between the tables whose host offsets are just below and above `offset`."""
         used = np.flatnonzero(self.l1[: self.needed])
         used = used[~np.isin(used, free)]
         if not used.size:
-            return [int(index) for index in free]
+            return list(map(int, free))
         offsets = self.l1[used] & np.uint64(OFFSET_MASK)
         below, above = used[offsets < np.uint64(offset)], used[offsets > np.uint64(offset)]
         low = int(below.max()) if below.size else -1
         high = int(above.min()) if above.size else self.needed
-        return [int(index) for index in free if low < index < high]
+        return list(map(int, free[(free > low) & (free < high)]))
 
     # -- verdicts ------------------------------------------------------------------------------------------------------
 
@@ -577,6 +581,12 @@ class _Verdicts:
         contents = self.judge.contents
         return next((contents[each] for each in range(first, min(end, first + 64)) if each in contents), "data")
 
+    def _only(self, start: int, end: int, kind: str) -> bool:
+        """All clusters of a run that are not empty hold the same kind of thing."""
+        found = self.judge.out.found
+        filled = np.flatnonzero(found.content[start:end]) + start if found is not None else np.zeros(0, dtype=np.int64)
+        return all(self.judge.contents.get(each) == kind for each in filled.tolist())
+
     def _table(self, start: int, end: int) -> int | None:
         """The first cluster of a run that is a lost table's, or mapped by one: that table's cluster."""
         place = int(np.searchsorted(self.known, start))
@@ -615,11 +625,11 @@ class _Verdicts:
         elif start in self.beside and kind not in ("a refcount block", "an L1 table"):
             guest, confidence = self.beside[start], 0.6
             reason = f"it lies beside mapped clusters, and the guest has nothing at {guest:#x}, where it would fit"
-        elif judge.missing:
-            reason, confidence = f"it may be what is missing: {judge.missing}", 0.6
-        elif kind == "a refcount block":
+        elif kind == "a refcount block" and self._only(start, end, kind):
             verdict, confidence = Verdict.WASTE, 0.9
             reason = "it is a refcount block that is no longer used"
+        elif judge.missing:
+            reason, confidence = f"it may be what is missing: {judge.missing}", 0.6
         elif kind not in ("data", "text"):
             reason, confidence = f"it holds {kind}", 0.7
         elif self.many:

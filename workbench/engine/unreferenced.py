@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from formats.qcow2 import limits
+from formats.qcow2.refcounts import unpack
 from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, compressed_range, words
 from workbench.errors import StorageError
 
@@ -564,6 +565,31 @@ class _Scan:
             )
         )
 
+    @staticmethod
+    def _grade_external(found: Decoded, *, via_l1: bool, flagged: bool) -> Grade | None:
+        """A table that leads into a data file: only its own order speaks for it. flagged: COPIED as it should be."""
+        steps = found.standard - found.index
+        regular = steps.size > 2 and np.count_nonzero(steps == np.median(steps)) * 4 >= steps.size * 3
+        if via_l1 or (flagged and regular):
+            return Grade.CERTAIN
+        return (Grade.LIKELY if found.copied > 2 else Grade.GUESS) if flagged else None
+
+    def _lead_to_refcounts(self, targets: NDArray[np.int64]) -> bool:
+        """All of the targets (a sample) hold refcounts of the image's width: small numbers, most of them 1."""
+        pick = np.unique(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
+        for target in targets[pick].tolist():
+            try:
+                data = _whole(self.storage, target << self.bits, self.cluster)
+            except StorageError:
+                return False
+            values = unpack(data, self.geometry.refcount_order)
+            used = values[values != 0]
+            if not used.size or int(used.max()) > 64 or np.count_nonzero(used == 1) * 2 < used.size:
+                return False
+            if self.geometry.refcount_order < 3 and np.count_nonzero(values[1:] != values[:-1]) > 64:
+                return False  # with so few bits any data are small numbers: then only long runs are refcounts
+        return True
+
     def _filled(self, clusters: NDArray[np.int64]) -> NDArray[np.bool_]:
         filled: NDArray[np.bool_] = self.content[clusters] | (~self.referenced[clusters] & (clusters >= self.end))
         return filled
@@ -578,11 +604,7 @@ class _Scan:
         flagged = found.copied * 2 >= found.standard.size > 0
         mostly = found.odd * 4 <= found.used
         if self.external and not packed:
-            steps = found.standard - found.index
-            regular = steps.size > 2 and np.count_nonzero(steps == np.median(steps)) * 4 >= steps.size * 3
-            if via_l1 or (flagged and regular and mostly):
-                return Grade.CERTAIN, targets
-            return (Grade.LIKELY if found.copied > 2 and mostly else Grade.GUESS) if flagged else None, targets
+            return self._grade_external(found, via_l1=via_l1, flagged=flagged and mostly), targets
         if not targets.size:
             return None, targets
         loose = int(np.count_nonzero(~self.referenced[targets]))
@@ -598,6 +620,8 @@ class _Scan:
             return Grade.CERTAIN, targets
         if via_l1 or (strong and loose * 4 >= targets.size * 3):
             return Grade.LIKELY, targets
+        if not strong and self._lead_to_refcounts(targets):
+            return None, targets  # an old refcount table
         if filled * 10 >= targets.size * 9:
             return (Grade.LIKELY if mostly and targets.size >= 4 else Grade.GUESS), targets
         return (Grade.GUESS if strong else None), targets

@@ -67,7 +67,9 @@ def test_exit_code_is_that_of_a_check_afterwards(base_images: BaseImages, tmp_pa
     image = base_images.copy(base_images.damaged("l2-zeroed"), tmp_path / "work")
     kept = repair(image, "--all", "--yes")
     assert kept.exit_code == 3 and "kept" in kept.stdout
-    freed = repair(image, "--all", "--yes", "--free-orphans")
+    refused = repair(image, "--all", "--yes", "--free-orphans")
+    assert refused.exit_code == 1 and "gives up" in refused.stderr and refused.stderr.count("\n") == 1
+    freed = repair(image, "--all", "--yes", "--free-orphans", "--accept-loss", "1M")
     assert freed.exit_code == 0 and qemu_check(image).code == 0
 
 

@@ -61,7 +61,7 @@ def test_progress_tells_each_phase_in_order(image: Path) -> None:
     seen: list[Progress] = []
     apply(change_of(*_pair()), image, progress=seen.append, recheck=lambda storage: {"clean": True})
     phases = list(dict.fromkeys(each.phase for each in seen))
-    assert phases == [Phase.FINGERPRINT, Phase.JOURNAL, Phase.WRITE, Phase.FLUSH, Phase.CHECK]
+    assert phases == [Phase.FINGERPRINT, Phase.PROOF, Phase.JOURNAL, Phase.WRITE, Phase.FLUSH, Phase.CHECK]
     assert max(each.done for each in seen) == next(each.total for each in seen if each.total)
 
 

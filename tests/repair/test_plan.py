@@ -15,6 +15,7 @@ from workbench.repair.edits import describe, heads, plan_lines
 from workbench.repair.orphans import export_orphans
 from workbench.repair.plan import hand_edit, make_plan, read_change
 from workbench.repair.policy import Mode, Policy
+from workbench.repair.preserve import PlanRefused
 from workbench.repair.session import Guide
 from workbench.storage.file import FileStorage
 
@@ -141,7 +142,12 @@ def test_groups_are_questions_with_defaults(base_images: BaseImages, tmp_path: P
 def test_a_hand_edit_is_journaled_and_undoable(wounded: Path) -> None:
     old = wounded.read_bytes()
     with Guide(wounded) as guide:
-        guide.apply(change=hand_edit(guide.storage, 24, (1 << 20).to_bytes(8, "big"), "set the disk size"))
+        change = hand_edit(guide.storage, 24, (1 << 20).to_bytes(8, "big"), "set the disk size")
+        with pytest.raises(PlanRefused, match="the disk would end before it"):
+            guide.apply(change=change)
+        assert wounded.read_bytes() == old
+        guide.choose(accept_loss=1 << 20)
+        guide.apply(change=change)
         assert wounded.read_bytes()[24:32] == (1 << 20).to_bytes(8, "big")
         assert guide.history()[-1].title == "set the disk size"
         guide.undo()
@@ -156,6 +162,9 @@ def test_leaked_data_between_its_neighbours_is_linked_when_asked(base_images: Ba
     healthy = read_disk(base_images.get(RECIPES["leaks-many"].base), None)
     with Guide(image) as guide:
         guide.choose(choices={"relink": "data"})
+        doubtful = guide.plan()
+        assert not doubtful.accepted and doubtful.proof.gives_up.bytes == 0  # neighbours are evidence, no proof
+        guide.choose(accept_loss=doubtful.proof.loss)
         plan = guide.plan()
         guide.apply()
     now = read_disk(image, None)

@@ -245,7 +245,10 @@ class Workspace:
 
     def log_length(self, offset: int, length: int, before: bytes, *, code: str, title: str, tier: Tier) -> None:
         """Record that the file's length changed: `length` bytes from `offset` came or went."""
-        self.steps.append(Step(len(self.steps) + 1, code, self.fix, title, tier, offset, length, before, b"", "data"))
+        step = Step(len(self.steps) + 1, code, self.fix, title, tier, offset, length, before, b"", "data")
+        if before:  # cut off: whole clusters, as far as they go
+            step = replace(step, frees=((offset, round_up(length, self.cluster)),))
+        self.steps.append(step)
         self.changed()
 
     def _past_wild_references(self) -> int:

@@ -169,7 +169,7 @@ def _part_from_others(space: Workspace, table: L1Table) -> None:
         for index in np.flatnonzero(words == np.uint64(word)).tolist():
             source = word & OFFSET_MASK
             guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
-            if l2_content(space, source).may_be_table:
+            if l2_content(space, source).may_be_table and not _is_refcount_table(space, source):
                 target = space.append() | COPIED
                 title = f"copy what L1 entry {index} takes for an L2 table: its cluster is another structure's"
                 space.put(target & ~COPIED, space.read_cluster(source), title=title, kind="l2", guest=guest, **why)  # type: ignore[arg-type]
@@ -214,8 +214,16 @@ def _is_not_l2(space: Workspace, offset: int) -> bool:
     owners = {claim.owner for claim in ledger.claims_at(offset)}
     if owners - {Owner.REFCOUNT_BLOCK, Owner.REFCOUNT_TABLE}:
         return True
+    if _is_refcount_table(space, offset):
+        return True
     shared = bool(owners) or bool(ledger.flags[offset >> ledger.cluster_bits] & DATA)
     return shared and not l2_content(space, offset).may_be_table
+
+
+def _is_refcount_table(space: Workspace, offset: int) -> bool:
+    """The refcount table's cluster, and its entries are refcount blocks' places, which no writer marks as COPIED."""
+    owned = any(claim.owner is Owner.REFCOUNT_TABLE for claim in space.ledger.claims_at(offset))
+    return owned and not bool((space.words(offset, space.cluster // 8) & np.uint64(COPIED)).any())
 
 
 # -- L2 ----------------------------------------------------------------------------------------------------------------

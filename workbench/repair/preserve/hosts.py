@@ -45,7 +45,7 @@ class Hosts:
             part = slice(low, min(low + per_block, later.clusters))
             count = part.stop - low
             stored = b.stored(index, blocks_after)
-            known = a.stored(index, blocks) if alike else None
+            known = self.case.keeper.block(index) if alike else None
             self._block(part, None if known is None else known[:count], None if stored is None else stored[:count])
 
     def _block(self, part: slice, known: NDArray[Any] | None, stored: NDArray[Any] | None) -> None:
@@ -68,7 +68,7 @@ class Hosts:
             lowered = (spare > 0) & (now < then) & (now - need < spare) & (now > 0)
             if lowered.any():
                 self._lowered(low + np.flatnonzero(lowered))
-        elif need.any() and self.case.keeper.hidden:
+        elif need.any() and self.case.keeper.unread:
             both = ((uses_after & Use.DATA) != 0) & (now > 0) & (now <= need)
             reason = "counted anew, although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, low + np.flatnonzero(both), reason)

@@ -6,7 +6,7 @@ The proof asks this of each cluster that a plan lets go; the refcount fix asks i
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +39,15 @@ class Keeper:
         return (self.found.mapped | self.found.is_table) & ~self.refs.referenced(self.reading.clusters)
 
     @cached_property
+    def unread(self) -> bool:
+        """A snapshot cannot be read, or its L1 table lies about without a name."""
+        lost = any(self.stored(each.offset >> self.reading.bits) != 0 for each in self.found.l1)
+        return self.reading.meta.snapshots_hidden or lost
+
+    @cached_property
     def hidden(self) -> bool:
-        """Clusters may be in use, or shared, by what cannot be read: a snapshot, or entries that lead nowhere."""
-        return (
-            self.reading.gaps
-            or self._strays
-            or self.reading.meta.snapshots_hidden
-            or any(self.stored(each.offset >> self.reading.bits) != 0 for each in self.found.l1)
-        )
+        """Clusters may be in use, or shared, by what cannot be read: a snapshot, or entries of one that lead nowhere."""
+        return self.unread or (bool(self.reading.meta.snapshots) and (self.reading.gaps or self._strays))
 
     @cached_property
     def gap(self) -> str:
@@ -67,7 +68,7 @@ class Keeper:
         per_block = self.reading.shape.refcount_block_entries
         clusters = self.reading.clusters
         for index in range(div_round_up(clusters, per_block)):
-            values = self.reading.stored(index, self._blocks)
+            values = self.block(index)
             if values is None or not values.any():
                 continue  # lost, not wrong: the rebuild says nothing about the mapping
             counts, _ = self.refs.span(index * per_block, min((index + 1) * per_block, clusters))
@@ -107,10 +108,17 @@ class Keeper:
     def _tables(self) -> dict[int, tuple[int, bool]]:
         return self.reading.l2_tables()
 
+    def block(self, index: int) -> NDArray[Any] | None:
+        """Refcounts of one block; None where they cannot be read, or where others own the block's cluster as well."""
+        place = int(self._blocks[index]) if index < self._blocks.size else 0
+        if place > 1 and self.refs.one(place >> self.reading.bits)[0] > 1:
+            return None
+        return self.reading.stored(index, self._blocks)
+
     def stored(self, cluster: int) -> int | None:
         """The refcount of a cluster as the image has it, None where it cannot be read."""
         index, inner = divmod(cluster, self.reading.shape.refcount_block_entries)
-        values = self.reading.stored(index, self._blocks)
+        values = self.block(index)
         return None if values is None else int(values[inner])
 
     def stored_many(self, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -118,7 +126,7 @@ class Keeper:
         out = np.full(clusters.shape, -1, dtype=np.int64)
         blocks, inner = np.divmod(clusters, self.reading.shape.refcount_block_entries)
         for index in np.unique(blocks).tolist():
-            values = self.reading.stored(index, self._blocks) if index >= 0 else None
+            values = self.block(index) if index >= 0 else None
             if values is not None:
                 here = blocks == index
                 out[here] = np.minimum(values[inner[here]], np.uint64(1 << 40)).astype(np.int64)

@@ -491,6 +491,10 @@ class Reading:
         return refcounts.unpack(self.read(place, 1 << self.bits), self.shape.refcount_order)
 
 
+def _format(reading: Reading) -> str | None:
+    return reading.meta.backing_format or None if reading.meta.backing_name else None
+
+
 def same_reading(one: Reading, other: Reading) -> list[str]:
     """Names of the header fields that decide how tables are read and that differ."""
     a, b = one.meta.header, other.meta.header
@@ -500,7 +504,7 @@ def same_reading(one: Reading, other: Reading) -> list[str]:
         "extended L2 or data file bit": (a.incompatible_features & data, b.incompatible_features & data),
         "encryption method": (a.crypt_method, b.crypt_method),
         "backing file name": (one.meta.backing_name, other.meta.backing_name),
-        "backing file format": (one.meta.backing_format or None, other.meta.backing_format or None),
+        "backing file format": (_format(one), _format(other)),
         "data file name": (one.meta.data_file_name, other.meta.data_file_name),
     }
     return [name for name, (left, right) in pairs.items() if left != right]

@@ -185,8 +185,8 @@ DAMAGED: tuple[Plan, ...] = (
     ),
     Plan(
         "lost-l1-entry",
-        "l1-entry-zeroed",
-        "L1 entry 1 is zero; its L2 table survives as a leaked cluster and can be linked again.",
+        "l1-entry-past-eof",
+        "L1 entry 1 points past the end of the file; its L2 table survives as a leaked cluster and can be linked again.",
     ),
     Plan("wiped-l2", "l2-zeroed", "qemu-img check calls this leaks; -r leaks would free the clusters of guest data."),
     Plan("half-leaked", "leaks-many", "The leaked clusters hold text of the guest: they are not waste."),

@@ -144,7 +144,7 @@ class Views:
         content = self._content(b, new, unit, column)
         if content is not None and old[0] in empty and not any(content) and not (old[0] is Cell.HOLE and a.backed):
             return
-        if old[0] is Cell.PACKED and content is not None:
+        if old[0] is Cell.PACKED and new[0] is Cell.PACKED and content is not None:
             add(Fate.REGAINED, start, unit, "the compressed cluster can be unpacked", view=view)
             return
         self._placed(view, start, unit, new)

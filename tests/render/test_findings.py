@@ -119,7 +119,7 @@ def test_every_severity_has_a_glyph_of_its_own_and_every_problem_its_sections() 
         ("plain", "no errors", "good"),
         ("leaked", "3 leaks", "warn"),
         ("data-over-l2", "1 corruption, 1 leak (may be guest data), 1 warning", "bad"),
-        ("lost-l1-entry", "7 leaks (may be guest data), 1 warning", "warn"),
+        ("lost-l1-entry", "2 corruptions, 7 leaks (may be guest data), 1 warning", "bad"),
         ("unaligned-entry", "2 corruptions, 1 warning", "bad"),
         ("snapshots", "no errors, 1 note", "good"),
     ],

@@ -30,7 +30,7 @@ def title(app: object) -> str:
 async def test_the_title_keeps_sizes_and_version_beside_the_verdict(drive: Drive, sample: Sample, width: int) -> None:
     for name, verdict in (
         ("plain", "✓ clean"),
-        ("lost-l1-entry", "! 7 leaks ("),
+        ("wiped-l2", "! 6 leaks ("),
         ("unaligned-entry", "✗ 2 corruptions"),
     ):
         async with drive(sample(name), size=(width, 24), auto_check=True) as (app, _):
@@ -39,7 +39,7 @@ async def test_the_title_keeps_sizes_and_version_beside_the_verdict(drive: Drive
 
 async def test_leaks_that_may_be_data_are_said_so_on_every_width(drive: Drive, sample: Sample) -> None:
     for width, words in ((80, "(data?)"), (120, "(may be guest data)")):
-        async with drive(sample("lost-l1-entry"), size=(width, 24), auto_check=True) as (app, _):
+        async with drive(sample("wiped-l2"), size=(width, 24), auto_check=True) as (app, _):
             assert words in title(app)
 
 

@@ -429,7 +429,10 @@ class _L2Mender:
             )
             new[index] = np.uint64(word & ~(COMPRESSED if as_plain else COPIED) & _ALL)
             what = "compressed flag" if as_plain else "COPIED flag"
-            self.put(new, "COMPRESSED-COPIED", f"clear the {what} of {{}}", Tier.JUDGEMENT if as_plain else Tier.SAFE)
+            size = self.space.cluster
+            places = [(self.first_guest + index * size, size)] if as_plain else ()
+            tier = Tier.JUDGEMENT if as_plain else Tier.SAFE
+            self.put(new, "COMPRESSED-COPIED", f"clear the {what} of {{}}", tier, places=places)
 
     def _only_mine(self, offset: int) -> bool:
         at = offset >> self.ledger.cluster_bits

@@ -279,6 +279,8 @@ def _room(space: Workspace, offset: int, length: int) -> int:
 
 def run_entries(space: Workspace) -> None:
     """Sizes, IDs and L1 tables of the snapshots."""
+    if space.meta.header.snapshots_offset < space.cluster:
+        return  # what would be read as records there is the header
     for number in range(len(space.meta.snapshots)):
         _mend_sizes(space, number)
     for number in range(len(space.meta.snapshots)):

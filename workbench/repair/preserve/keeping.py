@@ -109,9 +109,9 @@ class Keeper:
         return self.reading.l2_tables()
 
     def block(self, index: int) -> NDArray[Any] | None:
-        """Refcounts of one block; None where they cannot be read, or where others own the block's cluster as well."""
+        """Refcounts of one block; None where they cannot be read, or where the block's cluster holds guest data as well."""
         place = int(self._blocks[index]) if index < self._blocks.size else 0
-        if place > 1 and self.refs.one(place >> self.reading.bits)[0] > 1:
+        if place > 1 and self.refs.one(place >> self.reading.bits)[1] & Use.DATA:
             return None
         return self.reading.stored(index, self._blocks)
 

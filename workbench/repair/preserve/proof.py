@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from workbench.engine.faults import Refusal
 from workbench.repair.preserve.account import Fate, Proof
 from workbench.repair.preserve.case import Case
 from workbench.repair.preserve.hosts import Hosts
+from workbench.repair.preserve.keeping import Keeper, refers
 from workbench.repair.preserve.objects import bitmaps_kept, marked_in_bitmaps, objects_kept
 from workbench.repair.preserve.views import Views
-from workbench.repair.preserve.walk import same_reading
+from workbench.repair.preserve.walk import Use, same_reading
 from workbench.repair.workspace import Step
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
@@ -19,8 +22,8 @@ from workbench.storage.overlay import Overlay
 _IMPOSSIBLE: Final = {
     "extended L2 or data file bit": {"EXTENDED-L2-CLUSTER-SIZE", "DATA-FILE-UNNAMED"},
     "encryption method": {"HEADER-CRYPT-METHOD", "ENCRYPTION-MISSING", "ENCRYPTION-EXTENSION"},
-    "backing file name": {"BACKING-NAME-TOO-LONG", "BACKING-NAME-OFFSET", "EXTENSION-OVERRUN"},
-    "backing file format": {"EXTENSION-OVERRUN", "EXTENSION-DUPLICATE"},
+    "backing file name": {"BACKING-NAME-TOO-LONG", "BACKING-OFFSET", "EXTENSION-OVERRUN"},
+    "backing file format": {"BACKING-NAME-TOO-LONG", "BACKING-OFFSET", "EXTENSION-OVERRUN"},
     "data file name": {"DATA-FILE-UNNAMED", "EXTENSION-OVERRUN", "EXTENSION-DUPLICATE"},
 }
 """Fault codes under which the base cannot be read with the field as it is."""
@@ -70,12 +73,20 @@ def _from_nothing(case: Case) -> None:
     views = Views(case)
     for view in case.after.views():
         views.blind(view)
-    unit = 4096
+    now = Keeper(case.after, refers(case.after))
+    size = 1 << case.after.bits
     for start, end in zip(case.changed.starts.tolist(), case.changed.ends.tolist(), strict=True):
-        for at in range(max(start, unit) // unit * unit, end, unit):
-            first, last = max(at, start, unit), min(at + unit, end)
-            if first < last and any(a.storage.read(first, last - first)) and not case.frees.cover(first, last - first):
+        for at in range(start // size * size, end, size):
+            first, last = max(at, start, 512), min(at + size, end)
+            _, uses = now.refs.one(at // size)
+            plain_table = bool(uses & (Use.TABLE | Use.COUNTS)) and not uses & Use.DATA
+            kept = first >= last or plain_table or case.frees.cover(first, last - first)
+            if not kept and any(a.storage.read(first, last - first)):
                 case.ledger.add(Fate.UNPROVEN, first, last - first, "it would be written over")
+    lost = np.flatnonzero(now.evidence)
+    for number in lost[now.stored_many(lost) == 0].tolist():
+        reason = "it is, or is mapped by, a lost table, and would not be counted"
+        case.ledger.add(Fate.GIVEN_UP, number * size, size, reason, size=now.content(number))
 
 
 def _objects(case: Case) -> None:

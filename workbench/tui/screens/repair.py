@@ -37,7 +37,7 @@ class RepairScreen(RepairWriting):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings(FLOW_COMMANDS)]
     DEFAULT_CSS = """
     RepairScreen #flow-title { height: 2; }
-    RepairScreen #banner { height: auto; max-height: 4; padding: 0 1; background: $surface; color: $foreground; }
+    RepairScreen #banner { height: auto; max-height: 5; padding: 0 1; background: $surface; color: $foreground; }
     RepairScreen ContentSwitcher { height: 1fr; }
     RepairScreen #choose, RepairScreen #plan, RepairScreen #split { height: 1fr; }
     RepairScreen #choices { height: 2fr; }
@@ -227,7 +227,7 @@ class RepairScreen(RepairWriting):
             Content.assemble(
                 "Now:   ", (f"{before} {verdict_text(plan.before)}", GLYPH_STYLES[before]), "\n",
                 "After: ", (f"{after} {after_text(plan)}", GLYPH_STYLES[after]), ("  (simulated)", "$text-muted"), "\n",
-                "Proof: ", (f"{proof} {plan.proof}", GLYPH_STYLES[proof]), "\n", last,
+                *(() if plan.empty else ("Proof: ", (f"{proof} {plan.proof}", GLYPH_STYLES[proof]), "\n")), last,
             )
         )  # fmt: skip
         view = self.query_one(PlanView)

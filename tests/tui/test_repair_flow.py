@@ -102,7 +102,7 @@ async def test_a_lost_l1_entry_is_found_and_linked_again(drive: Drive, sample: S
         assert "L1 entry beyond the end" in flat(app) or "past the end" in flat(app)
         await keys(app, pilot, "enter")
         diff = app.screen.query_one(EditDiffView).text
-        assert "0x0 → 0x12000" in diff
+        assert "0x10000000000 → 0x12000" in diff
         assert "0x200000..0x3fffff" in diff
         await keys(app, pilot, "enter", "y")
         assert at(app) is At.DONE

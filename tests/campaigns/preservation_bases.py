@@ -267,7 +267,11 @@ def _fill(base: Base, raw: Path) -> None:
 
 def run_img_long(*args: str) -> None:
     """qemu-img without a time limit."""
-    done = subprocess.run(["qemu-img", *args], capture_output=True, text=True, errors="replace", check=False)
+    for _ in range(8):
+        done = subprocess.run(["qemu-img", *args], capture_output=True, text=True, errors="replace", check=False)
+        # QEMU measures how fast the key derivation is, and gives up when the clock of CPU time is too coarse.
+        if "accurate CPU usage" not in done.stderr:
+            break
     if done.returncode:
         raise RuntimeError(f"qemu-img {' '.join(args)}: {done.stderr.strip()}")
 

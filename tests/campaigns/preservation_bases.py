@@ -258,7 +258,7 @@ def _objects(base: Base) -> list[str]:
 
 def _fill(base: Base, raw: Path) -> None:
     if base.how == "random":
-        run_img("create", "-q", *_objects(base), "-f", "qcow2", *_options(base), IMAGE, str(base.size))
+        run_img_long("create", "-q", *_objects(base), "-f", "qcow2", *_options(base), IMAGE, str(base.size))
         _write_pieces(base, raw, _data_ranges(raw), shuffled=True)
         return
     packed = ["-c"] if base.how == "compressed" else []

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import subprocess
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,10 @@ def _make_fat(raw: Path, files: Mapping[str, Path]) -> None:
 
 
 def _change_fat(raw: Path, files: Mapping[str, Path]) -> None:
-    run("mcopy", "-i", raw, "-o", *dict.fromkeys(files.values()), "::")
+    # A folder of its own: the root directory of FAT16 holds 512 slots, and long names need several.
+    folder = f"::{zlib.crc32(chr(0).join(files).encode()):08x}"
+    run("mmd", "-i", raw, folder)
+    run("mcopy", "-i", raw, "-o", *dict.fromkeys(files.values()), folder)
 
 
 def scribble(raw: Path, files: Mapping[str, Path]) -> None:

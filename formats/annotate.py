@@ -31,6 +31,9 @@ U8 = FormatField(">", "B")
 U16 = FormatField(">", "H")
 U32 = FormatField(">", "L")
 U64 = FormatField(">", "Q")
+L16 = FormatField("<", "H")
+L32 = FormatField("<", "L")
+L64 = FormatField("<", "Q")
 
 
 class NodeKind(Enum):

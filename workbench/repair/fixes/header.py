@@ -15,6 +15,7 @@ from formats.qcow2.header import INCOMPATIBLE, MAGIC, V2_LENGTH, V3_LENGTH
 from workbench.check.problems import Tier
 from workbench.check.run import check
 from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.fixes.disk_size import disk_size
 from workbench.repair.gate import nothing_readable
 from workbench.repair.probe import l1_score
 from workbench.repair.workspace import WHOLE, Workspace
@@ -181,19 +182,21 @@ def run_sizes(space: Workspace) -> None:
     needed = geometry.l1_entries_for(header.size)
     most = limits.MAX_L1_SIZE // 8
     if space.rows.has("HEADER-SIZE") or (needed > most and space.rows.has("L1-TABLE-TOO-SMALL")):
-        # Within the L1 table's last entry it cannot be known; too large loses nothing.
         fits = header.l1_table_offset + header.l1_size * 8 <= space.end and header.l1_size <= most
-        entries = header.l1_size if fits else _entries_used(space, min(header.l1_size, most))
-        size = max(entries, 1) * geometry.l2_coverage
+        entries = max(header.l1_size if fits else _entries_used(space, min(header.l1_size, most)), 1)
+        found = disk_size(space, entries, entries)
         space.set_header(
             "size",
-            size,
+            found.size,
             code="HEADER-SIZE",
-            title=f"set the disk size to what the L1 table covers ({size} bytes)",
+            title=f"set the disk size to {found.size} bytes, which the L1 table covers",
             tier=Tier.JUDGEMENT,
             places=WHOLE,
-            guest=[(0, size)],
+            guest=[(0, found.size)],
         )
+        if found.note:
+            space.note(found.note)
+        size = found.size
         needed = geometry.l1_entries_for(size)
     header = space.meta.header
     if header.l1_size < needed <= most:

@@ -15,6 +15,7 @@ from formats.qcow2 import limits, refcounts
 from formats.qcow2.header import INCOMPATIBLE, V3_LENGTH, Header, build_header
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
+from workbench.repair.fixes.disk_size import DiskSize, disk_size
 from workbench.repair.fixes.snapshots import find_table, write_table
 from workbench.repair.probe import find_l1, find_luks
 from workbench.repair.workspace import WHOLE, Workspace
@@ -53,7 +54,7 @@ def run(space: Workspace) -> None:
         refcount_table_clusters=1,
         size=0,
     )
-    trial.put(0, build_header(draft).ljust(V3_LENGTH + 8, b"\0"), code="-", title="-", kind="header")
+    trial.put(0, _bytes(draft), code="-", title="-", kind="header")
     entries = (1 << best.bits) // 8
     found = _l1(trial, draft, entries)
     if found is None:
@@ -61,22 +62,15 @@ def run(space: Workspace) -> None:
         return
     draft, offset, used = found
     luks = find_luks(trial) is not None
-    final = Header(
-        cluster_bits=best.bits,
-        refcount_order=best.order,
-        refcount_table_offset=best.table,
-        refcount_table_clusters=1,
-        incompatible_features=draft.incompatible_features,
-        crypt_method=2 if luks else 0,
-        l1_table_offset=offset,
-        l1_size=used,
-        size=_size(header, used << (2 * best.bits - (4 if draft.incompatible_features else 3)), best.bits),
-    )
+    final = replace(draft, crypt_method=2 if luks else 0, l1_table_offset=offset, l1_size=used)
+    trial.put(0, _bytes(final), code="-", title="-", kind="header")
+    room = _room(trial, offset, used)
+    size = _old_size(header, trial, used, room) or disk_size(trial, used, room)
+    final = replace(final, size=size.size, l1_size=max(used, trial.geometry.l1_entries_for(size.size)))
     title = f"write a new header: {1 << best.bits}-byte clusters, tables found at {best.table:#x} and {offset:#x}"
-    data = build_header(final).ljust(V3_LENGTH + 8, b"\0")
     space.put(
         0,
-        data,
+        _bytes(final),
         code="HEADER-MAGIC",
         title=title,
         kind="header",
@@ -84,7 +78,8 @@ def run(space: Workspace) -> None:
         guest=[(0, final.size)],
         places=WHOLE,
     )
-    space.note("the disk size is what the L1 table covers: it may have been a little smaller")
+    if size.note:
+        space.note(size.note)
     snapshots = find_table(space, 0)
     if snapshots and all(space.ledger.leaked(each.l1_table_offset) for each in snapshots):
         write_table(space, snapshots, "SNAPSHOT-TABLE-OFFSET")
@@ -97,11 +92,23 @@ def _useless(space: Workspace) -> bool:
     return all(offset % cluster or not 0 < offset < space.size for offset in tables)
 
 
-def _size(header: Header, covered: int, bits: int) -> int:
-    """The old disk size where it fits the L1 table, else all that the table covers."""
-    unit = 1 << (2 * bits - 3)
-    fits = covered - unit < header.size <= covered and header.size % 512 == 0
-    return header.size if fits else covered
+def _bytes(header: Header) -> bytes:
+    return build_header(header).ljust(V3_LENGTH + 8, b"\0")
+
+
+def _room(trial: Workspace, offset: int, used: int) -> int:
+    """L1 entries from `offset` on that a table with `used` ones can have: zeros to the end of its last cluster."""
+    clusters = -(-used * 8 // trial.cluster)
+    return clusters * trial.cluster // 8
+
+
+def _old_size(header: Header, trial: Workspace, used: int, room: int) -> DiskSize | None:
+    """The old header's disk size, where the L1 table that was found is the one for it."""
+    needed = trial.geometry.l1_entries_for(header.size)
+    fits = header.size > 0 and header.size % 512 == 0 and needed <= room
+    if fits and (needed == used or (needed > used and needed == header.l1_size)):
+        return DiskSize(header.size, header.size, "the header", header.size)
+    return None
 
 
 def _shapes(space: Workspace, bits: int) -> list[_Shape]:

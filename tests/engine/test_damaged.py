@@ -51,3 +51,14 @@ def test_samples_and_corrupted_copies_give_findings_not_tracebacks(
         look_everywhere(path)
     assert time.monotonic() - start < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+@pytest.mark.parametrize("size", [0xFC00_0000_0400_0000, 1 << 63, (1 << 64) - 512])
+def test_an_absurd_disk_size_is_mapped_as_far_as_tables_can(size: int, tmp_path: Path) -> None:
+    path = copy_out("plain", tmp_path)
+    with open(path, "r+b") as file:
+        file.seek(24)
+        file.write(size.to_bytes(8, "big"))
+    with Image.open(path, tolerant=True) as image:
+        assert image.size < 1 << 62
+        assert sum(extent.end - extent.start for extent in image.extents()) == image.size

@@ -12,6 +12,7 @@ from tests.guest.test_reach import gpt, mbr
 from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.image import Image
 from workbench.engine.metadata import load_metadata
+from workbench.engine.snapshots import create_snapshot
 from workbench.repair.plan import Plan, make_plan
 from workbench.repair.policy import Mode, Policy
 from workbench.storage.file import FileStorage
@@ -74,3 +75,16 @@ def test_an_impossible_size_is_what_the_gpt_says_within_the_l1_table(tmp_path: P
 
     plan = disk(tmp_path / "a.qcow2", sectors * 512, gpt(sectors, 2048, sectors - 2048), hurt)
     assert size_of(plan) == sectors * 512
+
+
+def test_snapshots_that_agree_say_the_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.qcow2"
+    create_file(str(path), CreateOptions(size=700 * M))
+    with Image.open(path, writable=True) as image:
+        image.write(0, text(M, 1))
+        create_snapshot(image, "first")
+    with open(path, "r+b") as file:
+        file.seek(24)
+        file.write(b"\xfc")
+    plan = make_plan(FileStorage.open(path), Policy(mode=Mode.ALL))
+    assert size_of(plan) == 700 * M

@@ -190,7 +190,9 @@ def _qcow2_layer(meta: Metadata, opening: Opening, depth: int, snapshot: str | N
     data, data_error = _data_storage(meta, opening, depth)
     entry = meta.snapshots[meta.snapshot_index(snapshot)] if snapshot is not None else None
     l1 = meta.l1 if entry is None else snapshot_l1(meta, entry)
-    size = meta.header.size if entry is None or entry.disk_size is None else entry.disk_size
+    assert meta.geometry is not None
+    said = meta.header.size if entry is None or entry.disk_size is None else entry.disk_size
+    size = min(said, MAX_L1_SIZE // 8 * meta.geometry.l2_coverage)  # a damaged size: nothing behind it can be mapped
     return Qcow2Layer(meta, data, l1=l1, size=size, data_error=data_error, unlock=_unlocker(meta, opening))
 
 

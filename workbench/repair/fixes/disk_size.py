@@ -46,11 +46,11 @@ def disk_size(space: Workspace, used: int, room: int) -> DiskSize:
     coverage = space.geometry.l2_coverage
     most = max(used, room) * coverage
     mapped = Reach(_mapped_end(space, used), exact=False, who="the last cluster that is mapped")
-    said = [each for each in _said(space, used * coverage) if each.end <= most]
-    exact = next((each.end for each in said if each.exact and each.end >= mapped.end), None)
-    if exact is not None:
-        return DiskSize(exact, exact, "the GPT header", exact)
+    said = [each for each in (*_said(space, used * coverage), *_snapshots(space)) if each.end <= most]
     least = max([mapped, *said], key=lambda each: each.end)
+    exact = next((each for each in said if each.exact and each.end >= least.end), None)
+    if exact is not None:
+        return DiskSize(exact.end, exact.end, exact.who, exact.end)
     return DiskSize(max(used, space.geometry.l1_entries_for(least.end)) * coverage, least.end, least.who, most)
 
 
@@ -66,6 +66,12 @@ def _mapped_end(space: Workspace, used: int) -> int:
             end: int = index * geometry.l2_coverage + (int(found[-1]) + 1) * space.cluster
             return end
     return 0
+
+
+def _snapshots(space: Workspace) -> list[Reach]:
+    """The disk's size as snapshots recorded it, where they agree: growing it since would be seen in what is mapped."""
+    sizes = {each.disk_size for each in space.meta.snapshots}
+    return [Reach(size, exact=True, who="the snapshots' disk size") for size in sizes if size and len(sizes) == 1]
 
 
 def _said(space: Workspace, length: int) -> tuple[Reach, ...]:

@@ -59,6 +59,25 @@ def pack(values: NDArray[Any], order: int) -> bytes:
     return out.tobytes()
 
 
+_COMMON: Final = 4096
+"""Refcounts that are higher, most of the time, were never counted by anybody."""
+
+
+def may_be_refcounts(values: NDArray[Any]) -> bool:
+    """Whether a block with these values can be one: not when most are huge, or (8 bits) all occur about as often.
+
+    Under 8 bits anything can. Empty blocks can.
+    """
+    import numpy as np
+
+    if not values.size or values.size < 2 or (int(values.max()) <= _COMMON and values.dtype.itemsize > 1):
+        return True
+    used = values[values != 0]
+    if values.dtype.itemsize > 1:
+        return bool(int(np.count_nonzero(used > _COMMON)) * 2 <= used.size)
+    return bool(used.size < 512 or int(np.bincount(used).max()) * 64 >= used.size)
+
+
 def get_one(block: bytes | bytearray | memoryview, index: int, order: int) -> int:
     """One refcount of a block without decoding the rest."""
     bits = 1 << order

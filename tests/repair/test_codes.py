@@ -140,6 +140,10 @@ def _shared_stream(e: Editor) -> None:
     e.set_l2(30 * 4 * K, e.l2(e.guests("compressed")[0]))
 
 
+def _block_in_data(e: Editor) -> None:
+    e.set_rt(e.rt_entries - 1, e.host_of(e.guests("data")[0]))
+
+
 def _snapshot_far(e: Editor) -> None:
     e.set_snapshot(e.snapshots()[0], "l1_table_offset", 1 << 63)
 
@@ -150,6 +154,7 @@ CRAFTED: dict[str, tuple[str, Callable[[Editor], None]]] = {
     "BACKING-FORMAT-TOO-LONG": ("backing-raw", _long_format),
     "L1-TABLE-OFFSET": ("many-l2", _far("l1_table_offset")),
     "REFTABLE-OFFSET": ("many-l2", _far("refcount_table_offset")),
+    "REFBLOCK-FOREIGN": ("many-l2", _block_in_data),
     "SNAPSHOT-TABLE-OFFSET": ("snapshots", _far("snapshots_offset")),
     "SNAPSHOT-L1-OFFSET": ("snapshots", _snapshot_far),
     "SNAPSHOT-WITH-DATA-FILE": ("data-file", lambda e: e.set("nb_snapshots", 1)),

@@ -348,7 +348,7 @@ class _Grouping:
 
     def _refcounts_lost(self) -> None:
         rows = self.take("REFBLOCK-MISSING", "REFBLOCK-UNALIGNED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-RESERVED",
-                         "REFBLOCK-SHARED", "REFTABLE-MISSING", "REFTABLE-TOO-LARGE", "REFTABLE-UNALIGNED",
+                         "REFBLOCK-SHARED", "REFBLOCK-FOREIGN", "REFTABLE-MISSING", "REFTABLE-TOO-LARGE", "REFTABLE-UNALIGNED",
                          "REFTABLE-OFFSET")  # fmt: skip
         zero = self.findings.rows("REFCOUNT-ZERO")
         number = self.count(zero)

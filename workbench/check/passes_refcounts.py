@@ -11,7 +11,7 @@ import numpy as np
 
 from formats.qcow2 import limits
 from formats.qcow2.entries import Fault, Pointers, PointerTable
-from formats.qcow2.refcounts import unpack
+from formats.qcow2.refcounts import may_be_refcounts, unpack
 from workbench.check import kinds
 from workbench.check.census import Census, as_clusters
 from workbench.check.findings import FindingLog
@@ -39,6 +39,8 @@ class StoredRefcounts:
         size = np.uint64(geometry.cluster_size)
         self.unaligned: NDArray[np.bool_] = self.pointers.fault(Fault.UNALIGNED)
         self.unreadable: NDArray[np.bool_] = self.unaligned | (self.blocks > np.uint64(READ_LIMIT) - size)
+        self.foreign: set[int] = set()
+        """Entries whose blocks hold something else than refcounts, as far as `load_flags` has read them."""
 
     @property
     def end(self) -> int:
@@ -133,6 +135,10 @@ class StoredRefcounts:
             else:
                 values = unpack(data, order)[skip : skip + high - low]
                 one, some = values == 1, values != 0
+            if 2 * int(np.count_nonzero(one)) < int(np.count_nonzero(some)) and not may_be_refcounts(
+                unpack(data, order)
+            ):
+                self.foreign.add(index)
             if one.all():
                 flags |= np.uint8(kinds.STORED_ONE | kinds.STORED)
             else:
@@ -214,6 +220,20 @@ def count_blocks(stored: StoredRefcounts, rows: NDArray[np.intp], census: Census
             other=int(after[shared[4096]]), numbers={"covers": index * span, "covers_end": (index + 1) * span},
         )  # fmt: skip
     census.add(clusters, 1, kinds.METADATA)
+
+
+def log_foreign_blocks(stored: StoredRefcounts, rows: NDArray[np.intp], clusters: int, log: FindingLog) -> None:
+    """Report the blocks among table entries `rows` whose content cannot be refcounts; those within `clusters` were read."""
+    base, size = stored.meta.refcount_table_region.offset, stored.geometry.cluster_size
+    span = stored.entries << stored.geometry.cluster_bits
+    for index in rows.tolist():
+        far = index * stored.entries >= clusters
+        values = stored.block(index) if far else None
+        if index in stored.foreign or (values is not None and not may_be_refcounts(values)):
+            log.add(
+                "REFBLOCK-FOREIGN", int(stored.blocks[index]), size, table=base, index=index, value=int(stored.table[index]),
+                numbers={"covers": index * span, "covers_end": (index + 1) * span},
+            )  # fmt: skip
 
 
 def log_overflow(census: Census, cluster_bits: int, log: FindingLog) -> None:

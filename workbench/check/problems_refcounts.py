@@ -136,6 +136,17 @@ p(
     fix.REBUILD_REFCOUNTS,
 )
 p(
+    "REFBLOCK-FOREIGN",
+    WARNING,
+    "Refcount block holds something else",
+    "refcount table entry {index}: what lies at {offset:#x} does not look like refcounts",
+    "The entry leads to a cluster whose content nobody counted: most of its numbers are huge, or all as common as others.",
+    "The entry was damaged and leads to another cluster, maybe one with data; or the block was overwritten.",
+    "Refcounts taken from there mean nothing, and updating them would destroy what lies there.",
+    fix.REPLACE_BLOCK,
+    fix.REBUILD_REFCOUNTS,
+)
+p(
     "REFBLOCK-MISSING",
     WARNING,
     "No refcount block for a range in use",

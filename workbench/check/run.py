@@ -20,6 +20,7 @@ from workbench.check.passes_refcounts import (
     compare,
     count_blocks,
     judge_blocks,
+    log_foreign_blocks,
     log_overflow,
 )
 from workbench.check.pipeline import Pipeline
@@ -133,6 +134,7 @@ class _Check:
             first = number * self.window
             census = Census(first, min(total, first + self.window), total, geometry.refcount_max)
             self._window(census, geometry, regions, tables, stored, batches)
+        log_foreign_blocks(stored, self.blocks, clusters, self.log)
         return census if windows == 1 else None
 
     def _window(

@@ -167,7 +167,8 @@ def plain_claims(meta: Metadata) -> Iterator[Claim]:
 
 
 def good_blocks(space: Workspace) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """(refcount table words, offset of each usable block or 0): aligned, in the file, no reserved bits."""
+    """(refcount table words, offset of each usable block or 0): aligned, in the file, no reserved bits, and with
+    content that can be refcounts: what holds something else is never written over."""
     meta = space.meta
     words = meta.refcount_table
     if meta.header.refcount_table_offset % space.cluster:
@@ -175,6 +176,9 @@ def good_blocks(space: Workspace) -> tuple[NDArray[np.uint64], NDArray[np.uint64
     offset = REFCOUNT_TABLE_ENTRY["offset"].get(words)
     good = (words & np.uint64(REFCOUNT_TABLE_ENTRY["reserved"].mask)) == 0
     good &= (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
+    order = space.geometry.refcount_order
+    for index in np.flatnonzero(good & (offset > 0)).tolist():
+        good[index] = refcounts.may_be_refcounts(refcounts.unpack(space.read_cluster(int(offset[index])), order))
     return words, np.where(good, offset, np.uint64(0))
 
 

@@ -13,6 +13,7 @@ from workbench.repair.workspace import Workspace
 _REFCOUNTS_WRONG: Final = frozenset({
     "REFCOUNT-ZERO", "REFCOUNT-TOO-LOW", "REFCOUNT-UNREADABLE", "REFCOUNT-OVERFLOW", "REFBLOCK-MISSING",
     "REFBLOCK-SHARED", "REFBLOCK-UNALIGNED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-RESERVED",
+    "REFBLOCK-FOREIGN",
 })  # fmt: skip
 """While one of these is left, the dirty bit is the truth."""
 

@@ -234,7 +234,7 @@ def _replace_bad_blocks(space: Workspace) -> bool:
         region = space.meta.refcount_table_region
         for index in todo.tolist():
             new = space.append() if needed[index] else 0
-            code = _block_code(int(words[index]), int(blocks[index]))
+            code = _block_code(space, int(words[index]), int(blocks[index]))
             title = f"give refcount table entry {index} a new block" if new else f"drop refcount table entry {index}"
             if new:
                 _copy_known(space, int(blocks[index]) if alone[index] else 0, new)
@@ -265,12 +265,16 @@ def _copy_known(space: Workspace, old: int, new: int) -> None:
         )
 
 
-def _block_code(word: int, block: int) -> str:
+def _block_code(space: Workspace, word: int, block: int) -> str:
     if word == 0:
         return "REFCOUNT-ZERO"
     if word & 0x1FF:
         return "REFBLOCK-RESERVED"
-    return "REFBLOCK-SHARED" if block else "REFBLOCK-UNALIGNED"
+    if block:
+        return "REFBLOCK-SHARED"
+    if word % space.cluster:
+        return "REFBLOCK-UNALIGNED"
+    return "REFBLOCK-BEYOND-EOF" if word >= space.end else "REFBLOCK-FOREIGN"
 
 
 def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
@@ -426,7 +430,7 @@ RULES = (
         "Set refcounts right",
         codes(
             "REFCOUNT-TOO-LOW", "REFCOUNT-TOO-HIGH", "REFCOUNT-ZERO", "REFCOUNT-UNREADABLE", "REFCOUNT-OVERFLOW",
-            "CLUSTER-LEAKED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-RESERVED", "REFBLOCK-SHARED", "REFBLOCK-UNALIGNED",
+            "CLUSTER-LEAKED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-FOREIGN", "REFBLOCK-RESERVED", "REFBLOCK-SHARED", "REFBLOCK-UNALIGNED",
             "REFBLOCK-MISSING", "REFCOUNT-PAST-EOF", "METADATA-OVERLAP","REFTABLE-MISSING", "REFTABLE-UNALIGNED", "REFTABLE-TOO-LARGE", "REFTABLE-OFFSET",
             "REGION-BEYOND-EOF",
         ),

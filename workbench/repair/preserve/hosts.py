@@ -140,7 +140,12 @@ class Hosts:
         for start, end in zip(self.case.changed.starts.tolist(), self.case.changed.ends.tolist(), strict=True):
             for number in range(start >> a.bits, ((end - 1) >> a.bits) + 1):
                 uses = self.case.refs.one(number)[1]
-                if uses & Use.DATA or (uses & Use.COUNTS and not uses & Use.TABLE):
+                if uses & Use.DATA:
+                    continue
+                if uses & Use.COUNTS and not uses & Use.TABLE:
+                    if not self.case.keeper.holds_counts(number):
+                        what = "something else than refcounts lies there, and would be written over"
+                        self.ledger.add(Fate.GIVEN_UP, number * size, size, what, size=self.case.keeper.content(number))
                     continue
                 old = a.read(max(start, number * size), min(end, (number + 1) * size) - max(start, number * size))
                 if any(old) and (not uses or not self.case.keeper.superseded(number)):

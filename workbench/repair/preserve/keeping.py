@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from formats.qcow2 import limits, refcounts
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range, words
 from workbench.engine import unreferenced
 from workbench.repair.preserve.walk import Reading, References, Sparse, Tally, Use, nonzero
 from workbench.units import div_round_up
@@ -86,6 +87,8 @@ class Keeper:
             return "an entry that cannot be read means it"
         if uses & Use.TABLE and not self.superseded(number):
             return "it was a table that cannot be read"
+        if uses & Use.COUNTS and not uses & Use.DATA and not self.holds_counts(number):
+            return self.gap
         if uses:
             return ""
         if number < self.evidence.size and bool(self.evidence[number]):
@@ -113,7 +116,19 @@ class Keeper:
         place = int(self._blocks[index]) if index < self._blocks.size else 0
         if place > 1 and self.refs.one(place >> self.reading.bits)[1] & Use.DATA:
             return None
-        return self.reading.stored(index, self._blocks)
+        found = self.reading.stored(index, self._blocks)
+        return None if found is None or not refcounts.may_be_refcounts(found) else found
+
+    def holds_counts(self, number: int) -> bool:
+        """Whether a cluster that is named as one of the refcount structure can be: a block of this width, or a table."""
+        reading, order = self.reading, self.reading.meta.header.refcount_order
+        data = reading.read(number << reading.bits, 1 << reading.bits)
+        if order > limits.MAX_REFCOUNT_ORDER or refcounts.may_be_refcounts(refcounts.unpack(data, order)):
+            return True
+        entries = words(data)
+        entries = entries[entries != 0]
+        places = (entries & np.uint64((1 << reading.bits) - 1) == 0) & (entries < np.uint64(reading.size))
+        return bool(int(np.count_nonzero(places)) * 2 >= entries.size)
 
     def stored(self, cluster: int) -> int | None:
         """The refcount of a cluster as the image has it, None where it cannot be read."""

@@ -133,6 +133,8 @@ class Views:
             first, end = compressed_range(old[1], a.bits)
             self.case.unread.update(range(first >> a.bits, ((end - 1) >> a.bits) + 1))
         if new[0] in empty:
+            if old[0] is Cell.ERROR and self._is_declared(view, start, unit):
+                return  # a table that gets its place says what is not in it, too
             if a.backed and new[0] is not old[0] and (new[0] is Cell.HOLE or old[0] is Cell.HOLE):
                 fate = Fate.UNPROVEN if old[0] not in empty else Fate.GIVEN_UP
                 add(fate, start, unit, "the backing file's content would show, or vanish, there", view=view)
@@ -151,8 +153,7 @@ class Views:
 
     def _placed(self, view: View, start: int, unit: int, new: tuple[Cell, int]) -> None:
         """Content appears where there was none: believed where it is declared and nobody else's."""
-        declared = self.case.places.get(view.name)
-        if declared is None or not declared.cover(start, unit):
+        if not self._is_declared(view, start, unit):
             self.ledger.add(Fate.UNPROVEN, start, unit, "content appears whose place is not certain", view=view)
         elif (
             self.base.geometry is not None
@@ -164,6 +165,11 @@ class Views:
             self.ledger.add(Fate.UNPROVEN, start, unit, reason, view=view)
         else:
             self.ledger.add(Fate.REGAINED, start, unit, "its place is certain", view=view)
+
+    def _is_declared(self, view: View, start: int, length: int) -> bool:
+        """Whether the plan says that what it puts at these guest bytes is certainly theirs."""
+        declared = self.case.places.get(view.name)
+        return declared is not None and declared.cover(start, length)
 
     def _owned(self, hosts: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Whether clusters (by host offset) that get a place belong to others as well: more often than their refcounts say.

@@ -106,6 +106,13 @@ def _state_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["XDG_STATE_HOME"] = before
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names of tests are words, not contents: bytes in them (a time stamp, say) differ between the workers of one run."""
+    long = [item.nodeid[:120] for item in items if len(item.nodeid) > 240]
+    if long:
+        raise pytest.UsageError(f"give the parameters of these tests ids: {', '.join(long[:5])}")
+
+
 @pytest.fixture
 def loop() -> Iterator[Callable[[Path], Path]]:
     """`loop(file)`: a real block device over a file (whole sectors), gone after the test. Skips where that needs rights."""

@@ -484,7 +484,9 @@ def _judge_kept(
         out.violate("c", "truth overwritten by the repair", _of(lost, bits))
     free = ~held[needed.clusters]
     freed, unmarked = needed.clusters[free & needed.counted], needed.clusters[free & ~needed.counted & needed.mapped]
-    content = bad[freed].reshape(len(freed), -1, 64).any(axis=2)  # declared are 512-byte units that are not all zero
+    content = (
+        bad[freed].reshape(len(freed), bad.shape[1] // 64, 64).any(axis=2)
+    )  # declared are 512-byte units that are not all zero
     if len(freed) and int(content.sum()) << 9 <= out.outcome.declared:
         out.declared = len(freed)
     elif len(freed):

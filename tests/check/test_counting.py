@@ -135,7 +135,9 @@ def test_a_read_error_is_a_check_error_not_a_crash() -> None:
     assert "READ-ERROR" in result.findings.by_code
 
 
-@pytest.mark.parametrize("data", [b"", b"QFI", b"QFI\xfb" + bytes(200), b"\xff" * 4096])
+@pytest.mark.parametrize(
+    "data", [b"", b"QFI", b"QFI\xfb" + bytes(200), b"\xff" * 4096], ids=["empty", "magic cut off", "no header", "ones"]
+)
 def test_anything_can_be_checked(data: bytes) -> None:
     assert check(load(data)).exit_code == 1
 

@@ -98,7 +98,7 @@ def test_a_corrupt_image_opens_for_reading_but_not_for_writing() -> None:
 def test_absurd_table_sizes_take_no_more_memory_than_their_limit() -> None:
     meta = load_metadata(image(l1_size=0xFFFFFFFF, refcount_table_clusters=0xFFFFFFFF))
     assert meta.l1.nbytes == limits.MAX_L1_SIZE
-    assert meta.refcount_table.nbytes == limits.MAX_REFCOUNT_TABLE_SIZE
+    assert meta.refcount_table.nbytes <= limits.MAX_REFCOUNT_TABLE_SIZE
 
 
 @pytest.mark.parametrize("seed", range(60))

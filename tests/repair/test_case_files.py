@@ -405,7 +405,7 @@ def test_a_disk_that_fills_up_never_has_the_only_undo_moved_away(
     assert image.read_bytes() == OLD
 
 
-@pytest.mark.parametrize("damage", [b"this is no database" * 100, b""])
+@pytest.mark.parametrize("damage", [b"this is no database" * 100, b""], ids=["text", "empty"])
 def test_a_damaged_case_file_is_never_advised_away(image: Path, damage: bytes) -> None:
     apply(change_of(OLD, NEW), image)
     content = case_path(image).read_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sample_images.editor import Editor
-from sample_images.kit import M, Kit, noise
+from sample_images.kit import Kit, M, noise
 from tests.repair.judging import inside
 from workbench.check import check
 from workbench.engine.metadata import load_metadata

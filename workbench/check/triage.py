@@ -48,6 +48,8 @@ _MANY_CLUSTERS: Final = 64
 _MANY_BYTES: Final = 8 << 20
 """Leaks that are more, in both, are more than interrupted writes leave."""
 _PROBE: Final = 72 << 10
+_DOUBTFUL: Final = 0.4
+"""Confidence of a table that may as well be a remnant."""
 _LIKELY: Final = 0.6
 """Confidence of what is not certain: no repair links it unasked."""
 
@@ -161,6 +163,11 @@ class LostTable:
         """No other place is possible: a repair may link it unasked."""
         return self.confidence >= 0.85
 
+    @property
+    def doubtful(self) -> bool:
+        """It may as well be what a deleted snapshot, or an image before this one, left behind."""
+        return self.confidence <= _DOUBTFUL
+
     def as_json(self) -> dict[str, Any]:
         return {
             "offset": self.offset,
@@ -225,6 +232,7 @@ class Judge:
         self._free: NDArray[np.intp] | None = None
         self._named: list[tuple[int, int]] = []
         self.clusters = min(geometry.clusters(meta.file_size), len(census))
+        self.blank = self.needed > 0 and not active_l1[: self.needed].any()
         self.snapshots = any(
             code.startswith("SNAPSHOT") and code not in _HARMLESS_SNAPSHOT_CODES for code in findings.by_code
         )
@@ -234,8 +242,7 @@ class Judge:
     def run(self) -> Triage:
         starts, ends = self._runs()
         self.out.gaps = self._gaps()
-        blank = self.needed > 0 and not self.l1[: self.needed].any()
-        suspicious = bool(self.out.gaps) or self.snapshots or bool(self.missing) or self.distrusted or blank
+        suspicious = bool(self.out.gaps) or self.snapshots or bool(self.missing) or self.distrusted or self.blank
         if not starts.size and not suspicious:
             return self.out
         if self.limit is None or self.limit > 0:
@@ -374,10 +381,10 @@ class Judge:
                 continue
             lost = self._fit(cluster, table, leaked, old)
             if table.grade is Grade.GUESS:
-                lost = replace(lost, confidence=min(lost.confidence, 0.4))
+                lost = replace(lost, confidence=min(lost.confidence, _DOUBTFUL))
             elif not counted and not self._near(cluster):
                 evidence = (*lost.evidence, "its clusters count as free: it may be a remnant of a deleted snapshot")
-                lost = replace(lost, confidence=min(lost.confidence, 0.4), evidence=evidence)
+                lost = replace(lost, confidence=min(lost.confidence, _DOUBTFUL), evidence=evidence)
             self.out.lost.append(lost)
         self._share_out()
 
@@ -566,6 +573,7 @@ class _Verdicts:
         self.judge, self.fits, self.many = judge, fits, many
         self.exact, self.beside = neighbours
         self.keys = judge._key_areas()
+        self.missing = judge.missing or ("no cluster of the disk is mapped at all" if judge.blank else "")
         self.stale = "BITMAPS-NOT-TRUSTED" in judge.findings.by_code
         found = judge.out.found
         self.known = np.flatnonzero(found.mapped | found.is_table) if found is not None else np.zeros(0, dtype=np.int64)
@@ -629,8 +637,8 @@ class _Verdicts:
         elif kind == "a refcount block" and self._only(start, end, kind):
             verdict, confidence = Verdict.WASTE, 0.9
             reason = "it is a refcount block that is no longer used"
-        elif judge.missing:
-            reason, confidence = f"it may be what is missing: {judge.missing}", 0.6
+        elif self.missing:
+            reason, confidence = f"it may be what is missing: {self.missing}", 0.6
         elif kind not in ("data", "text"):
             reason, confidence = f"it holds {kind}", 0.7
         elif self.many:

@@ -33,7 +33,7 @@ from formats.qcow2.snapshots import Snapshot, SnapshotTable, parse_snapshot_tabl
 from workbench.engine.faults import Fault
 from workbench.errors import ArgumentError, StorageError
 from workbench.storage.base import Storage
-from workbench.units import Geometry
+from workbench.units import Geometry, div_round_up, round_up
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,6 +183,16 @@ class Metadata:
 
     @cached_property
     def refcount_table_region(self) -> Region:
+        """Bytes of the refcount table. Where the header claims more than QEMU's limit, which cannot be: what the file needs."""
+        said = self.refcount_table_said
+        geometry = self.geometry
+        if geometry is None or said.length <= limits.MAX_REFCOUNT_TABLE_SIZE:
+            return said
+        blocks = div_round_up(self.file_size, geometry.refcount_block_coverage)
+        return Region(said.offset, round_up(max(blocks, 1) * 8, geometry.cluster_size))
+
+    @cached_property
+    def refcount_table_said(self) -> Region:
         """Bytes of the refcount table, as the header claims them."""
         size = self.geometry.cluster_size if self.geometry else 0
         return Region(self.header.refcount_table_offset, self.header.refcount_table_clusters * size)

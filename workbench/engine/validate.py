@@ -270,7 +270,7 @@ def _past_the_end(meta: Metadata) -> Iterator[Fault]:
     """Tables that the header puts where the file has no bytes. QEMU opens such an image and reads zeros."""
     for name, region, pointer in (
         ("active L1 table", meta.l1_region, "l1_table_offset"),
-        ("refcount table", meta.refcount_table_region, "refcount_table_offset"),
+        ("refcount table", meta.refcount_table_said, "refcount_table_offset"),
     ):
         if region.length and meta.file_size <= region.offset and region.end <= limits.MAX_OFFSET:
             what = f"the {name} at {region.offset:#x} lies past the end of the file at {meta.file_size:#x}"

@@ -7,6 +7,7 @@ from typing import Final
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE
 from workbench.check import check
 from workbench.check.problems import Tier
+from workbench.repair import triage
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.workspace import Workspace
 
@@ -29,7 +30,12 @@ def run(space: Workspace) -> None:
         return
     clean = not result.corruptions
     # Dirty and with orphans kept, the next writer's rebuild of the refcounts would free them.
-    if header.has("dirty") and _REFCOUNTS_WRONG.isdisjoint(result.findings.by_code):
+    ledger = space.ledger
+    if header.has("dirty") and (triage.orphans(space, ledger) & (ledger.stored == 0) & ledger.known).any():
+        space.note(
+            "the dirty bit stays: lost tables, or what they map, count as free (a repair with --all counts them)"
+        )
+    elif header.has("dirty") and _REFCOUNTS_WRONG.isdisjoint(result.findings.by_code):
         value = header.incompatible_features & ~INCOMPATIBLE["dirty"].mask
         space.set_header(
             "incompatible_features", value, code="IMAGE-DIRTY", title="clear the dirty bit: refcounts are right now"

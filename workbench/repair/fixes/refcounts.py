@@ -149,7 +149,7 @@ def _widen(space: Workspace) -> None:
 def table_is_sound(space: Workspace) -> bool:
     """The refcount table lies aligned in the file, is owned by nobody else, and is large enough for the file."""
     meta, header = space.meta, space.meta.header
-    region = meta.refcount_table_region
+    region = meta.refcount_table_said
     if not header.refcount_table_clusters or region.offset % space.cluster or not region.offset:
         return False
     if region.length > limits.MAX_REFCOUNT_TABLE_SIZE or region.offset + region.length > space.end:
@@ -430,7 +430,7 @@ RULES = (
         "Set refcounts right",
         codes(
             "REFCOUNT-TOO-LOW", "REFCOUNT-TOO-HIGH", "REFCOUNT-ZERO", "REFCOUNT-UNREADABLE", "REFCOUNT-OVERFLOW",
-            "CLUSTER-LEAKED", "REFBLOCK-BEYOND-EOF", "REFBLOCK-FOREIGN", "REFBLOCK-RESERVED", "REFBLOCK-SHARED", "REFBLOCK-UNALIGNED",
+            "CLUSTER-LEAKED", "L2-TABLE-LOST", "REFBLOCK-BEYOND-EOF", "REFBLOCK-FOREIGN", "REFBLOCK-RESERVED", "REFBLOCK-SHARED", "REFBLOCK-UNALIGNED",
             "REFBLOCK-MISSING", "REFCOUNT-PAST-EOF", "METADATA-OVERLAP","REFTABLE-MISSING", "REFTABLE-UNALIGNED", "REFTABLE-TOO-LARGE", "REFTABLE-OFFSET",
             "REGION-BEYOND-EOF",
         ),

@@ -14,7 +14,9 @@ from workbench.check.problems import Tier
 from workbench.check.triage import LostTable
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.ledger import CROSSED, META
+from workbench.repair.preserve.walk import Use
 from workbench.repair.probe import clusters, l1_bad, l2_content
+from workbench.repair.triage import keeper_of
 from workbench.repair.workspace import Workspace
 
 
@@ -74,6 +76,8 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
     words = space.meta.l1
     if _has_other_owners(space, lost):
         return {}
+    # As the image was found: counting what counted as free does not make it younger.
+    doubtful = {table.offset for table in space.found.lost_tables if table.doubtful} if space.found else set()
     mine = [table for table in lost if _is_current(space, table)]
     found: dict[int, int] = {}
     for table in mine:
@@ -89,7 +93,7 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
     if len(taken) < len(found):
         return {}
     rest = [table for table in lost if table.offset not in found]
-    if len(rest) == 1 and rest[0] in mine:
+    if len(rest) == 1 and rest[0] in mine and rest[0].offset not in doubtful:
         # One table and one place for it; or one place that had a table, as the damage in it shows.
         left = free - taken
         damaged = {index for index in left if int(words[index])}
@@ -99,8 +103,16 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
 
 
 def _is_current(space: Workspace, table: LostTable) -> bool:
-    """Nothing else refers to any cluster that the table maps: no older state of what is mapped now."""
-    ledger = space.ledger
+    """Nothing else refers to any cluster that the table maps: no older state of what is mapped now.
+
+    Nor was its cluster one of the refcount structure, which a repair may have made anew elsewhere.
+    """
+    ledger, before = space.ledger, keeper_of(space)
+    if (
+        before.reading.bits == ledger.cluster_bits
+        and before.refs.one(table.offset >> ledger.cluster_bits)[1] & Use.COUNTS
+    ):
+        return False
     words = space.words(table.offset, space.cluster // 8)
     words = words[0::2] if space.geometry.extended_l2 else words
     words = words[words != 0]

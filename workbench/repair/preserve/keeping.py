@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import limits, refcounts
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range, words
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
 from workbench.engine import unreferenced
 from workbench.repair.preserve.walk import Reading, References, Sparse, Tally, Use, nonzero
 from workbench.units import div_round_up
@@ -59,6 +59,8 @@ class Keeper:
             return "an entry points where it should not: what it meant may be this"
         if self.hidden:
             return "a snapshot that cannot be read may need it"
+        if self.reading.blank:
+            return "no cluster of the disk is mapped at all: its L1 table may be lost"
         if int(self.found.content.sum()) > _MANY:
             return "more content has no owner than interrupted writes leave"
         return ""
@@ -112,23 +114,32 @@ class Keeper:
         return self.reading.l2_tables()
 
     def block(self, index: int) -> NDArray[Any] | None:
-        """Refcounts of one block; None where they cannot be read, or where the block's cluster holds guest data as well."""
+        """Refcounts of one block; None where they cannot be read, or where the block's cluster holds guest data as well.
+
+        A block that is not there although clusters of its range are in use is lost: it does not say that they are free.
+        """
         place = int(self._blocks[index]) if index < self._blocks.size else 0
+        if not place:
+            per_block = self.reading.shape.refcount_block_entries
+            low, high = (min(each * per_block, self.reading.clusters) for each in (index, index + 1))
+            if low < high and self.refs.span(low, high)[0].any():
+                return None
         if place > 1 and self.refs.one(place >> self.reading.bits)[1] & Use.DATA:
             return None
         found = self.reading.stored(index, self._blocks)
         return None if found is None or not refcounts.may_be_refcounts(found) else found
 
     def holds_counts(self, number: int) -> bool:
-        """Whether a cluster that is named as one of the refcount structure can be: a block of this width, or a table."""
+        """Whether the cluster of a refcount block holds what can be refcounts, in the width of the image.
+
+        Of the refcount table's own clusters each entry is judged for itself.
+        """
         reading, order = self.reading, self.reading.meta.header.refcount_order
-        data = reading.read(number << reading.bits, 1 << reading.bits)
-        if order > limits.MAX_REFCOUNT_ORDER or refcounts.may_be_refcounts(refcounts.unpack(data, order)):
+        table = reading.meta.refcount_table_region
+        if order > limits.MAX_REFCOUNT_ORDER or table.offset <= number << reading.bits < table.offset + table.length:
             return True
-        entries = words(data)
-        entries = entries[entries != 0]
-        places = (entries & np.uint64((1 << reading.bits) - 1) == 0) & (entries < np.uint64(reading.size))
-        return bool(int(np.count_nonzero(places)) * 2 >= entries.size)
+        data = reading.read(number << reading.bits, 1 << reading.bits)
+        return refcounts.may_be_refcounts(refcounts.unpack(data, order))
 
     def stored(self, cluster: int) -> int | None:
         """The refcount of a cluster as the image has it, None where it cannot be read."""

@@ -227,6 +227,11 @@ class Reading:
         return self.shape.cluster_bits
 
     @property
+    def blank(self) -> bool:
+        """The active disk has a size and an L1 table, and no entry in it."""
+        return self.meta.header.size > 0 and self.meta.l1.size > 0 and not self.meta.l1.any()
+
+    @property
     def size(self) -> int:
         """Length of the file in bytes."""
         return int(self.meta.file_size)

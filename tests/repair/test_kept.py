@@ -1,0 +1,119 @@
+"""What may be somebody's data stays counted, through every kind of refcount damage, and is linked only where it is certain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sample_images.editor import Editor
+from sample_images.kit import Kit, M, noise
+from tests.repair.judging import inside
+from workbench.repair.plan import Plan, make_plan
+from workbench.repair.policy import Mode, Policy
+from workbench.storage.file import FileStorage
+
+pytestmark = pytest.mark.oracle  # the images are built by the real QEMU tools
+
+CLUSTER = 65536
+
+
+def image(folder: Path, *options: str, snapshot: bool = False) -> Path:
+    """A disk of 64 MiB with 8 MiB of noise; with a snapshot, and some more written behind it."""
+    kit = Kit(folder)
+    kit.create("64M", *options)
+    (folder / "noise").write_bytes(noise(8 * M, 7))
+    kit.io("write -s noise 0 8M")
+    if snapshot:
+        kit.img("snapshot", "-c", "first", kit.path.name)
+        kit.io("write -P 7 4M 1M")
+    return kit.path
+
+
+def plan_of(path: Path, mode: Mode = Mode.ALL) -> Plan:
+    with inside(path.parent):
+        return make_plan(FileStorage.open(path), Policy(mode=mode))
+
+
+def counts(plan: Plan, folder: Path) -> Editor:
+    """An editor on the image as it would be."""
+    out = folder / "planned.qcow2"
+    out.write_bytes(plan.overlay.read(0, plan.overlay.size()))
+    return Editor(out)
+
+
+def lose_l1_and_counts(ed: Editor, *, dirty: bool) -> list[int]:
+    """Zero L1 entry 0, and the refcounts of its table and of what it maps; their host offsets."""
+    table = ed.l2_table(0)
+    hosts = [table, *(ed.host_of(guest) for guest in ed.guests("data"))]
+    for host in hosts:
+        ed.set_refcount(host, 0)
+    ed.set_l1(0, 0)
+    if dirty:
+        ed.set_bits("incompatible_features", 1)
+    return hosts
+
+
+@pytest.mark.parametrize("mode", [Mode.ALL, Mode.LEAKS])
+def test_a_lost_table_that_counts_as_free_in_a_dirty_image_is_counted_and_not_linked(
+    mode: Mode, tmp_path: Path
+) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        hosts = lose_l1_and_counts(ed, dirty=True)
+    plan = plan_of(path, mode)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert {ed.refcount(host) for host in hosts} == {1}
+        assert ed.l1(0) == 0, "an image before this one may have left it"
+        assert ed.get("incompatible_features") == 0
+
+
+def test_a_refcount_block_that_is_missing_does_not_say_that_orphans_are_free(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        hosts = [ed.host_of(guest) for guest in (0, M, 2 * M)]
+        ed.set_l2(0, (1 << 63) | (1 << 40))  # leads past the end: a part of the mapping is damaged
+        for guest in (M, 2 * M):
+            ed.set_l2(guest, 0)
+        ed.set_rt(0, 0)
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert [ed.refcount(host) for host in hosts] == [1, 1, 1]
+
+
+def test_a_refcount_table_of_absurd_length_takes_nothing_from_a_snapshot(tmp_path: Path) -> None:
+    path = image(tmp_path, snapshot=True)
+    with Editor(path) as ed:
+        ed.set("refcount_table_clusters", 2049)
+        snapshot = ed.snapshots()[0]
+        l1 = ed.number(snapshot.l1_offset)
+    plan = plan_of(path)
+    assert plan.after.clean
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.number(ed.snapshots()[0].l1_offset) == l1
+
+
+def test_the_old_refcount_table_is_not_taken_for_a_lost_l2_table(tmp_path: Path) -> None:
+    path = image(tmp_path, snapshot=True)
+    with Editor(path) as ed:
+        ed.write(ed.get("l1_table_offset"), b"\xa7\x13" * 4)
+        ed.set("refcount_table_clusters", 2049)
+        table = ed.rt_offset
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.l2_table(0) != table
+
+
+def test_leaks_of_a_disk_without_any_mapping_are_kept(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        hosts = [ed.host_of(guest) for guest in ed.guests("data")[:20]]
+        ed.write(ed.l2_table(0), bytes(CLUSTER))
+        ed.set_l1(0, 0)
+    plan = plan_of(path)
+    with counts(plan, tmp_path) as ed:
+        assert {ed.refcount(host) for host in hosts} == {1}

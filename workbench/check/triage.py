@@ -28,6 +28,7 @@ from workbench.check import content, kinds
 from workbench.check.census import Census
 from workbench.check.findings import Findings
 from workbench.check.neighbours import guest_of_clusters, is_unmapped
+from workbench.check.passes_refcounts import StoredRefcounts
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
 from workbench.engine.unreferenced import Grade, TableLike, Unreferenced, read_table, runs_of, scan
@@ -377,16 +378,28 @@ class Judge:
             counted = leaked > 0 or bool(self.census.flags[cluster] & kinds.STORED)
             if not counted and not (suspicious and table.grade is Grade.CERTAIN):
                 continue
-            if table.unreferenced * 2 < table.targets:
+            owed = self._is_owed(table, targets)
+            if table.unreferenced * 2 < table.targets and not owed:
                 continue
-            lost = self._fit(cluster, table, leaked, old)
-            if table.grade is Grade.GUESS:
+            lost = self._fit(cluster, table, leaked, old, owed=owed)
+            if table.grade is Grade.GUESS and not owed:
                 lost = replace(lost, confidence=min(lost.confidence, _DOUBTFUL))
             elif not counted and not self._near(cluster):
                 evidence = (*lost.evidence, "its clusters count as free: it may be a remnant of a deleted snapshot")
                 lost = replace(lost, confidence=min(lost.confidence, _DOUBTFUL), evidence=evidence)
             self.out.lost.append(lost)
         self._share_out()
+
+    def _is_owed(self, table: TableLike, targets: NDArray[np.int64]) -> bool:
+        """Every cluster that a table maps, and its own, is counted for one reference more than there is, and its COPIED
+        flags say just which of them nobody shares: the one reference that is missing is this table's."""
+        if table.packed or table.odd or targets.size < 2 or self.distrusted:
+            return False
+        stored, bad = StoredRefcounts(self.meta, self.geometry).at(np.append(targets, table.offset >> self.bits))
+        there = np.append(self.census.references_at(targets), np.uint64(0))
+        if bad.any() or (stored != there + np.uint64(1)).any():
+            return False
+        return table.copied == int(np.count_nonzero(stored[:-1] == 1)) > 0
 
     def _counted(self, cluster: int) -> bool:
         """Whether the refcount says that a cluster is in use."""
@@ -409,7 +422,13 @@ class Judge:
         self.out.lost = shared
 
     def _fit(
-        self, cluster: int, table_like: TableLike, leaked: int, old: list[tuple[int, NDArray[np.uint64]]]
+        self,
+        cluster: int,
+        table_like: TableLike,
+        leaked: int,
+        old: list[tuple[int, NDArray[np.uint64]]],
+        *,
+        owed: bool,
     ) -> LostTable:
         """Which L1 entries a lost table can belong to."""
         offset, entries = cluster << self.bits, table_like.used
@@ -420,9 +439,11 @@ class Judge:
             evidence.append(f"{table_like.odd} of its {entries} entries are damaged")
         leaked = loose
         free = self._free_l1()
-        limit = 1.0 if table_like.grade is Grade.CERTAIN and loose == table_like.targets else _LIKELY
+        limit = 1.0 if owed or (table_like.grade is Grade.CERTAIN and loose == table_like.targets) else _LIKELY
+        if owed and loose < table_like.targets:
+            evidence.append("each of the others is counted for one reference more than there is")
         unmarked = (table_like.copied + table_like.packed) * 2 <= table_like.valid
-        if unmarked and not self.meta.header.has("data_file"):
+        if unmarked and not owed and not self.meta.header.has("data_file"):
             evidence.append("its entries are not marked as the only reference (COPIED): it may be a snapshot's, or old")
             limit = _LIKELY
         for copy, table in old:

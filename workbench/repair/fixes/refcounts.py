@@ -21,7 +21,7 @@ from workbench.check.problems import Tier
 from workbench.repair import triage
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.gate import Reach
-from workbench.repair.ledger import Claim, Ledger, good_blocks
+from workbench.repair.ledger import META, Claim, Ledger, good_blocks
 from workbench.repair.policy import Mode
 from workbench.repair.workspace import Workspace, header_field
 from workbench.units import div_round_up, many
@@ -116,7 +116,8 @@ def leaks_kept(space: Workspace) -> int:
     ledger = space.ledger
     kept, shared = _judged(space, ledger)
     high = (ledger.counts > 0) & (_floor(space, ledger) > ledger.counts) if shared else np.zeros(0, dtype=bool)
-    return int((kept & (ledger.stored > 0)).sum() + high.sum())
+    doubled = _may_be_shared(space, ledger) & (ledger.stored > ledger.counts)
+    return int((kept & (ledger.stored > 0)).sum() + high.sum() + doubled.sum())
 
 
 def sharing_unknown(space: Workspace) -> bool:
@@ -176,6 +177,13 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
         values = np.minimum(values, most)
     kept, shared = _judged(space, ledger)
     values[kept] = np.maximum(ledger.stored[kept], np.uint64(1))
+    lost = _may_be_shared(space, ledger)
+    if lost.any():
+        values[lost] = np.minimum(np.maximum(values[lost], ledger.counts[lost].astype(np.uint64) + np.uint64(1)), most)
+        space.note(
+            f"{many(int(lost.sum()), 'cluster')} may be shared with a snapshot that cannot be read, and their refcounts are"
+            " lost: each is counted once more"
+        )
     held = (ledger.counts > 0) & (ledger.stored > values)
     if held.any():
         held = held if shared else triage.sharing_lost(space, ledger)
@@ -187,6 +195,18 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
                 " snapshot): the refcount is kept"
             )
     return _Wanted(values, kept)
+
+
+def _may_be_shared(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
+    """Guest data in use whose refcounts the image as it was found does not tell, while a snapshot of it cannot be read."""
+    keeper = triage.keeper_of(space)
+    none = np.zeros(ledger.clusters, dtype=bool)
+    if space.policy.free_orphans or not keeper.unread or keeper.reading.bits != ledger.cluster_bits:
+        return none
+    count = min(ledger.clusters, keeper.reading.clusters)
+    unknown = keeper.stored_many(np.arange(count, dtype=np.int64)) < 0
+    none[:count] = unknown & (ledger.counts[:count] > 0) & ((ledger.flags[:count] & np.uint8(META)) == 0)
+    return none
 
 
 def _lower_leaks(space: Workspace) -> None:

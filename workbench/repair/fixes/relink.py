@@ -103,7 +103,8 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
 
 
 def _is_current(space: Workspace, table: LostTable) -> bool:
-    """Nothing else refers to any cluster that the table maps: no older state of what is mapped now.
+    """Nothing else refers to any cluster that the table maps, or each is counted for one more: no older state of what is
+    mapped now.
 
     Nor was its cluster one of the refcount structure, which a repair may have made anew elsewhere.
     """
@@ -125,7 +126,8 @@ def _is_current(space: Workspace, table: LostTable) -> bool:
         return False
     plain = numbers[: int((~packed).sum())]
     # Compressed clusters share host clusters with one another, so only standard ones speak.
-    return not ledger.counts[plain].any()
+    alone = not ledger.counts[plain].any()
+    return alone or bool((ledger.stored[plain] == ledger.counts[plain].astype(np.uint64) + np.uint64(1)).all())
 
 
 def _has_other_owners(space: Workspace, lost: list[LostTable]) -> bool:

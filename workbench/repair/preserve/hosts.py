@@ -69,7 +69,7 @@ class Hosts:
             if lowered.any():
                 self._lowered(low + np.flatnonzero(lowered))
         elif need.any() and self.case.keeper.unread:
-            both = ((uses_after & Use.DATA) != 0) & (now > 0) & (now <= need)
+            both = ((uses_after & Use.DATA) != 0) & (had > 0) & (now > 0) & (now <= need)
             reason = "counted anew, although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, low + np.flatnonzero(both), reason)
         flagged = (uses_after & Use.FLAGGED) != 0

@@ -129,7 +129,7 @@ def test_counts_that_are_lost_beside_an_unreadable_snapshot_are_one_higher(tmp_p
     assert plan.proof.harmless
     assert plan.after.openable
     with counts(plan, tmp_path) as ed:
-        assert {ed.refcount(host) for host in hosts} == {2}
+        assert min(ed.refcount(host) for host in hosts) >= 2  # more where the snapshot was found again
         assert not any(ed.l2(guest) >> 63 for guest in ed.guests("data")), "a write must copy first"
 
 
@@ -150,3 +150,26 @@ def test_a_lost_table_that_shares_with_a_snapshot_is_linked_when_each_count_want
     with counts(plan, tmp_path) as ed:
         assert ed.l2_table(0) == (0 if stale else table)
     assert plan.after.clean or stale
+
+
+def test_a_refcount_block_that_lost_its_entry_gets_it_back(tmp_path: Path) -> None:
+    path = image(tmp_path, snapshot=True)
+    before = path.read_bytes()
+    with Editor(path) as ed:
+        ed.set_rt(0, 0)
+    plan = plan_of(path)
+    assert plan.after.clean
+    assert plan.overlay.read(0, plan.overlay.size()) == before
+
+
+def test_a_block_that_says_something_else_than_the_references_is_not_taken_for_the_lost_one(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        block = ed.rt(0)
+        ed.set_refcount(ed.host_of(M), 5)
+        ed.set_rt(0, 0)
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    assert not plan.after.corruptions
+    with counts(plan, tmp_path) as ed:
+        assert ed.rt(0) != block

@@ -134,7 +134,17 @@ def build_ledger(space: Workspace) -> Ledger:
     _refcount_structures(space, ledger)
     _guest_tables(space, ledger)
     _bitmap_data(space, ledger)
+    _blocks_never_made(space, ledger)
     return ledger
+
+
+def _blocks_never_made(space: Workspace, ledger: Ledger) -> None:
+    """A block that is not there says 0 as clearly as one that is, unless clusters of its range are in use: then it is lost."""
+    per_block = space.geometry.refcount_block_entries
+    missing = np.flatnonzero(space.meta.refcount_table == 0)
+    for index in missing[missing * per_block < ledger.clusters].tolist():
+        part = slice(index * per_block, (index + 1) * per_block)
+        ledger.known[part] = not ledger.counts[part].any()
 
 
 def plain_claims(meta: Metadata) -> Iterator[Claim]:
@@ -203,10 +213,6 @@ def _refcount_structures(space: Workspace, ledger: Ledger) -> None:
             count = min(per_block, ledger.clusters - first)
             ledger.stored[first : first + count] = values[:count]
             ledger.known[first : first + count] = True
-    # A missing block says 0 as clearly as a present one.
-    missing = np.flatnonzero(words == 0)
-    for index in missing[missing * per_block < ledger.clusters].tolist():
-        ledger.known[index * per_block : (index + 1) * per_block] = True
 
 
 def l2_set(space: Workspace) -> L2Set:

@@ -47,6 +47,11 @@ def run(space: Workspace) -> None:
         _rebuild(space, space.ledger, _wanted(space, space.ledger).values)
 
 
+_MOST_LOOSE: Final = 4096
+"""Clusters without an owner among which lost refcount blocks are looked for."""
+_FEW: Final = 8
+"""Clusters in use that a block must count at least to be known by them."""
+
 # -- what stays counted ------------------------------------------------------------------------------------------------
 
 _SNAPSHOTS_READ: Final = frozenset({"SNAPSHOT-DUPLICATE-ID", "SNAPSHOT-DISK-SIZE", "SNAPSHOT-WITH-DATA-FILE"})
@@ -252,7 +257,14 @@ def _replace_bad_blocks(space: Workspace) -> bool:
         if not todo.size:
             return True
         region = space.meta.refcount_table_region
+        lost = _lost_blocks(space, ledger, [index for index in todo.tolist() if not words[index]])
         for index in todo.tolist():
+            at = region.offset + index * 8
+            if index in lost:
+                title = f"point refcount table entry {index} at its block again: what it counts is what is referenced"
+                data = lost[index].to_bytes(8, "big")
+                space.put(at, data, code="REFCOUNT-ZERO", title=title, kind="refcount-table")
+                continue
             new = space.append() if needed[index] else 0
             code = _block_code(space, int(words[index]), int(blocks[index]))
             title = f"give refcount table entry {index} a new block" if new else f"drop refcount table entry {index}"
@@ -262,9 +274,32 @@ def _replace_bad_blocks(space: Workspace) -> bool:
             part = slice(first, first + per_block)
             less = (~ledger.known[part] & (ledger.counts[part] == 0)) | (ledger.stored[part] > ledger.counts[part])
             frees = _ranges(first + np.flatnonzero(less).astype(np.int64), ledger.cluster_bits)
-            at = region.offset + index * 8
             space.put(at, new.to_bytes(8, "big"), code=code, title=title, kind="refcount-table", frees=frees)
     return False
+
+
+def _lost_blocks(space: Workspace, ledger: Ledger, missing: list[int]) -> dict[int, int]:
+    """Table entry -> host offset of the block that it lost: a cluster without an owner that counts its range, and itself,
+    exactly as it is referenced."""
+    keeper, order = triage.keeper_of(space), space.geometry.refcount_order
+    per_block = space.geometry.refcount_block_entries
+    found: dict[int, int] = {}
+    if not missing or keeper.reading.bits != ledger.cluster_bits:
+        return found
+    size = min(ledger.clusters, keeper.found.content.size)
+    loose = np.flatnonzero(keeper.found.content[:size] & (ledger.counts[:size] == 0))
+    for number in loose[:_MOST_LOOSE].tolist():
+        values = refcounts.unpack(space.read_cluster(number << ledger.cluster_bits), order)
+        if not refcounts.may_be_refcounts(values):
+            continue
+        for index in missing:
+            part = ledger.counts[index * per_block : (index + 1) * per_block].astype(np.uint64)
+            if index * per_block <= number < (index + 1) * per_block:
+                part[number - index * per_block] = 1
+            same = (values[: part.size].astype(np.uint64) == part).all() and not values[part.size :].any()
+            if same and index not in found and int(np.count_nonzero(part)) >= _FEW:
+                found[index] = number << ledger.cluster_bits
+    return found
 
 
 def _first_of_shared(blocks: NDArray[np.uint64], wrong: NDArray[np.bool_], ledger: Ledger) -> NDArray[np.bool_]:

@@ -20,6 +20,7 @@ from workbench.errors import ImageError
 from workbench.repair.gate import Gate, Rows
 from workbench.repair.policy import Policy
 from workbench.storage.base import Storage
+from workbench.storage.file import device_full
 from workbench.storage.overlay import Overlay
 from workbench.units import Geometry, round_up
 
@@ -65,6 +66,11 @@ class Step:
     choice: str = ""
     frees: tuple[tuple[int, int], ...] = ()
     places: tuple[tuple[int, int], ...] = ()
+
+
+_MOST_RUNS: Final = 4096
+_MOST_LOOKED: Final = 4096
+"""Runs of free clusters, and clusters of each, that are looked at where the file cannot grow."""
 
 
 class Workspace:
@@ -220,8 +226,17 @@ class Workspace:
         return self.put(offset, (value & ((1 << size * 8) - 1)).to_bytes(size, "big"), kind="header", **why)
 
     def append(self, clusters: int = 1) -> int:
-        """Host offset of `clusters` new zero clusters at the end of the file."""
+        """Host offset of `clusters` new zero clusters at the end of the file; inside it where it cannot grow.
+
+        Raises ImageError with the bytes that are missing when a block device has no room, and for a plan that grows out of
+        all proportion.
+        """
         offset = max(self.end, self._past_wild_references())
+        if not self.base.growable and offset + clusters * self.cluster > self.base.size():
+            offset = self._inside(clusters)
+            self._undo.append((0, b"", self.overlay.size()))
+            self.fresh.append((offset, offset + clusters * self.cluster))
+            return offset
         limit = self.base.size() + max(self.base.size(), 64 << 20) + (1 << 30)
         if offset + clusters * self.cluster > limit:
             raise ImageError("the repair would more than double the file", path=self.base.path)
@@ -231,6 +246,31 @@ class Workspace:
         self.fresh.append((start, offset + clusters * self.cluster))
         self.changed()
         return offset
+
+    def _inside(self, clusters: int) -> int:
+        """Host offset of neighbouring clusters that nothing refers to, that no refcount calls in use, and that are empty."""
+        import numpy as np
+
+        from workbench.engine.unreferenced import runs_of
+
+        ledger = self.ledger
+        free = (ledger.counts == 0) & (~ledger.known | (ledger.stored == 0))
+        for start, end in (*self.fresh, *self.kept):
+            free[start >> ledger.cluster_bits : -(-end >> ledger.cluster_bits)] = False
+        runs = runs_of(free)
+        for first, last in runs[runs[:, 1] - runs[:, 0] >= clusters][:_MOST_RUNS].tolist():
+            empty = np.array(
+                [
+                    not any(self.read_cluster(each << ledger.cluster_bits))
+                    for each in range(first, min(last, first + _MOST_LOOKED))
+                ]
+            )
+            found = runs_of(empty)
+            found = found[found[:, 1] - found[:, 0] >= clusters]
+            if found.size:
+                return int(first + found[0, 0]) << ledger.cluster_bits
+        full = device_full(self.base.path, self.base.size(), self.base.size() + clusters * self.cluster)
+        raise ImageError(f"{full.what}; {full.hint}", path=self.base.path)
 
     def keep(self, offset: int, length: int) -> None:
         """These clusters stay counted: an entry that led there is dropped, their content is not."""

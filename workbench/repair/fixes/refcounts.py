@@ -18,6 +18,7 @@ from workbench.check import check
 from workbench.check.findings import Findings
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
+from workbench.errors import ImageError
 from workbench.repair import triage
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.gate import Reach
@@ -257,13 +258,13 @@ def _replace_bad_blocks(space: Workspace) -> bool:
         if not todo.size:
             return True
         region = space.meta.refcount_table_region
-        lost = _lost_blocks(space, ledger, [index for index in todo.tolist() if not words[index]])
+        lost = _lost_blocks(space, ledger, [index for index in todo.tolist() if needed[index] and not alone[index]])
         for index in todo.tolist():
             at = region.offset + index * 8
             if index in lost:
                 title = f"point refcount table entry {index} at its block again: what it counts is what is referenced"
-                data = lost[index].to_bytes(8, "big")
-                space.put(at, data, code="REFCOUNT-ZERO", title=title, kind="refcount-table")
+                code = _block_code(space, int(words[index]), int(blocks[index]))
+                space.put(at, lost[index].to_bytes(8, "big"), code=code, title=title, kind="refcount-table")
                 continue
             new = space.append() if needed[index] else 0
             code = _block_code(space, int(words[index]), int(blocks[index]))
@@ -400,20 +401,18 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
     gone = held & (wanted == 0)  # what the old structure took
     gone |= ((ledger.stored > 0) | ~ledger.known) & (ledger.counts == 0) & ~held
     gone |= ledger.stored > wanted
-    start = ledger.clusters
-    total = start
+    place, count = ledger.clusters if space.base.growable else 0, 0
     while True:
-        padded = np.concatenate([wanted, np.ones(total - start, dtype=np.uint64)])
-        used = np.flatnonzero(np.add.reduceat(padded > 0, np.arange(0, total, per_block)))
-        table_clusters = max(1, div_round_up((int(used[-1]) + 1) * 8, cluster))
-        if start + used.size + table_clusters <= total:
+        padded, used, table_clusters = _with_itself(wanted, place, count, per_block, cluster)
+        if used.size + table_clusters <= count:
             break
-        total = start + used.size + table_clusters
-    offset = space.append(total - start)
-    base = offset // cluster
-    if base != start:  # kept clear of references just past the end
-        padded = np.concatenate([wanted, np.zeros(base - start, np.uint64), np.ones(total - start, np.uint64)])
-        used = np.flatnonzero(np.add.reduceat(padded > 0, np.arange(0, padded.size, per_block)))
+        count = used.size + table_clusters
+    offset = space.append(count)
+    base = offset // cluster  # clear of references just past the end, or inside where the file cannot grow
+    padded, used, table_clusters = _with_itself(wanted, base, count, per_block, cluster)
+    if used.size + table_clusters > count:
+        raise ImageError("the new refcount structure has no room where it was put", path=space.base.path)
+    padded[base + used.size + table_clusters : base + count] = 0
     code = _table_code(space)
     table = np.zeros(table_clusters * cluster // 8, dtype=np.uint64)
     for number, index in enumerate(used.tolist()):
@@ -430,6 +429,18 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
     frees = _ranges(np.flatnonzero(gone).astype(np.int64), ledger.cluster_bits)
     title = "let the header name the new refcount table"
     space.put(at, value, code=code, title=title, kind="header", frees=frees)
+
+
+def _with_itself(
+    wanted: NDArray[np.uint64], place: int, count: int, per_block: int, cluster: int
+) -> tuple[NDArray[np.uint64], NDArray[np.intp], int]:
+    """(refcounts with a structure of `count` clusters from cluster `place` on, numbers of the blocks in use, clusters of the
+    table)."""
+    padded = np.zeros(max(wanted.size, place + count), dtype=np.uint64)
+    padded[: wanted.size] = wanted
+    padded[place : place + count] = 1
+    used = np.flatnonzero(np.add.reduceat(padded > 0, np.arange(0, padded.size, per_block)))
+    return padded, used, max(1, div_round_up((int(used[-1]) + 1) * 8, cluster))
 
 
 def _forget_structures(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> None:

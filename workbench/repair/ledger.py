@@ -181,7 +181,7 @@ def good_blocks(space: Workspace) -> tuple[NDArray[np.uint64], NDArray[np.uint64
     content that can be refcounts: what holds something else is never written over."""
     meta = space.meta
     words = meta.refcount_table
-    if meta.header.refcount_table_offset % space.cluster:
+    if not meta.header.refcount_table_offset or meta.header.refcount_table_offset % space.cluster:
         return words, np.zeros_like(words)
     offset = REFCOUNT_TABLE_ENTRY["offset"].get(words)
     good = (words & np.uint64(REFCOUNT_TABLE_ENTRY["reserved"].mask)) == 0

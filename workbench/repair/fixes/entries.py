@@ -8,6 +8,7 @@ and what it pointed at stays where it is, and counted. A table in which most lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,22 +164,43 @@ def _part_from_others(space: Workspace, table: L1Table) -> None:
     """L1 entries on clusters that other structures own: nothing is read there, or a copy of it, as now."""
     words = table.entries.copy()
     suspects = _suspects(space, words)
+    suspects = suspects[[_is_not_l2(space, int(word) & OFFSET_MASK) for word in suspects]]
+    tables = [int(word) for word in suspects if _may_be_copied(space, int(word) & OFFSET_MASK)]
     snapshots = () if table.snapshot == ACTIVE else (space.meta.snapshots[table.snapshot].id,)
-    why = {"code": "METADATA-OVERLAP", "tier": Tier.JUDGEMENT, "snapshots": snapshots}
-    for word in suspects[[_is_not_l2(space, int(word) & OFFSET_MASK) for word in suspects]].tolist():
-        for index in np.flatnonzero(words == np.uint64(word)).tolist():
-            source = word & OFFSET_MASK
-            guest = [(index * space.geometry.l2_coverage, space.geometry.l2_coverage)]
-            if l2_content(space, source).may_be_table and not _is_refcount_table(space, source):
-                target = space.append() | COPIED
-                title = f"copy what L1 entry {index} takes for an L2 table: its cluster is another structure's"
-                space.put(target & ~COPIED, space.read_cluster(source), title=title, kind="l2", guest=guest, **why)  # type: ignore[arg-type]
-                title = f"point L1 entry {index} at its own copy"
+    cover = space.geometry.l2_coverage
+    why: Any = {"code": "METADATA-OVERLAP", "tier": Tier.JUDGEMENT, "snapshots": snapshots}
+    new = words.copy()
+    for chosen, title in (
+        (tables, "point L1 {} at copies of their own: their clusters are other structures'"),
+        (
+            [int(word) for word in suspects if int(word) not in tables],
+            "drop L1 {}: no L2 table, but another structure's cluster",
+        ),
+    ):
+        rows = np.flatnonzero(np.isin(words, np.array(chosen, dtype=np.uint64)))
+        for index in rows.tolist():
+            if chosen is tables:
+                source, target = int(words[index]) & OFFSET_MASK, space.append()
+                what = f"copy what L1 entry {index} takes for an L2 table"
+                space.put(
+                    target, space.read_cluster(source), title=what, kind="l2", guest=[(index * cover, cover)], **why
+                )
+                new[index] = target | COPIED
             else:
-                target = _nowhere(space, "METADATA-OVERLAP", index)
-                title = f"drop L1 entry {index}: its cluster is another structure's, and no L2 table"
-            place = table.offset + index * 8
-            space.put(place, target.to_bytes(8, "big"), title=title, kind="l1", guest=guest, **why)  # type: ignore[arg-type]
+                new[index] = _nowhere(space, "METADATA-OVERLAP", index)
+        if rows.size:
+            which = (
+                f"entry {int(rows[0])}"
+                if rows.size == 1
+                else f"entries {int(rows[0])} to {int(rows[-1])} ({rows.size})"
+            )
+            guest = [(index * cover, cover) for index in rows.tolist()]
+            space.put_words(table.offset, new, title=title.format(which), kind="l1", guest=guest, **why)
+
+
+def _may_be_copied(space: Workspace, offset: int) -> bool:
+    """Whether what lies there may be read as an L2 table, as it is now."""
+    return l2_content(space, offset).may_be_table and not _is_refcount_table(space, offset)
 
 
 def _nowhere(space: Workspace, code: str, index: int) -> int:

@@ -8,13 +8,14 @@ counted.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from formats.qcow2 import limits
 from formats.qcow2.snapshots import FIXED_SIZE, Snapshot, build_snapshot, entry_size, parse_snapshot
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
-from workbench.repair.probe import clusters, find_l1, l1_score, leads_nowhere
+from workbench.repair.probe import clusters, find_l1, l1_bad, l1_score, leads_nowhere
 from workbench.repair.workspace import WHOLE, Workspace
 from workbench.units import many
 
@@ -283,10 +284,14 @@ def run_entries(space: Workspace) -> None:
         return  # what would be read as records there is the header
     for number in range(len(space.meta.snapshots)):
         _mend_sizes(space, number)
+    shorter = {number for number in range(len(space.meta.snapshots)) if _shorten(space, number)}
     for number in range(len(space.meta.snapshots)):
-        if number < len(space.meta.snapshots):  # one may have been dropped
+        if number < len(space.meta.snapshots) and number not in shorter:  # one may have been dropped
             _mend_l1(space, number)
     _mend_ids(space)
+
+
+_L1_ENTRY_CODES: Final = ("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO")
 
 
 def _mend_sizes(space: Workspace, number: int) -> None:
@@ -308,6 +313,35 @@ def _mend_sizes(space: Workspace, number: int) -> None:
             size = each.l1_size * geometry.l2_coverage
         title = f"set the disk size of snapshot {each.id} to {size}, what its L1 table can cover"
         space.put(each.offset + 48, size.to_bytes(8, "big"), code="SNAPSHOT-DISK-SIZE", title=title, **why)  # type: ignore[arg-type]
+
+
+def _shorten(space: Workspace, number: int) -> bool:
+    """A snapshot's L1 table that is longer than its disk needs, and is no L1 table from there on: as long as it needs."""
+    each, geometry = space.meta.snapshots[number], space.geometry
+    disk = each.disk_size if each.disk_size is not None else space.meta.header.size
+    needed = geometry.l1_entries_for(disk)
+    if not 0 < needed < each.l1_size or each.l1_size * 8 > limits.MAX_L1_SIZE:
+        return False
+    rows = space.rows
+    hurt = number in rows.snapshots("REGION-BEYOND-EOF", *_L1_ENTRY_CODES) or rows.has("METADATA-OVERLAP")
+    entries = space.meta.snapshot_l1(each)[needed:]
+    entries = entries[entries != 0]
+    beyond = each.l1_table_offset + each.l1_size * 8 > space.end
+    if not hurt or not (beyond or (entries.size and int(l1_bad(space, entries).sum()) * 2 > entries.size)):
+        return False
+    code = (
+        "REGION-BEYOND-EOF" if beyond else "METADATA-OVERLAP" if rows.has("METADATA-OVERLAP") else "L1-ENTRY-UNALIGNED"
+    )
+    title = f"set the L1 table of snapshot {each.id} to {needed} entries, what its disk size needs: behind them lies something else"
+    return space.put(
+        each.offset + 8,
+        needed.to_bytes(4, "big"),
+        code=code,
+        title=title,
+        kind="snapshot",
+        tier=_J,
+        snapshots=[each.id],
+    )
 
 
 def _mend_l1(space: Workspace, number: int) -> None:
@@ -359,8 +393,7 @@ def _is_impossible(space: Workspace, number: int) -> bool:
         return True
     if not each.l1_table_offset:
         return rows.has("METADATA-OVERLAP")
-    codes_of_entries = ("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO")
-    return number in rows.snapshots(*codes_of_entries, "L2-TABLE-FOREIGN") and leads_nowhere(
+    return number in rows.snapshots(*_L1_ENTRY_CODES, "L2-TABLE-FOREIGN") and leads_nowhere(
         space, space.meta.snapshot_l1(each)
     )
 

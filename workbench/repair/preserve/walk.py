@@ -428,16 +428,29 @@ class Reading:
         ours = np.bincount(place, weights=np.concatenate(active), minlength=unique.size) > 0
         return dict(zip(unique.tolist(), zip(times.tolist(), ours.tolist(), strict=True), strict=True))
 
+    def _records(self) -> tuple[Snapshot, ...]:
+        """Snapshots up to the last one whose L1 table can be: a count that is too high reads records out of anything."""
+        found, cluster = self.meta.snapshots, 1 << self.bits
+        credible = [
+            0 < each.l1_size * 8 <= limits.MAX_L1_SIZE
+            and 0 < each.l1_table_offset < self.size
+            and each.l1_table_offset % cluster == 0
+            for each in found
+        ]
+        return found[: len(found) - credible[::-1].index(True)] if any(credible) else ()
+
     def structures(self) -> Iterator[tuple[int, int, int]]:
         """(host offset, length, Use) of everything but L2 tables and guest data."""
         meta, header, cluster = self.meta, self.meta.header, 1 << self.bits
         yield 0, cluster, Use.TABLE
         if header.l1_size and header.l1_table_offset:
             yield header.l1_table_offset, min(header.l1_size * 8, limits.MAX_L1_SIZE), Use.TABLE
-        for each in meta.snapshots:
+        records = self._records()
+        for each in records:
             yield each.l1_table_offset, min(each.l1_size * 8, limits.MAX_L1_SIZE), Use.TABLE
         if meta.snapshots:
-            yield header.snapshots_offset, meta.snapshot_table.end - header.snapshots_offset, Use.TABLE
+            end = records[-1].offset + len(records[-1].raw) if records else header.snapshots_offset + 1
+            yield header.snapshots_offset, end - header.snapshots_offset, Use.TABLE
         extension = meta.bitmaps_extension
         if extension is not None and extension.directory_offset < self.size:
             yield (
@@ -477,7 +490,8 @@ class Reading:
     def block_offsets(self) -> U64:
         """Offset of each refcount block that can be read, 0 where none is named, odd (1) where it cannot be read."""
         table = self.meta.refcount_table
-        if self.meta.header.refcount_table_offset % (1 << self.bits):
+        where = self.meta.header.refcount_table_offset
+        if not where or where % (1 << self.bits):  # in the header there is no table
             return np.ones_like(table)
         place = table & np.uint64(REFCOUNT_OFFSET_MASK)
         bad = ((place & np.uint64((1 << self.bits) - 1)) != 0) | (place >= np.uint64(max(self.size, 1)))

@@ -173,3 +173,32 @@ def test_a_block_that_says_something_else_than_the_references_is_not_taken_for_t
     assert not plan.after.corruptions
     with counts(plan, tmp_path) as ed:
         assert ed.rt(0) != block
+
+
+def test_a_snapshot_l1_table_of_absurd_length_is_as_long_as_its_disk_needs(tmp_path: Path) -> None:
+    path = image(tmp_path, snapshot=True)
+    with Editor(path) as ed:
+        snapshot = ed.snapshots()[0]
+        ed.set_snapshot(snapshot, "l1_size", snapshot.l1_size | 1 << 17)
+    plan = plan_of(path)
+    assert plan.after.clean
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.snapshots()[0] == snapshot
+
+
+def test_a_snapshot_count_that_is_too_high_hides_no_lost_table(tmp_path: Path) -> None:
+    path = image(tmp_path, "cluster_size=4k", snapshot=True)
+    with Editor(path) as ed:
+        start = ed.get("snapshots_offset") // 4096
+        hosts = [ed.l2_table(index) for index in ed.allocated_l1()]
+        ed.set("nb_snapshots", 257)
+        ed.set("refcount_table_offset", 0)
+        for index in ed.allocated_l1():
+            ed.set_l1(index, 0)
+        content = [host for host in hosts if host // 4096 < start + 16]
+    assert content
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert all(ed.refcount(host) for host in hosts)

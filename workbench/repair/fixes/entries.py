@@ -243,8 +243,11 @@ def _is_not_l2(space: Workspace, offset: int) -> bool:
 
 
 def _is_refcount_table(space: Workspace, offset: int) -> bool:
-    """The refcount table's cluster, and its entries are refcount blocks' places, which no writer marks as COPIED."""
-    owned = any(claim.owner is Owner.REFCOUNT_TABLE for claim in space.ledger.claims_at(offset))
+    """The refcount table's cluster, counted by itself, and its entries are refcount blocks' places, which no writer marks
+    as COPIED."""
+    owned = bool(space.ledger.stored[offset >> space.ledger.cluster_bits]) and any(
+        claim.owner is Owner.REFCOUNT_TABLE for claim in space.ledger.claims_at(offset)
+    )
     return owned and not bool((space.words(offset, space.cluster // 8) & np.uint64(COPIED)).any())
 
 

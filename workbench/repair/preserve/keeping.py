@@ -107,7 +107,7 @@ class Keeper:
         if offset not in self._tables:
             return True
         found = self.reading.table(offset)
-        return found is not None and not _foreign(self.reading, found[0])
+        return found is not None and not foreign(self.reading, found[0])
 
     @cached_property
     def _tables(self) -> dict[int, tuple[int, bool]]:
@@ -172,7 +172,7 @@ def refers(reading: Reading) -> References:
     return References(tally, own, reading.clusters)
 
 
-def _foreign(reading: Reading, entries: NDArray[np.uint64]) -> bool:
+def foreign(reading: Reading, entries: NDArray[np.uint64]) -> bool:
     """Most of what is in the table is no entry that any driver writes."""
     used = entries[entries != 0]
     plain = (used & np.uint64(COMPRESSED)) == 0

@@ -13,6 +13,7 @@ from workbench.engine import codecs
 from workbench.errors import CorruptError, UnsupportedError
 from workbench.repair.preserve.account import Fate
 from workbench.repair.preserve.case import Case
+from workbench.repair.preserve.keeping import foreign
 from workbench.repair.preserve.walk import Cell, Reading, Use, View
 
 _OFFSET: Final = np.uint64(OFFSET_MASK)
@@ -68,7 +69,9 @@ class Views:
         blank = np.zeros(a.shape.l2_entries, np.uint64)
         none: Table = (blank, blank if a.shape.extended_l2 else None)
         kinds, hosts = a.cells(*(before or none), guest)
-        if before is None:
+        declared, whole = self.case.places.get(view.name), a.shape.l2_coverage
+        certain = declared is not None and declared.cover(guest, min(whole, max(view.size - guest, 1)))
+        if before is None or (certain and foreign(a, before[0])):  # what the guest read there was never its disk
             kinds = np.full_like(kinds, Cell.ERROR)
         kinds_after, hosts_after = b.cells(*(later or none), guest)
         if later is None:
@@ -80,9 +83,7 @@ class Views:
         differs &= a.backed | (kinds != Cell.ERROR) | (kinds_after == Cell.DATA) | (kinds_after == Cell.PACKED)
         unit, width = a.shape.subcluster_size, kinds.shape[1]
         placed = differs & (kinds_after == Cell.DATA) & ~stored
-        declared = self.case.places.get(view.name)
-        whole = a.shape.l2_coverage
-        if placed.any() and declared is not None and declared.cover(guest, min(whole, max(view.size - guest, 1))):
+        if placed.any() and certain:
             differs &= ~self._gained(view, guest, placed, hosts_after)
         for row, column in zip(*(each.tolist() for each in np.nonzero(differs)), strict=True):
             start = guest + (row * width + column) * unit

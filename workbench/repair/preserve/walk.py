@@ -289,9 +289,10 @@ class Reading:
         """Offsets of clusters that can be no L2 table: refcount structures, and the active L1 table where it makes sense."""
         if self._fixed is None:
             size, header = 1 << self.bits, self.meta.header
-            found = {place for place in self.block_offsets().tolist() if place > 1}
+            sound = self._counts_itself()
+            found = {place for place in self.block_offsets().tolist() if place > 1 and sound}
             region = self.meta.refcount_table_region
-            if not region.offset % size:
+            if not region.offset % size and sound:
                 length = min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE)
                 found.update(range(region.offset, region.offset + length, size))
             used = self.meta.l1[self.meta.l1 != 0] & _OFFSET
@@ -300,6 +301,19 @@ class Reading:
                 found.update(range(header.l1_table_offset, header.l1_table_offset + header.l1_size * 8, size))
             self._fixed = frozenset(found)
         return self._fixed
+
+    def _counts_itself(self) -> bool:
+        """The refcount structure counts its table and its first block, as one does that is where the header says."""
+        blocks = self.block_offsets()
+        used = np.flatnonzero(blocks > 1)
+        if not used.size:
+            return False
+        for place in (self.meta.refcount_table_region.offset, int(blocks[used[0]])):
+            index, inner = divmod(place >> self.bits, self.shape.refcount_block_entries)
+            values = self.stored(index, blocks)
+            if values is None or not int(values[inner]):
+                return False
+        return True
 
     def cells(self, entries: U64, bitmaps: U64 | None, guest: int) -> tuple[NDArray[np.uint8], U64]:
         """(Cell, host offset or descriptor) per unit: shape (entries, 32) with extended L2 entries, else (entries, 1).
@@ -448,7 +462,7 @@ class Reading:
         records = self._records()
         for each in records:
             yield each.l1_table_offset, min(each.l1_size * 8, limits.MAX_L1_SIZE), Use.TABLE
-        if meta.snapshots:
+        if header.nb_snapshots and 0 < header.snapshots_offset < self.size:
             end = records[-1].offset + len(records[-1].raw) if records else header.snapshots_offset + 1
             yield header.snapshots_offset, end - header.snapshots_offset, Use.TABLE
         extension = meta.bitmaps_extension

@@ -202,3 +202,63 @@ def test_a_snapshot_count_that_is_too_high_hides_no_lost_table(tmp_path: Path) -
     assert plan.proof.harmless
     with counts(plan, tmp_path) as ed:
         assert all(ed.refcount(host) for host in hosts)
+
+
+def test_a_compressed_cluster_keeps_its_count_while_bytes_in_it_have_no_stream(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    kit.create("16M")
+    (tmp_path / "noise").write_bytes(noise(4096, 1) + bytes(60 * 1024))
+    kit.io(*(f"write -c -s noise {guest * 64}k 64k" for guest in range(3)))
+    with Editor(kit.path) as ed:
+        host = (ed.l2(2 * CLUSTER) & ((1 << 54) - 1)) // CLUSTER * CLUSTER
+        times = ed.refcount(host)
+        ed.set_l2(CLUSTER, 0)
+    plan = plan_of(kit.path)
+    with counts(plan, tmp_path) as ed:
+        assert ed.refcount(host) == times > 1
+
+
+def test_a_compressed_table_that_shares_with_a_snapshot_is_linked_when_each_count_wants_it(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    kit.create("16M")
+    (tmp_path / "noise").write_bytes(noise(4096, 1) + bytes(60 * 1024))
+    kit.io(*(f"write -c -s noise {guest * 64}k 64k" for guest in range(5)))
+    kit.img("snapshot", "-c", "first", kit.path.name)
+    kit.io("write -c -s noise 2M 64k")
+    with Editor(kit.path) as ed:
+        table = ed.l2_table(0)
+        ed.set_l1(0, 0)
+    plan = plan_of(kit.path)
+    assert plan.after.clean
+    with counts(plan, tmp_path) as ed:
+        assert ed.l2_table(0) == table
+
+
+def test_a_table_that_a_damaged_l1_entry_missed_by_a_bit_comes_back(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        entry = ed.l1(0)
+        other = next(
+            bit
+            for bit in range(16, 23)
+            if 0 < (entry ^ 1 << bit) & ~(1 << 63) < path.stat().st_size - CLUSTER and entry ^ 1 << bit > 0x50000
+        )
+        ed.set_l1(0, entry ^ 1 << other)
+    plan = plan_of(path)
+    assert plan.after.clean
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.l1(0) == entry
+
+
+def test_a_refcount_table_offset_on_a_snapshots_table_takes_nothing_from_it(tmp_path: Path) -> None:
+    path = image(tmp_path, snapshot=True)
+    with Editor(path) as ed:
+        l1 = ed.snapshots()[0].l1_offset
+        table = ed.number(l1) & 0x00FFFFFFFFFFFE00
+        ed.set("refcount_table_offset", table)
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    assert not plan.after.corruptions
+    with counts(plan, tmp_path) as ed:
+        assert ed.number(l1) & 0x00FFFFFFFFFFFE00 == table

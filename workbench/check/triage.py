@@ -31,7 +31,16 @@ from workbench.check.neighbours import guest_of_clusters, is_unmapped
 from workbench.check.passes_refcounts import StoredRefcounts
 from workbench.check.tables import L2Set
 from workbench.engine.metadata import Metadata
-from workbench.engine.unreferenced import Grade, TableLike, Unreferenced, read_table, runs_of, scan
+from workbench.engine.unreferenced import (
+    Decoded,
+    Grade,
+    TableLike,
+    Unreferenced,
+    read_table,
+    references_of,
+    runs_of,
+    scan,
+)
 from workbench.errors import StorageError
 from workbench.units import Geometry
 
@@ -378,7 +387,7 @@ class Judge:
             counted = leaked > 0 or bool(self.census.flags[cluster] & kinds.STORED)
             if not counted and not (suspicious and table.grade is Grade.CERTAIN):
                 continue
-            owed = self._is_owed(table, targets)
+            owed = read is not None and self._is_owed(table, read[0])
             if table.unreferenced * 2 < table.targets and not owed:
                 continue
             lost = self._fit(cluster, table, leaked, old, owed=owed)
@@ -390,16 +399,35 @@ class Judge:
             self.out.lost.append(lost)
         self._share_out()
 
-    def _is_owed(self, table: TableLike, targets: NDArray[np.int64]) -> bool:
-        """Every cluster that a table maps, and its own, is counted for one reference more than there is, and its COPIED
-        flags say just which of them nobody shares: the one reference that is missing is this table's."""
-        if table.packed or table.odd or targets.size < 2 or self.distrusted:
+    def _is_owed(self, table: TableLike, found: Decoded) -> bool:
+        """Every cluster that a table maps, and its own, is counted for just the references more that it would make, and its
+        COPIED flags say which of them nobody shares: the references that are missing are this table's.
+
+        Compressed entries have no flags: there no snapshot may have lost an L1 entry where the disk has.
+        """
+        clusters, times = references_of(found, self.geometry)
+        if table.odd or clusters.size < 2 or self.distrusted or self.meta.header.has("data_file"):
             return False
-        stored, bad = StoredRefcounts(self.meta, self.geometry).at(np.append(targets, table.offset >> self.bits))
-        there = np.append(self.census.references_at(targets), np.uint64(0))
-        if bad.any() or (stored != there + np.uint64(1)).any():
+        own = np.append(clusters, table.offset >> self.bits)
+        if int(own.max()) >= self.clusters:
             return False
-        return table.copied == int(np.count_nonzero(stored[:-1] == 1)) > 0
+        stored, bad = StoredRefcounts(self.meta, self.geometry).at(own)
+        wanted = self.census.references_at(own) + np.append(times, 1).astype(np.uint64)
+        if bad.any() or (stored != wanted).any():
+            return False
+        alone = stored[np.searchsorted(clusters, found.standard)] == 1
+        if found.copied != int(np.count_nonzero(alone)):
+            return False
+        return found.copied > 0 or not self._snapshots_lack_tables()
+
+    def _snapshots_lack_tables(self) -> bool:
+        """Some snapshot has no table either for an L1 entry that the disk has free."""
+        free = self._free_l1()
+        for each in self.meta.snapshots:
+            words = self.meta.snapshot_l1(each)
+            if (words[free[free < words.size]] == 0).any() or (free >= words.size).any():
+                return True
+        return False
 
     def _counted(self, cluster: int) -> bool:
         """Whether the refcount says that a cluster is in use."""

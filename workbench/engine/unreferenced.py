@@ -216,15 +216,26 @@ def decode(table: NDArray[np.uint64], geometry: Geometry, file_size: int, *, ext
 def targets_of(found: Decoded, geometry: Geometry, clusters: int, *, external: bool = False) -> NDArray[np.int64]:
     """Host clusters that a decoded table maps, each once, in order: data, compressed streams, what odd entries name."""
     parts = [] if external else [found.standard, found.stray]
-    start, end = found.packed
-    if start.size:
-        bits = np.uint64(geometry.cluster_bits)
-        first, last = (start >> bits).astype(np.int64), ((end - np.uint64(1)) >> bits).astype(np.int64)
-        parts += [first, last]
-        for step in range(1, int((last - first).max())):
-            parts.append((first + step)[first + step < last])
-    every = np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
+    every = np.unique(np.concatenate([*parts, *_under_streams(found, geometry)]))
     return every[(every > 0) & (every < clusters)]
+
+
+def references_of(found: Decoded, geometry: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(host clusters, how often each is referred to) by a decoded table's valid entries, in order."""
+    return np.unique(np.concatenate([found.standard, *_under_streams(found, geometry)]), return_counts=True)
+
+
+def _under_streams(found: Decoded, geometry: Geometry) -> list[NDArray[np.int64]]:
+    """Host clusters that compressed streams touch, once for each stream."""
+    start, end = found.packed
+    if not start.size:
+        return [np.zeros(0, dtype=np.int64)]
+    bits = np.uint64(geometry.cluster_bits)
+    first, last = (start >> bits).astype(np.int64), ((end - np.uint64(1)) >> bits).astype(np.int64)
+    parts = [first, last[last > first]]
+    for step in range(1, int((last - first).max())):
+        parts.append((first + step)[first + step < last])
+    return parts
 
 
 def read_table(

@@ -5,14 +5,20 @@ Evidence counts from the image as it was found: mending a damaged entry takes aw
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.qcow2.entries import is_compressed, packed_range
 from workbench.check import CheckResult
-from workbench.repair.ledger import Ledger
+from workbench.repair.ledger import PACKED, Ledger, batches
 from workbench.repair.preserve.keeping import Keeper, refers
 from workbench.repair.preserve.walk import Cell, Reading
 from workbench.repair.workspace import Workspace
+
+_MOST_LOOSE: Final = 4096
+"""Clusters of compressed data with a count that is too high, whose bytes are looked at."""
 
 
 def keeper_of(space: Workspace) -> Keeper:
@@ -61,7 +67,10 @@ def sharing_lost(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     kept = np.zeros(ledger.clusters, dtype=bool)
     excess = (ledger.counts > 0) & (ledger.stored > ledger.counts)
     reading = Reading(space.overlay)
-    if not excess.any() or reading.geometry is None or reading.external or len(reading.meta.snapshots) == 0:
+    if not excess.any() or reading.geometry is None or reading.external:
+        return kept
+    kept |= _with_loose_streams(space, ledger, excess)
+    if len(reading.meta.snapshots) == 0:
         return kept
     views = list(reading.views())
     for index in range(max(view.l1.size for view in views)):
@@ -80,6 +89,35 @@ def sharing_lost(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
             numbers = (hosts[chosen] >> np.uint64(ledger.cluster_bits)).astype(np.int64)
             kept[numbers[numbers < ledger.clusters]] = True
     return kept & excess
+
+
+def _with_loose_streams(space: Workspace, ledger: Ledger, excess: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which clusters that count too often hold compressed data, and bytes between that no stream takes: one may have lost
+    its entry."""
+    kept = np.zeros(ledger.clusters, dtype=bool)
+    numbers = np.flatnonzero(excess & ((ledger.flags & np.uint8(PACKED)) != 0))[:_MOST_LOOSE]
+    if not numbers.size:
+        return kept
+    sectors, bits = space.cluster // 512, ledger.cluster_bits
+    taken = np.zeros((numbers.size, sectors), dtype=bool)
+    for batch in batches(space, ledger.tables):
+        start, end = packed_range(batch.words[is_compressed(batch.words)], space.meta.shape)
+        first, last = (
+            (start >> np.uint64(bits)).astype(np.int64),
+            ((end - np.uint64(1)) >> np.uint64(bits)).astype(np.int64),
+        )
+        for row, number in enumerate(numbers.tolist()):
+            base = number << bits
+            for at in np.flatnonzero((first <= number) & (number <= last)).tolist():
+                low, high = (
+                    max(int(start[at]) - base, 0) // 512,
+                    -(-(min(int(end[at]), base + space.cluster) - base) // 512),
+                )
+                taken[row, low:high] = True
+    for row, number in enumerate(numbers.tolist()):
+        content = np.frombuffer(space.read_cluster(number << bits), np.uint8).reshape(sectors, 512).any(axis=1)
+        kept[number] = bool((content & ~taken[row]).any())
+    return kept
 
 
 def _judged(result: CheckResult, ledger: Ledger) -> NDArray[np.bool_]:

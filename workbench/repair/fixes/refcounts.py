@@ -121,7 +121,9 @@ def leaks_kept(space: Workspace) -> int:
     """Clusters of the image as it is now whose refcount is higher than needed, on purpose."""
     ledger = space.ledger
     kept, shared = _judged(space, ledger)
-    high = (ledger.counts > 0) & (_floor(space, ledger) > ledger.counts) if shared else np.zeros(0, dtype=bool)
+    high = (ledger.counts > 0) & (_floor(space, ledger) > ledger.counts)
+    if high.any() and not shared:
+        high &= triage.sharing_lost(space, ledger)
     doubled = _may_be_shared(space, ledger) & (ledger.stored > ledger.counts)
     return int((kept & (ledger.stored > 0)).sum() + high.sum() + doubled.sum())
 

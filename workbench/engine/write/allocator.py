@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from formats.qcow2.entries import is_compressed, is_copied, offset_of, packed_range
 from workbench.errors import StorageError
 from workbench.units import div_round_up, round_up
 
@@ -121,11 +121,11 @@ class Allocator:
     def free_entry(self, entry: int) -> None:
         """Drop the reference that an L2 entry holds: a plain or kept zero cluster, or compressed data."""
         core = self._core
-        if entry & COMPRESSED:
-            offset, end = compressed_range(entry, core.geometry.cluster_bits)
+        if is_compressed(entry):
+            offset, end = packed_range(entry, core.shape)
             self.free(offset, end - offset)
             return
-        offset = entry & OFFSET_MASK
+        offset = offset_of(entry)
         if not offset:
             return
         if core.external:
@@ -148,8 +148,8 @@ class Allocator:
         One of them is wrong, and freeing it might take it from a snapshot: it is left counted, a leak at worst.
         """
         core = self._core
-        offset = entry & OFFSET_MASK
-        if entry & COPIED or core.refcounts.get(offset // core.cluster_size) != 1:
+        offset = offset_of(entry)
+        if is_copied(entry) or core.refcounts.get(offset // core.cluster_size) != 1:
             return False
         self.complaints.append(f"the cluster at {offset:#x} has refcount 1, but its entry says that it is shared")
         return True

@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from formats.qcow2.entries import is_compressed, is_copied, offset_of, packed_range, pointing_to, without_copied
 from formats.qcow2.refcounts import pack, unpack
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
 from workbench.engine.write.guard import Kind
 from workbench.errors import CorruptError, UnsupportedError
 from workbench.units import div_round_up
@@ -39,9 +39,9 @@ def references(core: Core, l1: array[int]) -> NDArray[np.int32]:
         first = offset // core.cluster_size
         counts[first : first + len(raw) // core.cluster_size] += 1
         words = np.frombuffer(raw, dtype=">u8")[::step].astype(np.uint64)
-        packed = (words & np.uint64(COMPRESSED)) != 0
+        packed = is_compressed(words)
         if packed.any():
-            start, end = compressed_range(words[packed], core.geometry.cluster_bits)
+            start, end = packed_range(words[packed], core.shape)
             size = np.uint64(core.cluster_size)
             low, high = (start // size).astype(np.int64), ((end - np.uint64(1)) // size).astype(np.int64)
             _add(core, counts, low)
@@ -49,7 +49,7 @@ def references(core: Core, l1: array[int]) -> NDArray[np.int32]:
             words = words[~packed]
         if core.external:
             continue
-        places = words & np.uint64(OFFSET_MASK)
+        places = offset_of(words)
         _add(core, counts, (places[places != 0] >> np.uint64(core.geometry.cluster_bits)).astype(np.int64))
     return counts
 
@@ -150,19 +150,19 @@ def set_copied(core: Core, l1: array[int], states: NDArray[np.uint8]) -> None:
 
     bits, step = core.geometry.cluster_bits, core.geometry.l2_entry_size // 8
     for index, entry in enumerate(l1):
-        place = entry & OFFSET_MASK
+        place = offset_of(entry)
         if place:
-            l1[index] = (entry & ~COPIED) | (COPIED if states[place >> bits] == 1 else 0)
+            l1[index] = pointing_to(entry) if states[place >> bits] == 1 else without_copied(entry)
     if core.external:
         return  # COPIED means something else there and never changes
     for offset, raw in _tables(core, l1):
         words = np.frombuffer(raw, dtype=">u8")[::step].astype(np.uint64)
         if _agrees(words, states, core.cluster_size, bits):
             continue
-        places = (words & np.uint64(OFFSET_MASK)) >> np.uint64(bits)
-        plain = (words & np.uint64(COMPRESSED) == 0) & (places != 0)
+        places = offset_of(words) >> np.uint64(bits)
+        plain = ~is_compressed(words) & (places != 0)
         single = plain & (states[np.where(plain, places, 0).astype(np.int64)] == 1)
-        wrong = np.flatnonzero(plain & (single != ((words & np.uint64(COPIED)) != 0)))
+        wrong = np.flatnonzero(plain & (single != is_copied(words)))
         if len(wrong):
             core.guard.check("an L2 table", offset, len(raw), Kind.ACTIVE_L2)
             tops = np.frombuffer(raw, dtype=np.uint8)
@@ -175,21 +175,21 @@ def _agrees(words: NDArray[np.uint64], states: NDArray[np.uint8], size: int, bit
     import numpy as np
 
     first = int(words[0])
-    place = first & OFFSET_MASK
-    if first != place | (first & COPIED) or not place:
+    place = offset_of(first)
+    if without_copied(first) != place or not place:
         return False
     if int(words[-1]) - first != (len(words) - 1) * size or not bool((words[1:] - words[:-1] == np.uint64(size)).all()):
         return False
     part = states[place >> bits : (place >> bits) + len(words)]
-    return bool((part == 1).all() if first & COPIED else (part != 1).all())
+    return bool((part == 1).all() if is_copied(first) else (part != 1).all())
 
 
 def _tables(core: Core, l1: array[int]) -> Iterator[tuple[int, bytearray]]:
     """(host offset, bytes) of the L2 tables, neighbours in the file read together."""
     size, limit = core.cluster_size, core.file.storage.size()
     start = length = 0
-    for entry in [*(each for each in l1 if each & OFFSET_MASK), 0]:
-        place = entry & OFFSET_MASK
+    for entry in [*(each for each in l1 if offset_of(each)), 0]:
+        place = offset_of(entry)
         if place & (size - 1) or place >= limit:
             raise CorruptError(
                 f"no L2 table can be at {place:#x}", path=core.path, offset=place, hint=f"see `qwb check {core.path}`"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from formats.guest.partitions import parse_gpt, parse_gpt_entries, parse_mbr
 from formats.qcow2 import limits
 from formats.qcow2.entries import offset_of
 from formats.qcow2.header import MAGIC
@@ -239,30 +240,17 @@ def _proven(system: _System, read: Read, size: int) -> bool:
 
 
 def _partitions(head: bytes) -> Iterator[tuple[int, str]]:
-    """(start in bytes, kind of table) of every partition that the first blocks name; sizes 512 and 4096 for sectors."""
+    """(start in bytes, kind of table) of every partition that the first blocks name; sizes 512 and 4096 for sectors.
+
+    The table may be damaged: a GPT is taken without its checksum.
+    """
     for sector in (512, 4096):
-        if head[sector : sector + 8] == b"EFI PART" and len(head) >= sector + 92:
-            table, number, length = struct.unpack_from("<QII", head, sector + 72)
-            for index in range(min(number, 128)) if 128 <= length <= 4096 else ():
-                at = table * sector + index * length
-                entry = head[at : at + 48]
-                if len(entry) == 48 and any(entry[:16]):
-                    yield int.from_bytes(entry[32:40], "little") * sector, "GPT"
+        header = parse_gpt(head[sector : 2 * sector], checked=False)
+        if header is not None:
+            entries = head[header.entries * sector : header.entries * sector + header.entries_size]
+            yield from ((each.first * sector, "GPT") for each in parse_gpt_entries(header, entries))
             return
-    if head[510:512] != b"\x55\xaa":
-        return
-    entries = [head[at : at + 16] for at in range(446, 510, 16)]
-    if any(each[0] & 0x7F for each in entries):  # active or not: nothing else is allowed there
-        return
-    found = []
-    for each in entries:
-        start, length = struct.unpack_from("<II", each, 8)
-        if each[4] and start and length:
-            found.append(start * _SECTOR)
-        elif any(each):
-            return
-    for start in found:
-        yield start, "MBR"
+    yield from ((each.first * _SECTOR, "MBR") for each in parse_mbr(head[:_SECTOR]) or ())
 
 
 _VOLUMES: Final = (

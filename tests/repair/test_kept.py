@@ -42,31 +42,45 @@ def counts(plan: Plan, folder: Path) -> Editor:
     return Editor(out)
 
 
-def lose_l1_and_counts(ed: Editor, *, dirty: bool) -> list[int]:
-    """Zero L1 entry 0, and the refcounts of its table and of what it maps; their host offsets."""
+def lose_l1_and_counts(ed: Editor, bit: int) -> list[int]:
+    """Zero L1 entry 0, and the refcounts of its table and of what it maps, and set a feature bit; their host offsets."""
     table = ed.l2_table(0)
     hosts = [table, *(ed.host_of(guest) for guest in ed.guests("data"))]
     for host in hosts:
         ed.set_refcount(host, 0)
     ed.set_l1(0, 0)
-    if dirty:
-        ed.set_bits("incompatible_features", 1)
+    ed.set_bits("incompatible_features", bit)
     return hosts
 
 
-@pytest.mark.parametrize("mode", [Mode.ALL, Mode.LEAKS])
-def test_a_lost_table_that_counts_as_free_in_a_dirty_image_is_counted_and_not_linked(
-    mode: Mode, tmp_path: Path
+@pytest.mark.parametrize(("bit", "mode"), [(1, Mode.ALL), (1, Mode.LEAKS), (2, Mode.ALL)], ids=str)
+def test_a_lost_table_that_counts_as_free_in_a_marked_image_is_counted_and_not_linked(
+    bit: int, mode: Mode, tmp_path: Path
 ) -> None:
     path = image(tmp_path)
     with Editor(path) as ed:
-        hosts = lose_l1_and_counts(ed, dirty=True)
+        hosts = lose_l1_and_counts(ed, bit)
     plan = plan_of(path, mode)
     assert plan.proof.harmless
     with counts(plan, tmp_path) as ed:
         assert {ed.refcount(host) for host in hosts} == {1}
         assert ed.l1(0) == 0, "an image before this one may have left it"
         assert ed.get("incompatible_features") == 0
+
+
+def test_leaks_of_a_cut_file_leave_what_its_entries_still_mean_counted(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        last = ed.host_of(8 * M - CLUSTER)
+    with open(path, "r+b") as file:
+        file.truncate(last)
+    plan = plan_of(path, Mode.LEAKS)
+    with counts(plan, tmp_path) as ed:
+        assert ed.refcount(last) == 1
+    whole = plan_of(path)
+    assert whole.after.clean
+    with counts(whole, tmp_path) as ed:
+        assert ed.refcount(last) == 0
 
 
 def test_a_refcount_block_that_is_missing_does_not_say_that_orphans_are_free(tmp_path: Path) -> None:

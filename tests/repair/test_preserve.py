@@ -396,6 +396,45 @@ def _cut(by: int) -> Edit:
     return fix
 
 
+def _cut_in_use(ed: Editor) -> None:
+    """The last guest cluster leads to where the file ends, and is counted there."""
+    past = -(-ed.path.stat().st_size // C) * C
+    ed.set_l2(ed.guests("data")[-1], past | COPIED)
+    ed.set_refcount(past, 1)
+
+
+def _free_past(*, keep_entry: bool) -> Edit:
+    def fix(ed: Editor, said: Declared) -> None:
+        guest = ed.guests("data")[-1]
+        ed.set_refcount(ed.host_of(guest), 0)
+        if not keep_entry:
+            ed.set_l2(guest, 0)
+
+    return fix
+
+
+def _magic_and_free(*, declare: bool) -> Edit:
+    def fix(ed: Editor, said: Declared) -> None:
+        ed.set("magic", 0x514649FB)
+        said.places.append((0, 1 << 40))
+        _free_leak(declare=declare)(ed, said)
+
+    return fix
+
+
+def _block_in_leak(ed: Editor) -> None:
+    _leak(ed)
+    ed.set_rt(ed.rt_entries - 1, LEAK[0])
+
+
+def _drop_block(*, declare: bool) -> Edit:
+    def fix(ed: Editor, said: Declared) -> None:
+        ed.set_rt(ed.rt_entries - 1, 0)
+        _free_leak(declare=declare)(ed, said)
+
+    return fix
+
+
 CASES = {
     "a sound entry is dropped": Case("plain", _odd_entry, _drop_entry(0, count=True), _clear_odd),
     "a sound entry is dropped and freed": Case("plain", _odd_entry, _drop_entry(0, count=False), _clear_odd),
@@ -510,6 +549,18 @@ CASES = {
     "a compressed cluster is cut": Case("compressed", _longer, _sectors(-3), _sectors(-1)),
     "subclusters are given up": Case("extended", _both_bits, _subclusters(0), _subclusters(1)),
     "kept orphans in a dirty image": Case("plain", _dirty, _touch_counts(clean=False), _touch_counts(clean=True)),
+    "what entries mean past the end goes free": Case(
+        "plain", _cut_in_use, _free_past(keep_entry=True), _free_past(keep_entry=False)
+    ),
+    "content goes free without a word while the magic comes back": Case(
+        "plain", lambda ed: (_leak(ed), ed.set("magic", 0)), _magic_and_free(declare=False), _magic_and_free(declare=True)
+    ),
+    "data under a refcount table entry is written over": Case(
+        "plain", _block_in_leak, lambda ed, said: ed.write(LEAK[0], bytes(C)), lambda ed, said: ed.set_rt(ed.rt_entries - 1, 0)
+    ),
+    "data under a refcount table entry goes free without a word": Case(
+        "plain", _block_in_leak, _drop_block(declare=False), _drop_block(declare=True)
+    ),
     "the data file no longer counts as raw": Case(
         "data-file", _nothing, _put("autoclear_features", lambda ed: 0), lambda ed, said: ed.set_bits("compatible_features", 1)
     ),

@@ -90,6 +90,7 @@ _EVIDENCE: Final = {
 }
 """Findings by which something of the mapping is missing, though no whole L2 table is; the reason as a clause."""
 _REFCOUNTS_DOUBTFUL: Final = {
+    "IMAGE-CORRUPT-BIT",
     "IMAGE-DIRTY",
     "REFBLOCK-MISSING",
     "REFBLOCK-UNALIGNED",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from formats.qcow2 import limits
+from formats.qcow2.header import field as header_field
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, REFCOUNT_OFFSET_MASK, compressed_range
 from workbench.errors import QwbError
 
@@ -257,8 +258,6 @@ class Gate:
     # -- where
 
     def _header(self) -> Iterator[tuple[int, int]]:
-        from workbench.repair.workspace import header_field
-
         space, header = self.space, self.space.meta.header
         if not WHOLE_HEADER.isdisjoint(self.rows.codes) or nothing_readable(self.rows, space):
             yield 0, max(len(space.meta.head), 512)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from formats.annotate import annotate
-from formats.qcow2.header import HEADER_SCHEMA, MAGIC, V3_LENGTH
+from formats.qcow2.header import field as header_field
 from workbench.check.findings import FindingLog
 from workbench.check.problems import Tier
 from workbench.engine.metadata import Metadata, load_metadata
@@ -68,9 +66,8 @@ class Step:
     places: tuple[tuple[int, int], ...] = ()
 
 
-_MOST_RUNS: Final = 4096
-_MOST_LOOKED: Final = 4096
-"""Runs of free clusters, and clusters of each, that are looked at where the file cannot grow."""
+_MOST_LOOKED: Final = 1 << 30
+"""Bytes of free clusters that are looked at where the file cannot grow."""
 
 
 class Workspace:
@@ -249,26 +246,20 @@ class Workspace:
 
     def _inside(self, clusters: int) -> int:
         """Host offset of neighbouring clusters that nothing refers to, that no refcount calls in use, and that are empty."""
-        import numpy as np
-
         from workbench.engine.unreferenced import runs_of
 
         ledger = self.ledger
         free = (ledger.counts == 0) & (~ledger.known | (ledger.stored == 0))
         for start, end in (*self.fresh, *self.kept):
             free[start >> ledger.cluster_bits : -(-end >> ledger.cluster_bits)] = False
-        runs = runs_of(free)
-        for first, last in runs[runs[:, 1] - runs[:, 0] >= clusters][:_MOST_RUNS].tolist():
-            empty = np.array(
-                [
-                    not any(self.read_cluster(each << ledger.cluster_bits))
-                    for each in range(first, min(last, first + _MOST_LOOKED))
-                ]
-            )
-            found = runs_of(empty)
-            found = found[found[:, 1] - found[:, 0] >= clusters]
-            if found.size:
-                return int(first + found[0, 0]) << ledger.cluster_bits
+        runs, looked = runs_of(free), 0
+        for first, last in runs[runs[:, 1] - runs[:, 0] >= clusters].tolist():
+            empty = 0
+            for number in range(first, last if looked < _MOST_LOOKED else first):
+                empty = 0 if self.read_cluster(number << ledger.cluster_bits).strip(b"\0") else empty + 1
+                if empty == clusters:
+                    return (number - clusters + 1) << ledger.cluster_bits
+                looked += self.cluster
         full = device_full(self.base.path, self.base.size(), self.base.size() + clusters * self.cluster)
         raise ImageError(f"{full.what}; {full.hint}", path=self.base.path)
 
@@ -337,15 +328,3 @@ class Workspace:
     def trial(self) -> Workspace:
         """A workspace on top of this one, to try a change and look at the result; nothing of it comes back by itself."""
         return Workspace(self.overlay, replace(self.policy))
-
-
-@cache
-def header_field(name: str) -> tuple[int, int]:
-    """(offset, size) in bytes of a header field."""
-    sample = bytearray(V3_LENGTH + 8)
-    sample[0:8] = MAGIC.to_bytes(4, "big") + (3).to_bytes(4, "big")
-    sample[100:104] = (V3_LENGTH + 8).to_bytes(4, "big")
-    node = annotate(HEADER_SCHEMA, bytes(sample), name="header").find(name)
-    if node is None:
-        raise KeyError(name)
-    return node.offset, node.size

@@ -69,9 +69,12 @@ def _mapped_end(space: Workspace, used: int) -> int:
 
 
 def _snapshots(space: Workspace) -> list[Reach]:
-    """The disk's size as snapshots recorded it, where they agree: growing it since would be seen in what is mapped."""
-    sizes = {each.disk_size for each in space.meta.snapshots}
-    return [Reach(size, exact=True, who="the snapshots' disk size") for size in sizes if size and len(sizes) == 1]
+    """How large the disk was when snapshots were made; it may have grown since."""
+    return [
+        Reach(each.disk_size, exact=False, who=f"snapshot {each.id!r}")
+        for each in space.meta.snapshots
+        if each.disk_size
+    ]
 
 
 def _said(space: Workspace, length: int) -> tuple[Reach, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE
+from formats.qcow2.header import field as header_field
 from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
@@ -18,7 +19,7 @@ from workbench.repair.fixes.compressed import inflates
 from workbench.repair.fixes.extensions import add_extension, drop_extension
 from workbench.repair.ledger import META, batches
 from workbench.repair.probe import find_luks
-from workbench.repair.workspace import WHOLE, Workspace, header_field
+from workbench.repair.workspace import WHOLE, Workspace
 
 _J = Tier.JUDGEMENT
 _CIPHERED: Final = 110

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import limits, refcounts
+from formats.qcow2.header import field as header_field
 from formats.qcow2.tables import table_bytes
 from workbench.check import check
 from workbench.check.findings import Findings
@@ -24,7 +25,7 @@ from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.gate import Reach
 from workbench.repair.ledger import META, Claim, Ledger, good_blocks
 from workbench.repair.policy import Mode
-from workbench.repair.workspace import Workspace, header_field
+from workbench.repair.workspace import Workspace
 from workbench.units import div_round_up, many
 
 
@@ -340,6 +341,8 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
     geometry, ledger = space.geometry, space.ledger
     per_block = geometry.refcount_block_entries
     _, blocks = good_blocks(space)
+    # What entries still mean past the end of the file stays counted: else the next cluster to be allocated would be theirs.
+    meant = np.array(sorted(ledger.wild), dtype=np.uint64) >> np.uint64(ledger.cluster_bits)
     for index in np.flatnonzero(blocks).tolist():
         first = index * per_block
         block = int(blocks[index])
@@ -347,6 +350,8 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
         goal = np.zeros(per_block, dtype=np.uint64)
         count = max(0, min(per_block, values.size - first))
         goal[:count] = values[first : first + count]
+        here = meant[(meant >= np.uint64(first)) & (meant < np.uint64(first + per_block))].astype(np.int64) - first
+        goal[here] = np.maximum(goal[here], old[here])
         if (goal == old).all():
             continue
         used = np.zeros(per_block, dtype=bool)

@@ -42,6 +42,7 @@ class Case:
         clusters = max(a.clusters, b.clusters)
         tally = Tally(clusters if alike else 0)
         a.count(((offset, *one[offset]) for offset in sorted(common)), tally)
+        b.past |= {number for number in a.past if number >= b.clusters}
         shared = set(common)
         found = []
         for reading, tables in ((a, one), (b, other)):

@@ -126,7 +126,7 @@ class Hosts:
             why = why or "a compressed entry that cannot be unpacked means it"
         if why:
             fate, reason = Fate.GIVEN_UP, f"{what}, although {why}"
-        elif uses:
+        elif uses and (uses & (Use.DATA | Use.TABLE) or self.case.keeper.holds_counts(number)):
             return
         elif self.case.frees.cover(start, size):
             fate, reason = Fate.FREED, "nothing refers to it, and nothing suggests that anybody needs it"
@@ -150,6 +150,19 @@ class Hosts:
                 old = a.read(max(start, number * size), min(end, (number + 1) * size) - max(start, number * size))
                 if any(old) and (not uses or not self.case.keeper.superseded(number)):
                     self._let_go(number, "it would be written over")
+
+    def past_end(self) -> None:
+        """Clusters past the end of the file that entries still mean: free, the next write would be given them."""
+        base, after = self.case.keeper, self.after
+        meant = np.array(sorted(after.past), dtype=np.int64)
+        if not meant.size or self.base.shape != after.shape:
+            return
+        blocks, per_block = after.block_offsets(), after.shape.refcount_block_entries
+        for number in meant[base.stored_many(meant) > 0].tolist():
+            stored = after.stored(number // per_block, blocks)
+            if stored is not None and not int(stored[number % per_block]):
+                reason = "an entry leads there, past the end of the file, and it would count as free"
+                self.ledger.add(Fate.UNPROVEN, number << after.bits, 1 << after.bits, reason)
 
     def next_open(self) -> None:
         """With the dirty bit set, QEMU frees at its next open whatever nothing refers to."""

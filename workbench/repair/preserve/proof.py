@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from formats.qcow2.header import field
 from workbench.engine.faults import Refusal
 from workbench.repair.preserve.account import Fate, Proof
 from workbench.repair.preserve.case import Case
@@ -14,7 +15,7 @@ from workbench.repair.preserve.hosts import Hosts
 from workbench.repair.preserve.keeping import Keeper, refers
 from workbench.repair.preserve.objects import bitmaps_kept, marked_in_bitmaps, objects_kept
 from workbench.repair.preserve.views import Views
-from workbench.repair.preserve.walk import Use, same_reading
+from workbench.repair.preserve.walk import Reading, Use, same_reading
 from workbench.repair.workspace import Step
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
@@ -61,6 +62,7 @@ def _compare(case: Case) -> None:
     hosts.counts()
     hosts.overwritten()
     _objects(case)
+    hosts.past_end()
     hosts.next_open()
 
 
@@ -87,6 +89,36 @@ def _from_nothing(case: Case) -> None:
     for number in lost[now.stored_many(lost) == 0].tolist():
         reason = "it is, or is mapped by, a lost table, and would not be counted"
         case.ledger.add(Fate.GIVEN_UP, number * size, size, reason, size=now.content(number))
+    _freed_under(case, now)
+
+
+def _freed_under(case: Case, now: Keeper) -> None:
+    """Content that nothing refers to and that is not counted any more, although it was: by the base's refcounts, read as the
+    new header says. Where those are lost, it counts as having been in use."""
+    a, b, size = case.base, case.after, 1 << case.after.bits
+    shown = Overlay(a.storage)
+    shown.write(0, b.read(0, size))
+    for name in ("refcount_table_offset", "refcount_table_clusters"):
+        at, length = field(name)
+        if (
+            b.meta.header.refcount_table_offset >= a.size
+        ):  # made anew: where the old one was, only the old header can say
+            shown.write(at, a.storage.read(at, length).ljust(length, b"\0"))
+    before = Reading(shown)
+    if before.geometry is None or before.shape != b.shape:
+        return
+    clusters = before.clusters
+    found = now.found.content[:clusters] & ~now.evidence[:clusters]
+    loose = np.flatnonzero(found)
+    loose = loose[(now.stored_many(loose) == 0) & (Keeper(before, refers(before)).stored_many(loose) != 0)]
+    for number in loose.tolist():
+        if now.gap:
+            fate, reason = Fate.GIVEN_UP, f"it would go free, although {now.gap}"
+        elif case.frees.cover(number * size, size):
+            fate, reason = Fate.FREED, "nothing refers to it, and nothing suggests that anybody needs it"
+        else:
+            fate, reason = Fate.UNPROVEN, "it would go free without a word"
+        case.ledger.add(fate, number * size, size, reason, size=now.content(number))
 
 
 def _objects(case: Case) -> None:

@@ -54,6 +54,9 @@ class Cell(IntEnum):
     ERROR = 4
 
 
+_MOST_PAST: Final = 1 << 15
+
+
 class Use(IntFlag):
     """What a host cluster is referred to as."""
 
@@ -211,6 +214,8 @@ class Reading:
     geometry: Geometry | None = field(init=False)
     gaps: bool = False
     """Seen while counting: an entry that leads nowhere, or a table without any entry. Data may have lost its mapping."""
+    past: set[int] = field(default_factory=set)
+    """Seen while counting: numbers of clusters past the end of the file that entries mean; at most some ten thousand."""
     _fixed: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
@@ -398,7 +403,9 @@ class Reading:
         into.add(clusters, users, Use.DATA)
         if active:
             into.mark(clusters[(plain & _COPIED) != 0], Use.FLAGGED)
-        self.gaps |= bool(clusters.size) and int(clusters.max()) >= self.clusters
+        if clusters.size and int(clusters.max()) >= self.clusters:
+            self.gaps = True
+            self.past.update(clusters[clusters >= self.clusters][: max(0, _MOST_PAST - len(self.past))].tolist())
         wild = (offset & inner) != 0
         if wild.any():
             self.gaps = True

@@ -36,6 +36,7 @@ from workbench.engine.unreferenced import (
     Grade,
     TableLike,
     Unreferenced,
+    own_place,
     read_table,
     references_of,
     runs_of,
@@ -391,7 +392,11 @@ class Judge:
             owed = read is not None and self._is_owed(table, read[0])
             if table.unreferenced * 2 < table.targets and not owed:
                 continue
-            lost = self._fit(cluster, table, leaked, old, owed=owed)
+            own = own_place(read[0], self.geometry) if external and read is not None else None
+            if own is not None:
+                lost = self._at_own_place(table, own)
+            else:
+                lost = self._fit(cluster, table, leaked, old, owed=owed)
             if table.grade is Grade.GUESS and not owed:
                 lost = replace(lost, confidence=min(lost.confidence, _DOUBTFUL))
             elif not counted and not self._near(cluster):
@@ -449,6 +454,13 @@ class Judge:
             else:
                 shared.append(table)
         self.out.lost = shared
+
+    def _at_own_place(self, table: TableLike, index: int) -> LostTable:
+        """A table whose entries lead to their own guest offsets in the data file."""
+        where = f"its entries lead to the places in the data file that L1 entry {index} is for"
+        if index in self._free_l1():
+            return LostTable(table.offset, table.used, 0, (index,), 0.95, (where,))
+        return LostTable(table.offset, table.used, 0, (), 0.0, (where, "that entry has a table"))
 
     def _fit(
         self,

@@ -225,6 +225,14 @@ def references_of(found: Decoded, geometry: Geometry) -> tuple[NDArray[np.int64]
     return np.unique(np.concatenate([found.standard, *_under_streams(found, geometry)]), return_counts=True)
 
 
+def own_place(found: Decoded, geometry: Geometry) -> int | None:
+    """The L1 index of a table that leads into a data file: there each cluster lies where the guest has it. None when its
+    entries do not say the same."""
+    start = np.unique(found.standard - found.index)
+    index, rest = divmod(int(start[0]), geometry.l2_entries) if start.size == 1 else (0, 1)
+    return index if not rest and found.standard.size > 1 and not found.odd else None
+
+
 def _under_streams(found: Decoded, geometry: Geometry) -> list[NDArray[np.int64]]:
     """Host clusters that compressed streams touch, once for each stream."""
     start, end = found.packed
@@ -549,7 +557,7 @@ class _Scan:
         if table is None:
             return
         found = decode(table, self.geometry, self.size, external=self.external)
-        if not found.plausible or (found.standard == cluster).any():
+        if not found.plausible or (not self.external and (found.standard == cluster).any()):
             return
         grade, targets = self._grade(found, via_l1)
         if grade is None:

@@ -35,6 +35,7 @@ RULES: Final[tuple[Rule, ...]] = (
     *snapshots.RULES,
     *bitmaps.RULES,
     *datafile.RULES,
+    entries.FOREIGN,
     *relink.RULES,
     *entries.RULES,
     *compressed.RULES,

@@ -15,8 +15,8 @@ IMPLEMENTED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "relink-l2": (("relink", "best"),),
     "correct-copied": (("copied", ""), ("harmless-flags", "")),
     "clear-reserved": (("entries", ""), ("l1-entries", ""), ("harmless-flags", "")),
-    "unmap-entry": (("entries", "unallocated"), ("unreadable", "")),
-    "zero-entry": (("entries", "zero"), ("unreadable", "")),
+    "unmap-entry": (("entries", "unallocated"), ("foreign-tables", "unallocated"), ("unreadable", "")),
+    "zero-entry": (("entries", "zero"), ("foreign-tables", "zero"), ("unreadable", "")),
     "align-entry": (("entries", ""), ("l1-entries", "")),  # where the aligned cluster is free for it
     "drop-l1-entry": (("l1-entries", ""),),
     "copy-cluster": (("overlaps", "copy"),),

@@ -47,7 +47,9 @@ _LOST = (
 def _lost_choice(space: Workspace) -> str:
     """Without a backing file both read as zeros; with one, old data must not pass for current data."""
     backed = bool(space.meta.header.backing_file_offset)
-    chosen = space.policy.choice("entries", "zero" if backed else "unallocated")
+    chosen = space.policy.choice(
+        FOREIGN.id if space.fix == FOREIGN.id else "entries", "zero" if backed else "unallocated"
+    )
     return chosen if space.meta.header.version >= 3 else "unallocated"
 
 
@@ -254,14 +256,23 @@ def _is_refcount_table(space: Workspace, offset: int) -> bool:
 # -- L2 ----------------------------------------------------------------------------------------------------------------
 
 
+def _all_named(space: Workspace) -> NDArray[np.intp]:
+    return np.flatnonzero(np.isin(space.ledger.tables.offset, space.rows.tables()))
+
+
 def _named(space: Workspace) -> list[int]:
-    """Numbers of the L2 tables that the rows name."""
-    ledger = space.ledger
-    rows = np.flatnonzero(np.isin(ledger.tables.offset, space.rows.tables()))
+    """Numbers of the L2 tables that the rows name, and on which no guest data lies: that moves away first."""
+    ledger, rows = space.ledger, _all_named(space)
     numbers = (ledger.tables.offset[rows] >> np.uint64(ledger.cluster_bits)).astype(np.int64)
-    # Where guest data lies on a table, it moves away first.
     alone: list[int] = rows[(ledger.flags[numbers] & np.uint8(DATA | OLD_DATA | PACKED)) == 0].tolist()
     return alone
+
+
+def run_foreign(space: Workspace) -> None:
+    """Part L1 entries from tables that hold something else: before anything else counts what such a table seems to name."""
+    tables = space.ledger.tables
+    for row in _all_named(space).tolist():
+        _L2Mender(space, tables, row, set()).run_foreign()
 
 
 def run_subclusters(space: Workspace) -> None:
@@ -341,11 +352,12 @@ class _L2Mender:
         )  # fmt: skip
         self.raw = new
 
-    def run(self) -> None:
-        content = content_of(self.space, self.words)
-        if content.is_foreign and self.has("L2-TABLE-FOREIGN"):
+    def run_foreign(self) -> None:
+        """Most of it is nonsense: what can be right gets a table of its own."""
+        if content_of(self.space, self.words).is_foreign:
             self._replace()
-            return
+
+    def run(self) -> None:
         self._reserved()
         if self.has("COMPRESSED-COPIED"):
             self._packed_copied()
@@ -388,6 +400,8 @@ class _L2Mender:
         """Mostly nonsense: a table of its own for what can be right, and the cluster stays as it is, and counted."""
         space, masks = self.space, l2_masks(self.space, self.words)
         good = (self.words != 0) & ~masks.unaligned & ~masks.beyond
+        if not self.snapshots:
+            good[max(0, -(-(space.meta.header.size - self.first_guest) // space.cluster)) :] = False  # no disk there
         packed = good & masks.packed
         for index in np.flatnonzero(packed).tolist():
             good[index] = self._inflates(int(self.words[index]) & ~COPIED & _ALL)
@@ -558,6 +572,13 @@ class _L2Mender:
             self.put(words, "SUBCLUSTER-CONFLICT", title, Tier.JUDGEMENT, new, places=places)
 
 
+FOREIGN = Rule(
+    "foreign-tables",
+    "Part from L2 tables that hold something else",
+    codes("L2-TABLE-FOREIGN"),
+    Tier.JUDGEMENT,
+    run_foreign, alternatives=_LOST, reads_tables=True)  # fmt: skip
+
 RULES = (
     Rule(
         "l1-entries",
@@ -570,7 +591,7 @@ RULES = (
         "Mend L2 entries",
         codes(
             "L2-ENTRY-RESERVED", "L2-ENTRY-UNALIGNED", "L2-ENTRY-BEYOND-EOF", "COMPRESSED-COPIED", "COMPRESSED-RESERVED",
-            "COMPRESSED-BEYOND-EOF", "L2-TABLE-FOREIGN",
+            "COMPRESSED-BEYOND-EOF",
         ),
         Tier.JUDGEMENT,
         run_l2,

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from formats.qcow2 import limits
+import numpy as np
+
+from formats.qcow2 import limits, refcounts
 from formats.qcow2.extensions import EXTENSION_NAMES, parse_extensions
 from formats.qcow2.header import INCOMPATIBLE, MAGIC, V2_LENGTH, V3_LENGTH
-from workbench.check.problems import Tier
+from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.run import check
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.fixes.disk_size import disk_size
 from workbench.repair.gate import nothing_readable
+from workbench.repair.ledger import good_blocks
 from workbench.repair.probe import l1_score
 from workbench.repair.workspace import WHOLE, Workspace
 
@@ -117,13 +120,17 @@ def _other_entries(space: Workspace) -> tuple[str, int]:
 
 
 def _best(space: Workspace, candidates: list[tuple[str, int]], code: str, below: float = float("inf")) -> None:
-    """Take the candidate that explains the file best, for a field that cannot stay as it is."""
+    """Take the candidate that explains the file best, for a field that cannot stay as it is.
+
+    Of those that explain it about as well it is the one under which the clusters in use end where the file does.
+    """
     scores = [_scored(space, name, value) for name, value in candidates]
     if not scores or min(scores) >= below:
         space.note("no cluster size explains the file: the header's is kept")
         return
-    name, value = candidates[scores.index(min(scores))]
-    _set(space, name, value, code)
+    close = [each for each, score in enumerate(scores) if score <= min(scores) * _CLOSE + 1]
+    best = min(close, key=lambda each: (_end_missed(_under(space, *candidates[each])), scores[each]))
+    _set(space, *candidates[best], code)
 
 
 def _only_sound(space: Workspace) -> None:
@@ -133,8 +140,7 @@ def _only_sound(space: Workspace) -> None:
         candidates.append(_other_entries(space))
     sound = []
     for name, value in candidates:
-        trial = space.trial()
-        trial.set_header(name, value, code="-", title="-")
+        trial = _under(space, name, value)
         if trial.meta.geometry is None or trial.meta.faults:
             continue
         result = check(trial.meta, fast=True)
@@ -152,25 +158,60 @@ def _set(space: Workspace, name: str, value: int, code: str) -> None:
     space.set_header(name, value, code=code, title=title, tier=Tier.JUDGEMENT, places=WHOLE, guest=guest)
 
 
-def _scored(space: Workspace, name: str, value: int) -> float:
+def _under(space: Workspace, name: str, value: int) -> Workspace:
+    """The file as it would be with another value in a field of the header."""
     trial = space.trial()
     trial.set_header(name, value, code="-", title="-")
-    return _score(trial)
+    return trial
+
+
+def _scored(space: Workspace, name: str, value: int) -> float:
+    return _score(_under(space, name, value))
+
+
+_ENTRY_CODES: Final = ("L2-", "COMPRESSED-", "SUBCLUSTER-")
+"""Beginnings of the codes of faults in L2 entries."""
 
 
 def _score(space: Workspace) -> float:
-    """How bad the file looks in this shape; 0 is clean."""
+    """How bad the file looks in this shape; 0 is clean.
+
+    Faults of entries count by the share of a table that they are: one table of noise says as much in each shape.
+    """
     if space.meta.geometry is None:
         return float("inf")
     result = check(space.meta, fast=True)
-    header = space.meta.header
+    header, capacity = space.meta.header, space.geometry.l2_entries
     score: float = result.corruptions + result.check_errors + result.leaks / 4
+    for code, (_, counted) in result.findings.by_code.items():
+        if code.startswith(_ENTRY_CODES) and PROBLEMS[code].severity is Severity.CORRUPTION:
+            score += counted * (_TABLE / capacity - 1)
     needed = space.geometry.l1_entries_for(header.size)
     if needed != header.l1_size:
         score += 0.5
     if header.l1_size < needed:
         score += 1e6
     return score + (1e6 if result.aborted else 0)
+
+
+_TABLE: Final = 1024
+"""Faults that a table full of them counts for."""
+_CLOSE: Final = 1.05
+"""Scores that differ by no more are equal."""
+
+
+def _end_missed(space: Workspace) -> float:
+    """How far from the file's end the last cluster is that counts as in use, as a share of the file: 0 to 1."""
+    if space.meta.geometry is None:
+        return 1.0
+    words, blocks = good_blocks(space)
+    order, end = space.geometry.refcount_order, 0
+    for index in np.flatnonzero(blocks)[::-1].tolist():
+        used = np.flatnonzero(refcounts.unpack(space.read_cluster(int(blocks[index])), order))
+        if used.size:
+            end = (index * space.geometry.refcount_block_entries + int(used[-1]) + 1) * space.cluster
+            break
+    return min(abs(space.size - end) / space.size, 1.0)
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
@@ -239,8 +280,6 @@ def _lengthen(space: Workspace, needed: int) -> None:
 
 def _entries_used(space: Workspace, most: int) -> int:
     """L1 entries up to the last one that is not 0, within the table's first cluster."""
-    import numpy as np
-
     most = min(most, space.cluster // 8)
     used = np.flatnonzero(space.words(space.meta.header.l1_table_offset, most))
     return int(used[-1]) + 1 if used.size else 0

@@ -6,7 +6,10 @@ to and no other owner is in sight; the rest stays counted and is offered as a ch
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
+from numpy.typing import NDArray
 
 from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
 from workbench.check import CheckResult, check
@@ -50,7 +53,8 @@ def run(space: Workspace) -> None:
 def _free_entries(space: Workspace) -> set[int]:
     """L1 entries of the disk without a table of their own.
 
-    None at all, damaged, on a cluster of another structure, shared with an earlier entry, or with nothing in their table.
+    None at all, damaged, on a cluster of another structure, shared with an earlier entry, or with nothing in their table,
+    or with one that a fix has put there in place of what is lost.
     """
     ledger = space.ledger
     words = space.meta.l1[: space.geometry.l1_entries_for(space.meta.header.size)]
@@ -63,6 +67,8 @@ def _free_entries(space: Workspace) -> set[int]:
         content = l2_content(space, place) if index < 1 << 16 else None
         if content is not None and (content.empty or not content.may_be_table):
             free.add(index)
+        if content is not None and place >= space.base.size() and not content.targets.size:
+            free.add(index)
         if ledger.claims_at(place):
             free.add(index)
         if place in places:
@@ -71,13 +77,24 @@ def _free_entries(space: Workspace) -> set[int]:
     return free
 
 
+def _words_as_found(space: Workspace) -> NDArray[np.uint64]:
+    """The disk's L1 entries before any fix: what stood in one that has been parted from its table is a trace of it."""
+    before = space.found.meta if space.found is not None else None
+    now = space.meta.l1
+    return before.l1 if before is not None and before.l1.size == now.size and before.geometry == space.geometry else now
+
+
 def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[int, int]:
     """Table offset -> the only L1 entry that it can belong to."""
-    words = space.meta.l1
+    words = _words_as_found(space)
     if _has_other_owners(space, lost):
         return {}
     # As the image was found: counting what counted as free does not make it younger.
     doubtful = {table.offset for table in space.found.lost_tables if table.doubtful} if space.found else set()
+    if space.meta.header.has("data_file"):
+        placed = [table for table in lost if table.certain and len(table.fits) == 1 and table.fits[0] in free]
+        times = Counter(table.fits[0] for table in placed)
+        return {table.offset: table.fits[0] for table in placed if times[table.fits[0]] == 1}
     mine = [table for table in lost if _is_current(space, table)]
     found: dict[int, int] = {}
     for table in mine:

@@ -114,7 +114,8 @@ class Keeper:
         return self.reading.l2_tables()
 
     def block(self, index: int) -> NDArray[Any] | None:
-        """Refcounts of one block; None where they cannot be read, or where the block's cluster holds guest data as well.
+        """Refcounts of one block; None where they cannot be read, or where the block's cluster holds guest data as well
+        (an entry that leads there astray leaves the block counting itself, once).
 
         A block that is not there although clusters of its range are in use is lost: it does not say that they are free.
         """
@@ -124,10 +125,13 @@ class Keeper:
             low, high = (min(each * per_block, self.reading.clusters) for each in (index, index + 1))
             if low < high and self.refs.span(low, high)[0].any():
                 return None
-        if place > 1 and self.refs.one(place >> self.reading.bits)[1] & Use.DATA:
-            return None
         found = self.reading.stored(index, self._blocks)
-        return None if found is None or not refcounts.may_be_refcounts(found) else found
+        if found is None or not refcounts.may_be_refcounts(found):
+            return None
+        if place > 1 and self.refs.one(place >> self.reading.bits)[1] & Use.DATA:
+            holder, inner = divmod(place >> self.reading.bits, self.reading.shape.refcount_block_entries)
+            return found if holder == index and int(found[inner]) == 1 else None
+        return found
 
     def holds_counts(self, number: int) -> bool:
         """Whether the cluster of a refcount block holds what can be refcounts, in the width of the image.

@@ -273,7 +273,7 @@ def ways_of(rule: Rule, found: CheckResult) -> list[Way]:
     """The alternatives of a fix with its default marked."""
     default = rule.default
     header = found.meta.header
-    if rule.id == "entries" and header.backing_file_offset and header.version >= 3:
+    if rule.id in ("entries", "foreign-tables") and header.backing_file_offset and header.version >= 3:
         default = "zero"  # old data of the backing file must not pass for current data
     return [
         Way(rule.id, each.id, each.title, each.consequence, each.tier, each.id == default) for each in rule.alternatives

@@ -134,17 +134,17 @@ def build_ledger(space: Workspace) -> Ledger:
     _refcount_structures(space, ledger)
     _guest_tables(space, ledger)
     _bitmap_data(space, ledger)
-    _blocks_never_made(space, ledger)
+    _blocks_without_counts(space, ledger)
     return ledger
 
 
-def _blocks_never_made(space: Workspace, ledger: Ledger) -> None:
-    """A block that is not there says 0 as clearly as one that is, unless clusters of its range are in use: then it is lost."""
-    per_block = space.geometry.refcount_block_entries
-    missing = np.flatnonzero(space.meta.refcount_table == 0)
-    for index in missing[missing * per_block < ledger.clusters].tolist():
+def _blocks_without_counts(space: Workspace, ledger: Ledger) -> None:
+    """A block that is not there, or empty, says 0 clearly unless clusters of its range are in use: then it is lost."""
+    per_block, words = space.geometry.refcount_block_entries, space.meta.refcount_table
+    for index in range(min(words.size, -(-ledger.clusters // per_block))):
         part = slice(index * per_block, (index + 1) * per_block)
-        ledger.known[part] = not ledger.counts[part].any()
+        if not words[index] or (ledger.known[part].all() and not ledger.stored[part].any()):
+            ledger.known[part] = not ledger.counts[part].any()
 
 
 def plain_claims(meta: Metadata) -> Iterator[Claim]:

@@ -72,7 +72,7 @@ class Keeper:
         clusters = self.reading.clusters
         for index in range(div_round_up(clusters, per_block)):
             values = self.block(index)
-            if values is None or not values.any():
+            if values is None:
                 continue  # lost, not wrong: the rebuild says nothing about the mapping
             counts, _ = self.refs.span(index * per_block, min((index + 1) * per_block, clusters))
             if (counts > np.minimum(values[: counts.size], np.uint64(1 << 40)).astype(np.int64)).any():
@@ -117,17 +117,17 @@ class Keeper:
         """Refcounts of one block; None where they cannot be read, or where the block's cluster holds guest data as well
         (an entry that leads there astray leaves the block counting itself, once).
 
-        A block that is not there although clusters of its range are in use is lost: it does not say that they are free.
+        A block that is not there, or empty, although clusters of its range are in use is lost: it does not say that
+        they are free.
         """
         place = int(self._blocks[index]) if index < self._blocks.size else 0
-        if not place:
-            per_block = self.reading.shape.refcount_block_entries
-            low, high = (min(each * per_block, self.reading.clusters) for each in (index, index + 1))
-            if low < high and self.refs.span(low, high)[0].any():
-                return None
         found = self.reading.stored(index, self._blocks)
         if found is None or not refcounts.may_be_refcounts(found):
             return None
+        if not found.any():
+            per_block = self.reading.shape.refcount_block_entries
+            low, high = (min(each * per_block, self.reading.clusters) for each in (index, index + 1))
+            return None if low < high and self.refs.span(low, high)[0].any() else found
         if place > 1 and self.refs.one(place >> self.reading.bits)[1] & Use.DATA:
             holder, inner = divmod(place >> self.reading.bits, self.reading.shape.refcount_block_entries)
             return found if holder == index and int(found[inner]) == 1 else None

@@ -62,7 +62,8 @@ def sharing_lost(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     """Clusters that count as shared more often than tables show, where another disk of the image has nothing.
 
     Snapshots share a cluster at one place of the disk. Where one of them has a hole there, its entry may be lost: then
-    the count is the only trace, and a write in place would change what the snapshot held. bool per cluster.
+    the count is the only trace, and a write in place would change what the snapshot held. A count that is higher than
+    all of them together would make it is wrong by itself. bool per cluster.
     """
     kept = np.zeros(ledger.clusters, dtype=bool)
     excess = (ledger.counts > 0) & (ledger.stored > ledger.counts)
@@ -81,13 +82,15 @@ def sharing_lost(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
         known = [each for each in cells if each is not None]
         if len({id(each) for each in known}) < 2 and len(known) == len(cells):
             continue
-        hole = np.zeros(known[0][0].shape, dtype=bool) if known else np.zeros(0, dtype=bool)
+        holes = np.zeros(known[0][0].shape if known else 0, dtype=np.uint64)
         for each in cells:
-            hole |= (each[0] == Cell.HOLE) if each is not None else True
+            holes += (each[0] == Cell.HOLE) if each is not None else np.uint64(1)
         for kinds, hosts in known:
-            chosen = hole & (kinds == Cell.DATA)
+            chosen = (holes > 0) & (kinds == Cell.DATA)
             numbers = (hosts[chosen] >> np.uint64(ledger.cluster_bits)).astype(np.int64)
-            kept[numbers[numbers < ledger.clusters]] = True
+            inside = numbers < ledger.clusters
+            numbers, room = numbers[inside], holes[chosen][inside]
+            kept[numbers[ledger.stored[numbers] <= ledger.counts[numbers] + room]] = True
     return kept & excess
 
 

@@ -34,6 +34,8 @@ from workbench.repair.probe import content_of, l2_content, l2_masks
 from workbench.repair.workspace import Workspace
 
 _ALL = (1 << 64) - 1
+_NO_DATA = {Owner.HEADER, Owner.REFCOUNT_TABLE, Owner.ACTIVE_L1}
+"""Structures that the header names: an entry of a foreign table that leads there means none of the guest's data."""
 _LOST = (
     Alternative(
         "unallocated",
@@ -403,6 +405,9 @@ class _L2Mender:
         if not self.snapshots:
             good[max(0, -(-(space.meta.header.size - self.first_guest) // space.cluster)) :] = False  # no disk there
         packed = good & masks.packed
+        for index in np.flatnonzero(good & ~packed & (masks.offset > 0)).tolist():
+            owners = {claim.owner for claim in self.ledger.claims_at(int(masks.offset[index]))}
+            good[index] = not owners & _NO_DATA
         for index in np.flatnonzero(packed).tolist():
             good[index] = self._inflates(int(self.words[index]) & ~COPIED & _ALL)
         users = [

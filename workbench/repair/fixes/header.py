@@ -204,7 +204,7 @@ def _end_missed(space: Workspace) -> float:
     """How far from the file's end the last cluster is that counts as in use, as a share of the file: 0 to 1."""
     if space.meta.geometry is None:
         return 1.0
-    words, blocks = good_blocks(space)
+    _words, blocks = good_blocks(space)
     order, end = space.geometry.refcount_order, 0
     for index in np.flatnonzero(blocks)[::-1].tolist():
         used = np.flatnonzero(refcounts.unpack(space.read_cluster(int(blocks[index])), order))

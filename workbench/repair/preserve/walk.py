@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -205,7 +206,7 @@ class References:
         return out
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Reading:
     """One image, read tolerantly. geometry None: nothing can be located."""
 
@@ -216,7 +217,6 @@ class Reading:
     """Seen while counting: an entry that leads nowhere, or a table without any entry. Data may have lost its mapping."""
     past: set[int] = field(default_factory=set)
     """Seen while counting: numbers of clusters past the end of the file that entries mean; at most some ten thousand."""
-    _fixed: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         self.meta = load_metadata(self.storage)
@@ -284,29 +284,35 @@ class Reading:
         That is where QEMU refuses to, and where the table's cluster is the header's or the refcounts'.
         """
         offset = word & OFFSET_MASK
-        if offset & ((1 << self.bits) - 1) or (offset and offset in self._fixed_places()):
+        if offset & ((1 << self.bits) - 1) or (offset and offset in self._fixed_places):
             return None
         count = (1 << self.bits) // 8
         found = np.zeros(count, np.uint64) if not offset else words(self.read(offset, count * 8))
         return (found[0::2], found[1::2]) if self.shape.extended_l2 else (found, None)
 
-    def _fixed_places(self) -> frozenset[int]:
-        """Offsets of clusters that can be no L2 table: refcount structures, and the active L1 table where it makes sense."""
-        if self._fixed is None:
-            size, header = 1 << self.bits, self.meta.header
-            sound = self._counts_itself()
-            found = {place for place in self.block_offsets().tolist() if place > 1 and sound}
-            region = self.meta.refcount_table_region
-            if not region.offset % size and sound:
-                length = min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE)
-                found.update(range(region.offset, region.offset + length, size))
-            used = self.meta.l1[self.meta.l1 != 0] & _OFFSET
-            good = (used % np.uint64(size) == 0) & (used < np.uint64(self.size))
-            if header.l1_table_offset % size == 0 and int(good.sum()) * 2 > used.size:
-                found.update(range(header.l1_table_offset, header.l1_table_offset + header.l1_size * 8, size))
-            self._fixed = frozenset(found)
-        return self._fixed
+    @cached_property
+    def _own_places(self) -> U64:
+        """Offsets of the clusters of refcount table and active L1 table, each where it makes sense; sorted."""
+        size, header, places = 1 << self.bits, self.meta.header, [np.zeros(0, dtype=np.uint64)]
+        region = self.meta.refcount_table_region
+        if not region.offset % size and self._counts_itself:
+            places.append(self._clusters_of(region.offset, min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE)))
+        used = self.meta.l1[self.meta.l1 != 0] & _OFFSET
+        good = (used % np.uint64(size) == 0) & (used < np.uint64(self.size))
+        if header.l1_table_offset % size == 0 and int(good.sum()) * 2 > used.size:
+            places.append(self._clusters_of(header.l1_table_offset, min(header.l1_size * 8, limits.MAX_L1_SIZE)))
+        return np.unique(np.concatenate(places))
 
+    def _clusters_of(self, offset: int, length: int) -> U64:
+        return np.arange(offset, offset + length, 1 << self.bits, dtype=np.uint64)
+
+    @cached_property
+    def _fixed_places(self) -> frozenset[int]:
+        """Offsets of clusters that can be no L2 table: refcount structures, and the active L1 table."""
+        blocks = self.block_offsets() if self._counts_itself else np.zeros(0, dtype=np.uint64)
+        return frozenset([*self._own_places.tolist(), *blocks[blocks > 1].tolist()])
+
+    @cached_property
     def _counts_itself(self) -> bool:
         """The refcount structure counts its table and its first block, as one does that is where the header says."""
         blocks = self.block_offsets()
@@ -323,7 +329,8 @@ class Reading:
     def cells(self, entries: U64, bitmaps: U64 | None, guest: int) -> tuple[NDArray[np.uint8], U64]:
         """(Cell, host offset or descriptor) per unit: shape (entries, 32) with extended L2 entries, else (entries, 1).
 
-        guest: offset in the disk that the first entry describes. A data file must have the data at the same offset.
+        guest: offset in the disk that the first entry describes. A data file must have the data at the same offset; no
+        guest's data lies on header, refcount table or L1 table.
         """
         packed = (entries & _PACKED) != 0
         offset = entries & _OFFSET
@@ -333,6 +340,8 @@ class Reading:
             placed |= (entries & _COPIED) != 0
             here = np.uint64(guest) + (np.arange(entries.size, dtype=np.uint64) << np.uint64(self.bits))
             wild |= packed | (placed & (offset != here))
+        else:
+            wild |= placed & ~packed & np.isin(offset, self._own_places)
         if bitmaps is None:
             zero = (entries & np.uint64(ZERO)) != 0
             kind = np.where(placed, np.uint8(Cell.DATA), np.uint8(Cell.HOLE))

@@ -629,10 +629,10 @@ class _Scan:
         loose = int(np.count_nonzero(~self.referenced[targets]))
         filled = int(np.count_nonzero(self._filled(targets)))
         strong = flagged or streams
+        # A snapshot's table shares clusters with the disk; what it alone had would pass for waste.
+        settled = filled + targets.size - loose
+        shares = loose and mostly and targets.size >= 4 and settled * 10 >= targets.size * 9
         if loose * 2 < targets.size:
-            # A snapshot's table shares most of its clusters with the disk; what it alone had would pass for waste.
-            settled = filled + targets.size - loose
-            shares = loose and mostly and targets.size >= 4 and settled * 10 >= targets.size * 9
             weak = Grade.GUESS if via_l1 or shares else None
             return (Grade.LIKELY if via_l1 and loose else weak), targets
         if strong and mostly and (filled * 4 >= targets.size * 3 or via_l1):
@@ -643,7 +643,7 @@ class _Scan:
             return None, targets  # an old refcount table
         if filled * 10 >= targets.size * 9:
             return (Grade.LIKELY if mostly and targets.size >= 4 else Grade.GUESS), targets
-        return (Grade.GUESS if strong else None), targets
+        return (Grade.GUESS if strong or shares else None), targets
 
 
 def is_stream(data: bytes, cluster_size: int) -> bool:

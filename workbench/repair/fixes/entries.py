@@ -415,13 +415,15 @@ class _L2Mender:
             for table in l1_tables(space)
             for index in np.flatnonzero((table.entries & np.uint64(OFFSET_MASK)) == np.uint64(self.offset)).tolist()
         ]
+        # Where the backing file shows now it goes on to.
+        some = good.any() or (bool(space.meta.header.backing_file_offset) and not self.words.all())
         space.keep(self.offset, space.cluster)
         for word in self.words[~good & ~masks.packed & masks.unaligned].tolist():
             space.keep(word & OFFSET_MASK & -space.cluster, 2 * space.cluster)
         code, coverage = "L2-TABLE-FOREIGN", space.geometry.l2_coverage
         for place, snapshot, index in users:
-            target = self._rest(good) if good.any() else _nowhere(space, code, index)
-            what = "what of it can be right" if good.any() else "none"
+            target = self._rest(good) if some else _nowhere(space, code, index)
+            what = "what of it can be right" if some else "none"
             title = f"point L1 entry {index} at {what}: other content lies in its L2 table, and stays there"
             space.put(
                 place, target.to_bytes(8, "big"), code=code, title=title, kind="l1", tier=Tier.JUDGEMENT,
@@ -442,7 +444,9 @@ class _L2Mender:
             whole = np.empty(entries.size * 2, dtype=np.uint64)
             whole[0::2], whole[1::2] = entries, bitmaps
         table = space.append()
-        title = f"write a new L2 table with the {int(good.sum())} entries that can be right"
+        count = int(good.sum())
+        what = f"the {count} entries that can be right" if count else "nothing but the holes"
+        title = f"write a new L2 table with {what}"
         space.put(table, table_bytes(whole), code="L2-TABLE-FOREIGN", title=title, kind="l2", tier=Tier.JUDGEMENT)
         return table | COPIED
 

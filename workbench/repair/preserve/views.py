@@ -71,7 +71,8 @@ class Views:
         kinds, hosts = a.cells(*(before or none), guest)
         declared, whole = self.case.places.get(view.name), a.shape.l2_coverage
         certain = declared is not None and declared.cover(guest, min(whole, max(view.size - guest, 1)))
-        if before is None or (certain and foreign(a, before[0])):  # what the guest read there was never its disk
+        noise = before is not None and foreign(a, before[0])
+        if before is None or (certain and noise):  # what the guest read there was never its disk
             kinds = np.full_like(kinds, Cell.ERROR)
         kinds_after, hosts_after = b.cells(*(later or none), guest)
         if later is None:
@@ -81,6 +82,8 @@ class Views:
         if a.meta.header.compression_type != b.meta.header.compression_type:
             differs |= kinds == Cell.PACKED
         differs &= a.backed | (kinds != Cell.ERROR) | (kinds_after == Cell.DATA) | (kinds_after == Cell.PACKED)
+        if noise and view.snapshot is None:  # nor is what the disk does not reach
+            differs[max(0, -(-(view.size - guest) >> a.bits)) :] = False
         unit, width = a.shape.subcluster_size, kinds.shape[1]
         placed = differs & (kinds_after == Cell.DATA) & ~stored
         if placed.any() and certain:

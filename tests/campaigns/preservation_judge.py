@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -122,13 +123,14 @@ class CommandLine(Library):
             assert guide.found is not None
             actionable = any(rules_for(code) for code in guide.found.findings.by_code)
         before = Path(IMAGE).stat().st_mtime_ns
-        done = self._run("repair", IMAGE, f"--{mode.value}", "--yes")
+        done = self._run("repair", IMAGE, f"--{mode.value}", "--yes", "--json")
         if "Traceback" in done.stderr:
             raise RuntimeError(done.stderr[-600:])
         if Path(IMAGE).stat().st_mtime_ns == before:
             how = "refused" if done.returncode == 1 and done.stderr.strip() else "nothing"
             return Outcome(how, actionable, words=done.stderr.strip()[-200:])
-        return Outcome("applied", actionable, 1 << 30)
+        said = json.loads(done.stdout)
+        return Outcome("applied", actionable, said["orphans-kept"], said["frees-content"]["bytes"])
 
     def undo(self) -> None:
         done = self._run("undo", IMAGE, "--yes")

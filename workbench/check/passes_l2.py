@@ -65,6 +65,7 @@ class L2Pass:
         judge: bool,
         raw_data_file: bool = False,
         refcounts_end: int = 1 << 62,
+        reach: int = 0,
     ) -> None:
         self.geometry = geometry
         self.shape = Shape(geometry.cluster_bits, geometry.extended_l2, version, has_data_file)
@@ -80,6 +81,7 @@ class L2Pass:
         self.grows = False
         self.raw_data_file = raw_data_file
         self.refcounts_end = refcounts_end
+        self.reach = np.uint64(reach)
         self._done = np.zeros(0, dtype=bool)
         self.empty: list[NDArray[np.intp]] = []
         self.foreign: list[NDArray[np.intp]] = []
@@ -345,12 +347,13 @@ class L2Pass:
         """Faults of the entries themselves."""
         bad = np.zeros(0, dtype=np.int64)
 
-        def log(code: str, chosen: Flags, counted: bool = True) -> None:
+        def log(code: str, chosen: Flags, counted: bool = True, speaks: Flags | bool = True) -> None:
+            """speaks: where the fault makes it likely that the table is something else."""
             nonlocal bad
             if not chosen.any():
                 return
             if counted:
-                bad = np.append(bad, np.unique(np.flatnonzero(chosen)))
+                bad = np.append(bad, np.flatnonzero(chosen & speaks))
             self._log(code, tables, row, col, each.words, chosen, counted=counted)
 
         if each.odd:
@@ -364,7 +367,11 @@ class L2Pass:
                     log("COMPRESSED-WITH-SUBCLUSTERS", each.fault(Fault.COMPRESSED_BITMAP))
         if not self.has_data_file:
             size = self.geometry.cluster_size
-            log("L2-ENTRY-BEYOND-EOF", each.placed & past_end(each.offset, size, self.file_size, size))
+            log(
+                "L2-ENTRY-BEYOND-EOF",
+                each.placed & past_end(each.offset, size, self.file_size, size),
+                speaks=each.offset >= self.reach,
+            )
         if each.bitmaps is not None:
             log("SUBCLUSTER-CONFLICT", each.fault(Fault.SUBCLUSTER_BOTH))
             log("SUBCLUSTER-UNALLOCATED", each.fault(Fault.SUBCLUSTER_NOWHERE))

@@ -353,11 +353,20 @@ class Judge:
             if number % 64 == 0:
                 self.cancelled()
             try:
-                data = self.meta.storage.read(cluster << self.bits, min(self.geometry.cluster_size, _PROBE))
+                data = self._first_bytes(cluster)
             except StorageError:
                 self.contents[cluster] = "what cannot be read"
                 continue
             self.contents[cluster] = content.describe(data, self.meta.file_size, self.bits)
+
+    def _first_bytes(self, cluster: int) -> bytes:
+        """What a cluster holds, from its first part that is not zero. Raises StorageError."""
+        start, end, data = cluster << self.bits, (cluster + 1) << self.bits, b""
+        for at in range(start, end, _PROBE):
+            data = self.meta.storage.read(at, min(end - at, _PROBE))
+            if data.strip(b"\0"):
+                break
+        return data
 
     def _is_leaked(self, clusters: NDArray[np.int64]) -> NDArray[np.bool_]:
         here = (clusters >= self.census.first) & (clusters < self.census.end)

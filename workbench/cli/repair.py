@@ -390,7 +390,9 @@ def _case(image: Path, case: Path | None) -> Path:
 def _finish_dry(plan: Plan, as_json: bool, dry_run: bool) -> None:
     if as_json:
         print_json(
-            plan.as_json() if dry_run else {**plan.result_after.as_json(plan.base.path), **_fixed(plan, plan.after)}
+            plan.as_json()
+            if dry_run
+            else {**plan.result_after.as_json(plan.base.path), **_fixed(plan, plan.after), **plan.proof.as_json()}
         )
     raise click.exceptions.Exit(_code(plan.after) if plan.accepted else 1)
 
@@ -420,9 +422,8 @@ def _report(path: Path, plan: Plan, as_json: bool) -> None:
         verdict = verdict_of(result, plan.after.orphans)
         if as_json:
             steps = plan.summary()
-            print_json(
-                {**result.as_json(str(path)), **_fixed(plan, verdict), "steps": steps["steps"], "notes": steps["notes"]}
-            )
+            done = {**_fixed(plan, verdict), **plan.proof.as_json()}
+            print_json({**result.as_json(str(path)), **done, "steps": steps["steps"], "notes": steps["notes"]})
         else:
             click.echo(f"checked again: {verdict}")
     raise click.exceptions.Exit(_code(verdict))

@@ -192,6 +192,16 @@ class Metadata:
         return Region(said.offset, round_up(max(blocks, 1) * 8, geometry.cluster_size))
 
     @cached_property
+    def counted_reach(self) -> int:
+        """How far the refcount table can count, in bytes: no writer allocates a cluster behind it. An entry that leads past
+        the end of the file, but not past this, was right before the file was cut off."""
+        return (
+            self.refcount_table_region.length // 8 * self.geometry.refcount_block_coverage
+            if self.geometry is not None
+            else 0
+        )
+
+    @cached_property
     def refcount_table_said(self) -> Region:
         """Bytes of the refcount table, as the header claims them."""
         size = self.geometry.cluster_size if self.geometry else 0

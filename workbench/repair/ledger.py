@@ -52,7 +52,7 @@ class Ledger:
     """counts: uint32 references per host cluster of the file.  flags: uint8, see above.  stored: the refcounts as the
     image has them (uint64; 0 where unknown), known: where they could be read.  tables: every L2 table once.
 
-    wild: cluster offsets of references past the end of the file.
+    wild: numbers of the clusters past the end of the file that references name, int64, each once, in order.
     """
 
     cluster_bits: int
@@ -62,7 +62,8 @@ class Ledger:
     known: NDArray[np.bool_]
     tables: L2Set
     claims: list[Claim] = field(default_factory=list)
-    wild: set[int] = field(default_factory=set)
+    wild: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    _past: list[NDArray[np.int64]] = field(default_factory=list)
 
     @property
     def clusters(self) -> int:
@@ -94,6 +95,11 @@ class Ledger:
 
     # -- making it
 
+    def settle(self) -> None:
+        """Everything was added."""
+        self.wild = np.unique(np.concatenate([self.wild, *self._past]))
+        self._past.clear()
+
     def add_range(self, offset: int, length: int, flag: int) -> None:
         first = offset >> self.cluster_bits
         last = min(div_round_up(offset + length, 1 << self.cluster_bits), self.clusters)
@@ -102,7 +108,10 @@ class Ledger:
             self.flags[first:last] |= np.uint8(flag)
 
     def add(self, numbers: NDArray[np.int64], weight: int, flag: int) -> None:
-        """`weight` references for each occurrence; numbers past the end are left out."""
+        """`weight` references for each occurrence; those past the end, as far as a file can reach, are wild ones."""
+        past = numbers[(numbers >= self.clusters) & (numbers < MAX_CLUSTERS)]
+        if past.size:
+            self._past.append(np.unique(past))
         numbers = numbers[(numbers >= 0) & (numbers < self.clusters)]
         if not numbers.size or not weight:
             return
@@ -135,6 +144,7 @@ def build_ledger(space: Workspace) -> Ledger:
     _guest_tables(space, ledger)
     _bitmap_data(space, ledger)
     _blocks_without_counts(space, ledger)
+    ledger.settle()
     return ledger
 
 
@@ -250,6 +260,10 @@ def _guest_tables(space: Workspace, ledger: Ledger) -> None:
     geometry = space.geometry
     bits = np.uint64(geometry.cluster_bits)
     tables = ledger.tables = l2_set(space)
+    for table in l1_tables(space):
+        offset = L1_ENTRY["offset"].get(table.entries)
+        far = offset[(offset >= np.uint64(space.end)) & (offset % np.uint64(space.cluster) == 0)]
+        ledger.add((far >> bits).astype(np.int64), 1, META)
     times = tables.active.astype(np.int64) + tables.inactive
     for weight in np.unique(times).tolist():
         rows = times == weight
@@ -264,17 +278,10 @@ def _guest_tables(space: Workspace, ledger: Ledger) -> None:
             if not external:
                 offset = words[~packed] & np.uint64(OFFSET_MASK)
                 offset = offset[(offset > 0) & (offset % np.uint64(geometry.cluster_size) == 0)]
-                _wild(ledger, offset)
                 ledger.add((offset >> bits).astype(np.int64), weight, DATA if active else OLD_DATA)
             if packed.any() and not external:
                 start, end = compressed_range(words[packed], geometry.cluster_bits)
                 _add_packed(ledger, start, end, weight)
-
-
-def _wild(ledger: Ledger, offsets: NDArray[np.uint64]) -> None:
-    past = offsets[offsets >= np.uint64(ledger.clusters << ledger.cluster_bits)]
-    if past.size and len(ledger.wild) < 1 << 16:
-        ledger.wild.update((past & np.uint64(-(1 << ledger.cluster_bits) & ((1 << 64) - 1))).tolist())
 
 
 def _add_packed(ledger: Ledger, start: Any, end: Any, weight: int) -> None:

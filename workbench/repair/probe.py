@@ -41,6 +41,8 @@ class Content:
     targets: NDArray[np.uint64]
     readable: int
     """Entries that lead into the file (or read as zeros), whatever flags stand beside the offset."""
+    cut: int
+    """Of those beyond: entries that were right before the file was cut off."""
 
     @property
     def plausible(self) -> bool:
@@ -50,17 +52,17 @@ class Content:
     @property
     def is_foreign(self) -> bool:
         """So many entries lead nowhere that something else most likely overwrote it; single ones may still be right."""
-        return self.unreadable >= 4 and self.unreadable > self.readable
+        return self.unreadable >= 4 and self.unreadable > self.readable + self.cut
 
     @property
     def may_be_table(self) -> bool:
         """Something in it can be right."""
-        return self.empty or self.readable > 0
+        return self.empty or self.readable + self.cut > 0
 
     @property
     def unreadable(self) -> int:
-        """Entries that lead nowhere."""
-        return self.valid + self.foreign + self.beyond - self.readable
+        """Entries that never led anywhere."""
+        return self.valid + self.foreign + self.beyond - self.readable - self.cut
 
     @property
     def empty(self) -> bool:
@@ -110,7 +112,9 @@ def l2_content(space: Workspace, offset: int) -> Content:
     found = content_of(space, words[0::2])
     used = words[0::2] != 0
     odd = int((bitmap_trouble(words[0::2], words[1::2], external=space.meta.header.has("data_file")) & used).sum())
-    return Content(max(0, found.valid - odd), found.foreign + odd, found.beyond, found.targets, found.readable)
+    return Content(
+        max(0, found.valid - odd), found.foreign + odd, found.beyond, found.targets, found.readable, found.cut
+    )
 
 
 def bitmap_trouble(
@@ -139,7 +143,8 @@ def content_of(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None
     packed_start, _ = compressed_range(used[good & masks.packed], space.geometry.cluster_bits)
     targets = np.concatenate([masks.offset[plain], packed_start & np.uint64(-space.cluster & ((1 << 64) - 1))])
     readable = int((~masks.unaligned & ~masks.beyond).sum())
-    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), np.unique(targets), readable)
+    cut = int((beyond & ~masks.packed & (masks.offset < np.uint64(space.meta.counted_reach))).sum())
+    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), np.unique(targets), readable, cut)
 
 
 def fresh_targets(space: Workspace, content: Content) -> int:

@@ -101,6 +101,7 @@ class Workspace:
         self._mark: tuple[int, list[tuple[int, int]], int] = (0, [], 0)
         self._meta: Metadata | None = None
         self._ledger: Ledger | None = None
+        self._wild: NDArray[np.int64] | None = None
 
     # -- what is there
 
@@ -139,6 +140,7 @@ class Workspace:
             from workbench.repair.ledger import build_ledger
 
             self._ledger = build_ledger(self)
+            self._wild = self._ledger.wild
         return self._ledger
 
     def read(self, offset: int, length: int) -> bytes:
@@ -228,7 +230,7 @@ class Workspace:
         Raises ImageError with the bytes that are missing when a block device has no room, and for a plan that grows out of
         all proportion.
         """
-        offset = max(self.end, self._past_wild_references())
+        offset = self._room_past_end(clusters)
         if not self.base.growable and offset + clusters * self.cluster > self.base.size():
             offset = self._inside(clusters)
             self._undo.append((0, b"", self.overlay.size()))
@@ -282,13 +284,20 @@ class Workspace:
         self.steps.append(step)
         self.changed()
 
-    def _past_wild_references(self) -> int:
-        """New clusters must not come to lie where a reference just past the end of the file points."""
-        ledger = self._ledger
-        if ledger is None:
-            return 0
-        near = [offset for offset in ledger.wild if self.end <= offset < self.end + (16 << 20)]
-        return max(near) + self.cluster if near else 0
+    def _room_past_end(self, clusters: int) -> int:
+        """The first offset past the end where so many clusters have room that no reference means.
+
+        References that were right before the file was cut off must not come to lead to what is new. A fix that has changed
+        something since the ledger was made goes by that one: fixes only take such references away.
+        """
+        if self._wild is None:
+            return self.end
+        import numpy as np
+
+        first, wild = self.end // self.cluster, self._wild
+        wild = wild[wild >= first]
+        starts, ends = np.append(first, wild + 1), np.append(wild, np.int64(1 << 62))
+        return int(starts[np.argmax(ends - starts >= clusters)]) * self.cluster
 
     def changed(self) -> None:
         """Forget what was derived from the bytes."""

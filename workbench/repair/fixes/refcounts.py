@@ -342,7 +342,7 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
     per_block = geometry.refcount_block_entries
     _, blocks = good_blocks(space)
     # What entries still mean past the end of the file stays counted: else the next cluster to be allocated would be theirs.
-    meant = np.array(sorted(ledger.wild), dtype=np.uint64) >> np.uint64(ledger.cluster_bits)
+    meant = ledger.wild
     for index in np.flatnonzero(blocks).tolist():
         first = index * per_block
         block = int(blocks[index])
@@ -350,7 +350,7 @@ def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
         goal = np.zeros(per_block, dtype=np.uint64)
         count = max(0, min(per_block, values.size - first))
         goal[:count] = values[first : first + count]
-        here = meant[(meant >= np.uint64(first)) & (meant < np.uint64(first + per_block))].astype(np.int64) - first
+        here = meant[(meant >= first) & (meant < first + per_block)] - first
         goal[here] = np.maximum(goal[here], old[here])
         if (goal == old).all():
             continue

@@ -183,7 +183,7 @@ def foreign(reading: Reading, entries: NDArray[np.uint64]) -> bool:
     offset = used & _OFFSET
     odd = plain & ((offset & np.uint64((1 << reading.bits) - 1)) != 0)
     if not reading.external:
-        odd |= plain & (offset >= np.uint64(reading.size))
+        odd |= plain & (offset >= np.uint64(max(reading.size, reading.meta.counted_reach)))
     start, _ = compressed_range(used & np.uint64(~COPIED & ((1 << 64) - 1)), reading.bits)
     odd |= ~plain & (start >= np.uint64(reading.size))
     return bool(used.size) and int(odd.sum()) * 2 > used.size

@@ -121,6 +121,7 @@ class Views:
         if a.external and old[0] in (Cell.DATA, Cell.PACKED):
             add(Fate.GIVEN_UP, start, unit, "another part of the data file would be read, or none", view=view)
             return
+        old = self._meant(old, new, unit, column)
         before = self._content(a, old, unit, column)
         empty = (Cell.HOLE, Cell.ZERO)
         if new[0] is Cell.PACKED and self._content(b, new, unit, column) is None:
@@ -154,6 +155,13 @@ class Views:
             add(Fate.REGAINED, start, unit, "the compressed cluster can be unpacked", view=view)
             return
         self._placed(view, start, unit, new)
+
+    def _meant(self, old: tuple[Cell, int], new: tuple[Cell, int], unit: int, column: int) -> tuple[Cell, int]:
+        """What a cell meant before: an error where it led to header or tables (unless what was read there is kept)."""
+        if old[0] is not Cell.DATA or not self.base.is_own(old[1]):
+            return old
+        same = self._content(self.after, new, unit, column) == self._content(self.base, old, unit, column)
+        return old if same else (Cell.ERROR, old[1])
 
     def _placed(self, view: View, start: int, unit: int, new: tuple[Cell, int]) -> None:
         """Content appears where there was none: believed where it is declared and nobody else's."""
@@ -253,6 +261,8 @@ class Views:
             if after is None or (int(after[0][row, column]), int(after[1][row, column])) != cell:
                 continue  # the entry differs: compared already
             before = self._content(self.base, cell, unit, column)
+            if cell[0] is Cell.DATA and self.base.is_own(cell[1]):
+                continue
             if before is not None and self._content(self.after, cell, unit, column) != before:
                 start = guest + (row * kinds.shape[1] + column) * unit
                 self.ledger.add(Fate.GIVEN_UP, start, unit, "the plan writes over the guest's data", view=view)

@@ -306,6 +306,12 @@ class Reading:
     def _clusters_of(self, offset: int, length: int) -> U64:
         return np.arange(offset, offset + length, 1 << self.bits, dtype=np.uint64)
 
+    def is_own(self, offset: int) -> bool:
+        """Whether a byte of the file is the header's, the refcount table's or the L1 table's: no guest's data lies there,
+        though an entry may lead to it."""
+        place = np.uint64(offset & -(1 << self.bits))
+        return not place or bool((self._own_places == place).any())
+
     @cached_property
     def _fixed_places(self) -> frozenset[int]:
         """Offsets of clusters that can be no L2 table: refcount structures, and the active L1 table."""
@@ -329,8 +335,7 @@ class Reading:
     def cells(self, entries: U64, bitmaps: U64 | None, guest: int) -> tuple[NDArray[np.uint8], U64]:
         """(Cell, host offset or descriptor) per unit: shape (entries, 32) with extended L2 entries, else (entries, 1).
 
-        guest: offset in the disk that the first entry describes. A data file must have the data at the same offset; no
-        guest's data lies on header, refcount table or L1 table.
+        guest: offset in the disk that the first entry describes. A data file must have the data at the same offset.
         """
         packed = (entries & _PACKED) != 0
         offset = entries & _OFFSET
@@ -340,8 +345,6 @@ class Reading:
             placed |= (entries & _COPIED) != 0
             here = np.uint64(guest) + (np.arange(entries.size, dtype=np.uint64) << np.uint64(self.bits))
             wild |= packed | (placed & (offset != here))
-        else:
-            wild |= placed & ~packed & np.isin(offset, self._own_places)
         if bitmaps is None:
             zero = (entries & np.uint64(ZERO)) != 0
             kind = np.where(placed, np.uint8(Cell.DATA), np.uint8(Cell.HOLE))

@@ -13,8 +13,15 @@ from workbench.check.companions import check_file
 from workbench.check.result import CheckResult
 from workbench.engine.image import Image
 from workbench.engine.info import image_info
+from workbench.engine.metadata import load_metadata
 from workbench.errors import QwbError
 from workbench.render.check_report import report
+from workbench.render.findings import verdict_words
+from workbench.render.info import info_lines
+from workbench.render.plan import verdict_text
+from workbench.render.text import printable
+from workbench.repair.edits import plan_lines
+from workbench.repair.plan import make_plan
 from workbench.storage.file import FileStorage
 
 
@@ -65,6 +72,59 @@ class TestAMissingBackingFile:
             Image.open(path)
         with Image.open(path, tolerant=True) as image:
             assert "base.qcow2' is missing" in image.problems[0].what
+
+    def test_is_told_by_info(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path)
+        with FileStorage.open(path) as storage:
+            meta = load_metadata(storage)
+            lost = "\n".join(info_lines(image_info(meta, str(path))))
+            (tmp_path / "base.qcow2").write_bytes(Tiny().build())
+            there = "\n".join(info_lines(image_info(meta, str(path))))
+        assert "looked for at" in lost and "the file is missing" in lost
+        assert "found at" in there and "missing" not in there
+
+    @pytest.mark.parametrize("hurt", [False, True], ids=["sound", "hurt"])
+    def test_is_in_the_verdicts_of_a_repair(self, hurt: bool, tmp_path: Path) -> None:
+        tiny = Tiny()
+        path = overlay(tmp_path, tiny=tiny)
+        if hurt:
+            with path.open("r+b") as file:
+                file.seek(tiny.entry(0))
+                file.write((5 * tiny.size).to_bytes(8, "big"))  # COPIED is missing
+        with FileStorage.open(path) as storage:
+            plan = make_plan(storage)
+            now, after, *_ = plan_lines(plan)
+        missing = "the backing file base.qcow2 is missing"
+        assert now == f"now:   {f'1 corruptions; {missing}' if hurt else f'clean in itself, but {missing}'}"
+        assert after == f"after: clean in itself, but {missing}"
+        assert plan.after.clean and plan.after.openable, "the image itself is"
+        told = plan.after.as_json()
+        assert told["exit-code"] == 1 and not told["openable"] and told["companion"] == missing
+        assert verdict_text(told) == f"clean in itself, but {missing}"
+        assert verdict_words(plan.result_after) == ("backing file missing", "bad")
+
+    def test_does_not_keep_a_repair_from_ending_its_marks(self, tmp_path: Path) -> None:
+        """The dirty bit goes when the refcounts are right, whatever else the image needs."""
+        path = overlay(tmp_path, tiny=Tiny(incompatible=1))
+        found = checked(path)
+        with FileStorage.open(path) as storage:
+            for before in (None, found):
+                assert load_metadata(make_plan(storage, before=before).overlay).header.incompatible_features == 0
+
+    def test_does_not_hide_what_is_wrong_with_the_keys(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path, tiny=Tiny(crypt_method=2))
+        result = checked(path)
+        assert "ENCRYPTION-MISSING" in result.findings.by_code
+        assert result.refused is not None and result.companion is not None
+
+    def test_whose_name_would_steer_a_terminal_is_shown_in_escapes(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path, "b\x1b]0;owned\x07\x1b[2J\u202e.qcow2")
+        result = checked(path)
+        with FileStorage.open(path) as storage:
+            shown = verdict_text(make_plan(storage).after)
+        for line in (*report(result), shown):
+            assert line == printable(line)
+        assert "\\x1b]0;owned" in shown
 
     def test_one_that_is_something_else_is_named(self, tmp_path: Path) -> None:
         path = overlay(tmp_path)

@@ -92,6 +92,7 @@ class _Check:
         self.mapping = MappingStats()
         self.highest = -1
         self.grows = False
+        self.companion: str | None = None
         self.seconds: dict[str, float] = {}
         self.empty = np.zeros(0, np.intp)
         self.foreign = np.zeros(0, np.intp)
@@ -101,20 +102,21 @@ class _Check:
         for fault in self.meta.faults:
             if fault.code not in _COUNTED_IN_REGIONS:
                 self.log.add(fault.code, fault.offset, fault.length, numbers={**fault.numbers, "what": fault.what})
+        self.companion = aborted
         refusal = refusal_of(self.meta, for_check=True)
-        aborted = refusal.what if refusal is not None else aborted
-        aborted = aborted or check_luks(self.meta, self.log)
+        refused = refusal.what if refusal is not None else None
+        damaged = refused or check_luks(self.meta, self.log)
         geometry = self.meta.geometry
         if geometry is None:
-            return self._result(aborted or "not a qcow2 image", None, Regions(), empty_set())
+            return self._result(damaged or "not a qcow2 image", refused or aborted, None, Regions(), empty_set())
         regions = RegionWalk(self.meta, geometry, self.log).run()
-        aborted = aborted or regions.abort
+        damaged = damaged or regions.abort
         self.check_errors += regions.check_errors
         tables = regions.collector.result()
         census = self._count(geometry, regions, tables)
         if regions.abort is None and refusal is None and not self.log.has(*UNCOUNTED):
             log_unused(self.meta, geometry, self.highest, self.log)
-        return self._result(aborted, census, regions, tables)
+        return self._result(damaged, refused or aborted or damaged, census, regions, tables)
 
     # -- counting ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +261,10 @@ class _Check:
 
     # -- outcome -------------------------------------------------------------------------------------------------------
 
-    def _result(self, aborted: str | None, census: Census | None, regions: Regions, tables: L2Set) -> CheckResult:
+    def _result(
+        self, refused: str | None, aborted: str | None, census: Census | None, regions: Regions, tables: L2Set
+    ) -> CheckResult:
+        aborted = aborted or refused
         findings = self.log.freeze()
         corruptions = findings.counted(Severity.CORRUPTION)
         leaks = findings.counted(Severity.LEAK)
@@ -302,7 +307,8 @@ class _Check:
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
-            tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds,
+            tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds, refused=refused,
+            companion=self.companion,
         )  # fmt: skip
 
     def _blank(self, census: Census | None, regions: Regions) -> bool:

@@ -1,7 +1,7 @@
 """What an image says about itself, as plain JSON values: a superset of `qemu-img info --output=json`.
 
 Keys that qemu-img prints have its names, values and omission rules; what we add: `file-size`, `opens`, `faults`,
-`header`, `features`, `extensions`. Works on any damaged image. Imports no numpy: `qwb info` must start at once.
+`header`, `features`, `extensions`, `backing-missing`. Works on any damaged image. Imports no numpy: `qwb info` must start at once.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def image_info(meta: Metadata, filename: str) -> Json:
         out["full-backing-filename"] = full_backing_name(filename, meta.backing_name)
         if meta.backing_format:
             out["backing-filename-format"] = meta.backing_format
+        if not has_protocol(meta.backing_name) and not _exists(out["full-backing-filename"]):
+            out["backing-missing"] = True
     if meta.snapshots:
         out["snapshots"] = [_snapshot(each) for each in meta.snapshots]
     out["format-specific"] = {"type": "qcow2", "data": _specific(meta)}
@@ -209,6 +211,13 @@ def full_backing_name(image: str, backing: str) -> str:
         return backing
     folder = image.rpartition("/")
     return f"{folder[0]}/{backing}" if folder[1] else backing
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def chain_info(meta: Metadata, filename: str, open_storage: OpenStorage) -> list[Json]:

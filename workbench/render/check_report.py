@@ -53,14 +53,18 @@ def certainty(confidence: float) -> str:
 
 
 def report(result: CheckResult, *, limit: int | None = 100) -> Iterator[str]:
-    """The whole report. limit: most findings and leaked runs to list (None: all)."""
+    """The whole report; nothing in it can steer a terminal. limit: most findings and leaked runs to list (None: all)."""
+    return map(printable, _report(result, limit))
+
+
+def _report(result: CheckResult, limit: int | None) -> Iterator[str]:
     yield from verdict(result)
     if result.causes:
         yield ""
         yield "Causes"
         for number, cause in enumerate(result.causes, 1):
-            yield f"{number:3}. {cause.title} ({certainty(cause.confidence)})"
-            yield from textwrap.wrap(cause.text, WIDTH, initial_indent="     ", subsequent_indent="     ")
+            yield f"{number:3}. {printable(cause.title)} ({certainty(cause.confidence)})"
+            yield from textwrap.wrap(printable(cause.text), WIDTH, initial_indent="     ", subsequent_indent="     ")
             for line in cause.evidence:
                 yield from textwrap.wrap(printable(line), WIDTH, initial_indent="     - ", subsequent_indent="       ")
     if result.lost_tables:

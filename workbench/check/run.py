@@ -298,6 +298,7 @@ class _Check:
                 ).run()  # fmt: skip
             unreferenced = triage.found
             findings = self._with_lost(triage, geometry, self._at_risk(triage, findings, size))
+            findings = self._without_tail(triage, findings)
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
         elif len(findings):
@@ -329,6 +330,18 @@ class _Check:
             numbers = {"entries": each.entries, "lost": each.leaked}
             self.log.add("L2-TABLE-LOST", each.offset, geometry.cluster_size, numbers=numbers, **where)
         return self.log.freeze() if triage.lost else findings
+
+    @staticmethod
+    def _without_tail(triage: Triage, findings: Findings) -> Findings:
+        """The findings; without the note that nothing uses the end of the file where evidence lies in it."""
+        rows = findings.rows("FILE-TAIL-UNUSED")
+        if not rows.size:
+            return findings
+        start = int(findings.columns["offset"][rows[0]])
+        last = [each.offset + each.length for each in triage.runs if each.keep] + [
+            each.offset + 1 for each in triage.lost
+        ]
+        return findings.without(rows) if max(last, default=0) > start else findings
 
     def _at_risk(self, triage: Triage, findings: Findings, size: int) -> Findings:
         """The warning that opening the image for writing would free what may be guest data: one row for all of it."""

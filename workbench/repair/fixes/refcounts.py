@@ -191,7 +191,8 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
         values[lost] = np.minimum(np.maximum(values[lost], ledger.counts[lost].astype(np.uint64) + np.uint64(1)), most)
         space.note(
             f"{many(int(lost.sum()), 'cluster')} may be shared with a snapshot that cannot be read, and their refcounts are"
-            " lost: each is counted once more"
+            " lost: each is counted once more",
+            "counts of a lost snapshot",
         )
     held = (ledger.counts > 0) & (ledger.stored > values)
     if held.any():
@@ -201,7 +202,8 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
             values[held] = np.minimum(_floor(space, ledger)[held], most)
             space.note(
                 f"{many(int(held.sum()), 'cluster')} may be shared with something that has lost its place (a table, a"
-                " snapshot): the refcount is kept"
+                " snapshot): the refcount is kept",
+                "counts that are kept",
             )
     return _Wanted(values, kept)
 

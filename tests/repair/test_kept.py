@@ -286,7 +286,9 @@ def test_what_is_noted_of_a_lost_table_is_said_once_as_it_is_in_the_end(tmp_path
     with Editor(kit.path) as ed:
         table, entry = ed.l2_table(0), ed.l1(2)
         ed.set_l1(0, 0)
-        ed.set_l1(2, entry ^ 1 << 40)  # one bit away from its table: it gets it back, and is no place for the other then
+        ed.set_l1(
+            2, entry ^ 1 << 40
+        )  # one bit away from its table: it gets it back, and is no place for the other then
     plan = plan_of(kit.path)
     assert plan.proof.harmless
     notes = [note for note in plan.notes if "lost L2 table" in note]

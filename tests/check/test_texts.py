@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -132,6 +133,36 @@ class TestAMissingBackingFile:
         result = checked(path)
         assert result.exit_code == 1 and "HTML" in text_of(result)
         assert result.causes[0].title == "The backing file cannot be used"
+
+
+class TestABackingFileThatWasReplaced:
+    @pytest.mark.parametrize(
+        ("later", "said"), [(3 * 86400, "3 days"), (7300, "2 hours"), (61, "1 minute"), (60, ""), (-86400, "")]
+    )
+    def test_is_younger_than_the_image_on_it(self, later: int, said: str, tmp_path: Path) -> None:
+        path, base = overlay(tmp_path), tmp_path / "base.qcow2"
+        base.write_bytes(Tiny().build())
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        os.utime(base, (1_700_000_000 + later, 1_700_000_000 + later))
+        result = checked(path)
+        assert result.exit_code == 0, "a time stamp is no damage"
+        messages = [each.message for each in result.findings.of("BACKING-YOUNGER")]
+        assert messages == (
+            [f"the backing file 'base.qcow2' was written {said} after this image last was"] if said else []
+        )
+        with FileStorage.open(path) as storage:
+            lines = "\n".join(info_lines(image_info(load_metadata(storage), str(path))))
+            assert make_plan(storage).empty
+        assert ("after this image last was" in lines) == bool(said)
+
+    def test_is_named_with_the_image_that_is_older(self, tmp_path: Path) -> None:
+        overlay(tmp_path).rename(tmp_path / "middle.qcow2")
+        path = overlay(tmp_path, "middle.qcow2")
+        (tmp_path / "base.qcow2").write_bytes(Tiny().build())
+        for number, each in enumerate((tmp_path / "middle.qcow2", path, tmp_path / "base.qcow2")):
+            os.utime(each, (1_700_000_000 + number * 1000, 1_700_000_000 + number * 1000))
+        (message,) = [each.message for each in checked(path).findings.of("BACKING-YOUNGER")]
+        assert f"after {tmp_path / 'middle.qcow2'} last was" in message
 
 
 class TestTablesPastTheEnd:

@@ -201,6 +201,8 @@ def _uncounted(result: CheckResult) -> int:
 
 def problem_page(problem: Problem) -> Iterator[str]:
     """One page of the catalogue."""
+    from workbench.repair.fixes.catalogue import choice_of  # a check does without
+
     yield f"{problem.code} — {problem.title} ({problem.severity.value})"
     for title, text in (
         ("What it means", problem.meaning),
@@ -217,4 +219,6 @@ def problem_page(problem: Problem) -> Iterator[str]:
         yield ""
         yield "Fixes"
         for fix in problem.fixes:
-            yield f"  {fix.id} ({fix.tier.value}): {fix.title}"
+            chosen = choice_of(fix.id, problem.code)
+            how = f"  [repair --fix {problem.code} --choose {chosen}]" if chosen else ""
+            yield f"  {fix.id} ({fix.tier.value}): {fix.title}{how}"

@@ -21,6 +21,7 @@ from workbench.repair import recovery, undo
 from workbench.repair.apply import Applied, Change, OnProgress, apply, require_length
 from workbench.repair.casefile import ByteEdit, Session
 from workbench.repair.fixes import RULES, Alternative, Rule, rules_for
+from workbench.repair.fixes.catalogue import IMPLEMENTED
 from workbench.repair.plan import OnPhase, Plan, make_plan, verdict_of
 from workbench.repair.policy import Mode, Policy
 from workbench.storage.base import Storage
@@ -140,7 +141,7 @@ class Guide:
         for fix, alternative in (choices or {}).items():
             known = {rule.id: {each.id for each in rule.alternatives} for rule in RULES}
             if not fix.startswith("relink:") and alternative not in known.get(fix, set()):
-                raise ArgumentError(f"fix {fix!r} has no alternative {alternative!r}")
+                raise ArgumentError(f"fix {fix!r} has no alternative {alternative!r}", hint=_ways(fix, known))
         now = self.policy
         self.policy = replace(
             now,
@@ -206,6 +207,19 @@ class Guide:
         """End an interrupted session: roll back, or complete it."""
         self.found = self.current = None
         return recovery.recover(self.path, case=self.case, complete=complete, force=force, recheck=recheck(None))
+
+
+def _ways(fix: str, known: dict[str, set[str]]) -> str:
+    """What could have been meant by a choice: the ways of that fix, or the fixes that have several."""
+    ways = known.get(fix)
+    if ways:
+        return f"its ways: {', '.join(sorted(ways))}"
+    if ways is not None:
+        return "there is one way only: it needs no choice"
+    named = [f"{name}={way}" for name, way in IMPLEMENTED.get(fix, ()) if way]
+    if named:
+        return f"say {' or '.join(named)}"
+    return f"fixes with several ways: {', '.join(sorted(name for name, each in known.items() if each))}"
 
 
 def note_of_dependents(found: list[Path]) -> str:

@@ -52,7 +52,7 @@ def run(space: Workspace) -> None:
         fits = sorted(each for each in table.fits if each in free)
         shown = ", ".join(map(str, fits[:8])) + (" …" if len(fits) > 8 else "")
         place = (
-            f"it may belong to L1 entry {shown}: it is kept; `--choose relink:{table.offset:#x}={fits[0]}` links it there"
+            f"it may belong to L1 entry {shown}: it is kept; `--choose relink:{table.offset:#x}={fits[0]}`, with --accept-loss, links it there"
             if fits
             else "no L1 entry without a table is left for it: it is kept"
         )

@@ -116,6 +116,31 @@ def test_clusters_of_an_interrupted_write_are_freed_and_said(kit: Kit, tmp_path:
     assert plan.proof.harmless and plan.proof.frees_content.bytes == 7 * C
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_crash_after_a_snapshot_is_mended_at_once(twice: bool, kit: Kit, tmp_path: Path) -> None:
+    """Refcounts of zero leave it open what else was shared; a refcount of one says that nobody shares the cluster."""
+    kit.create("64M")
+    kit.io("write -s noise 0 2M")
+    kit.img("snapshot", "-c", "suspend", kit.path.name)
+    kit.io("write -P 3 20M 512k", "write -P 4 22M 256k")
+    was = before(kit)
+    with Editor(kit.path) as ed:
+        for guest in (20 * M + 2 * C, 20 * M + 3 * C):
+            ed.set_refcount(ed.host_of(guest), 0)
+        if twice:
+            ed.set_refcount(ed.host_of(20 * M + 6 * C), 2)
+        ed.set_l1(0, ed.l1(0) & ~COPIED)
+        ed.set_l2(22 * M, ed.l2(22 * M) & ~COPIED)
+        shared = [ed.host_of(guest) for guest in range(0, 2 * M, C)]
+    plan = plan_of(kit)
+    assert plan.after.clean and plan.proof.harmless and not plan.after.corruptions
+    with planned(plan, tmp_path) as ed:
+        assert ed.l1(0) & COPIED and ed.l2(22 * M) & COPIED
+        assert not any(ed.l2(guest) & COPIED for guest in range(0, 2 * M, C)), "the snapshot has them too"
+        assert {ed.refcount(host) for host in shared} == {2}
+    assert disk(plan) == was
+
+
 # -- mapping -----------------------------------------------------------------------------------------------------------
 
 

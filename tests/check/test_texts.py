@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -13,8 +14,15 @@ from workbench.check.companions import check_file
 from workbench.check.result import CheckResult
 from workbench.engine.image import Image
 from workbench.engine.info import image_info
+from workbench.engine.metadata import load_metadata
 from workbench.errors import QwbError
 from workbench.render.check_report import report
+from workbench.render.findings import verdict_words
+from workbench.render.info import info_lines
+from workbench.render.plan import verdict_text
+from workbench.render.text import printable
+from workbench.repair.edits import plan_lines
+from workbench.repair.plan import make_plan
 from workbench.storage.file import FileStorage
 
 
@@ -66,12 +74,95 @@ class TestAMissingBackingFile:
         with Image.open(path, tolerant=True) as image:
             assert "base.qcow2' is missing" in image.problems[0].what
 
+    def test_is_told_by_info(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path)
+        with FileStorage.open(path) as storage:
+            meta = load_metadata(storage)
+            lost = "\n".join(info_lines(image_info(meta, str(path))))
+            (tmp_path / "base.qcow2").write_bytes(Tiny().build())
+            there = "\n".join(info_lines(image_info(meta, str(path))))
+        assert "looked for at" in lost and "the file is missing" in lost
+        assert "found at" in there and "missing" not in there
+
+    @pytest.mark.parametrize("hurt", [False, True], ids=["sound", "hurt"])
+    def test_is_in_the_verdicts_of_a_repair(self, hurt: bool, tmp_path: Path) -> None:
+        tiny = Tiny()
+        path = overlay(tmp_path, tiny=tiny)
+        if hurt:
+            with path.open("r+b") as file:
+                file.seek(tiny.entry(0))
+                file.write((5 * tiny.size).to_bytes(8, "big"))  # COPIED is missing
+        with FileStorage.open(path) as storage:
+            plan = make_plan(storage)
+            now, after, *_ = plan_lines(plan)
+        missing = "the backing file base.qcow2 is missing"
+        assert now == f"now:   {f'1 corruptions; {missing}' if hurt else f'clean in itself, but {missing}'}"
+        assert after == f"after: clean in itself, but {missing}"
+        assert plan.after.clean and plan.after.openable, "the image itself is"
+        told = plan.after.as_json()
+        assert told["exit-code"] == 1 and not told["openable"] and told["companion"] == missing
+        assert verdict_text(told) == f"clean in itself, but {missing}"
+        assert verdict_words(plan.result_after) == ("backing file missing", "bad")
+
+    def test_does_not_keep_a_repair_from_ending_its_marks(self, tmp_path: Path) -> None:
+        """The dirty bit goes when the refcounts are right, whatever else the image needs."""
+        path = overlay(tmp_path, tiny=Tiny(incompatible=1))
+        found = checked(path)
+        with FileStorage.open(path) as storage:
+            for before in (None, found):
+                assert load_metadata(make_plan(storage, before=before).overlay).header.incompatible_features == 0
+
+    def test_does_not_hide_what_is_wrong_with_the_keys(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path, tiny=Tiny(crypt_method=2))
+        result = checked(path)
+        assert "ENCRYPTION-MISSING" in result.findings.by_code
+        assert result.refused is not None and result.companion is not None
+
+    def test_whose_name_would_steer_a_terminal_is_shown_in_escapes(self, tmp_path: Path) -> None:
+        path = overlay(tmp_path, "b\x1b]0;owned\x07\x1b[2J\u202e.qcow2")
+        result = checked(path)
+        with FileStorage.open(path) as storage:
+            shown = verdict_text(make_plan(storage).after)
+        for line in (*report(result), shown):
+            assert line == printable(line)
+        assert "\\x1b]0;owned" in shown
+
     def test_one_that_is_something_else_is_named(self, tmp_path: Path) -> None:
         path = overlay(tmp_path)
         (tmp_path / "base.qcow2").write_bytes(b"<html></html>")
         result = checked(path)
         assert result.exit_code == 1 and "HTML" in text_of(result)
         assert result.causes[0].title == "The backing file cannot be used"
+
+
+class TestABackingFileThatWasReplaced:
+    @pytest.mark.parametrize(
+        ("later", "said"), [(3 * 86400, "3 days"), (7300, "2 hours"), (61, "1 minute"), (60, ""), (-86400, "")]
+    )
+    def test_is_younger_than_the_image_on_it(self, later: int, said: str, tmp_path: Path) -> None:
+        path, base = overlay(tmp_path), tmp_path / "base.qcow2"
+        base.write_bytes(Tiny().build())
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        os.utime(base, (1_700_000_000 + later, 1_700_000_000 + later))
+        result = checked(path)
+        assert result.exit_code == 0, "a time stamp is no damage"
+        messages = [each.message for each in result.findings.of("BACKING-YOUNGER")]
+        assert messages == (
+            [f"the backing file 'base.qcow2' was written {said} after this image last was"] if said else []
+        )
+        with FileStorage.open(path) as storage:
+            lines = "\n".join(info_lines(image_info(load_metadata(storage), str(path))))
+            assert make_plan(storage).empty
+        assert ("after this image last was" in lines) == bool(said)
+
+    def test_is_named_with_the_image_that_is_older(self, tmp_path: Path) -> None:
+        overlay(tmp_path).rename(tmp_path / "middle.qcow2")
+        path = overlay(tmp_path, "middle.qcow2")
+        (tmp_path / "base.qcow2").write_bytes(Tiny().build())
+        for number, each in enumerate((tmp_path / "middle.qcow2", path, tmp_path / "base.qcow2")):
+            os.utime(each, (1_700_000_000 + number * 1000, 1_700_000_000 + number * 1000))
+        (message,) = [each.message for each in checked(path).findings.of("BACKING-YOUNGER")]
+        assert f"after {tmp_path / 'middle.qcow2'} last was" in message
 
 
 class TestTablesPastTheEnd:
@@ -102,7 +193,79 @@ class TestTablesPastTheEnd:
         assert checked(path).exit_code == 0, "without snapshots nobody reads it"
 
 
+class TestCauses:
+    def titles(self, image: bytes | bytearray) -> list[str]:
+        return [each.title for each in check(load(image)).causes]
+
+    def test_of_lost_refcounts_promise_the_mapping_only_where_it_is_whole(self) -> None:
+        tiny = Tiny()
+        image = tiny.build()
+        tiny.put(image, tiny.size, 2 * tiny.size + 512)  # the refcount block's entry is unaligned
+        assert "The mapping is not affected" in text_of(check(load(image)))
+        tiny.put(image, tiny.entry(3), 1 << 40 | COPIED)
+        text = text_of(check(load(image)))
+        assert "Refcounts were lost" in text and "The mapping has faults of its own" in text
+        assert "all data can be read" not in text
+        assert "no refcount that can be read says that it is in use" in " ".join(text.split())
+
+    def test_of_an_l1_table_that_is_something_else_say_so_in_one_cause(self) -> None:
+        tiny = Tiny(header={24: (128 << 30).to_bytes(8, "big"), 36: (256).to_bytes(4, "big")})
+        image = tiny.build()
+        image[3 * tiny.size : 3 * tiny.size + 2048] = b"\x60" * 2048
+        result = check(load(image))
+        assert result.causes[0].title == "The L1 table was overwritten"
+        assert "256 of its 256 entries in use" in result.causes[0].text
+        assert "L2-TABLE-SHARED" not in result.findings.by_code, "there is no table to share"
+        for code in ("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF"):
+            assert result.findings.by_code[code] == (256, 256) and result.findings.rows(code).size == 1
+
+    def test_of_a_single_wrong_l1_entry_stay_as_they_were(self) -> None:
+        tiny = Tiny(header={36: (2).to_bytes(4, "big")})
+        image = tiny.build()
+        tiny.put(image, 3 * tiny.size + 8, 1 << 40)
+        assert self.titles(image)[0] == "Single entries were damaged"
+
+    def test_of_a_header_that_says_nothing_lead_to_what_looks_behind_it(self) -> None:
+        image = Tiny(header={0: bytes(4)}).build()
+        cause, *_ = check(load(image)).causes
+        assert cause.code == "HEADER-DAMAGED" and "`qwb repair --dry-run`" in cause.text
+
+
+class TestRoomInside:
+    def test_is_told_where_a_copy_would_be_much_shorter(self) -> None:
+        tiny = Tiny(data_clusters=100)
+        image = tiny.build()
+        for index in range(60):
+            tiny.put(image, tiny.entry(index), 0)
+            image[2 * tiny.size + 2 * (5 + index) : 2 * tiny.size + 2 * (5 + index) + 2] = bytes(2)
+            image[(5 + index) * tiny.size : (6 + index) * tiny.size] = bytes(tiny.size)
+        result = check(load(image))
+        assert result.exit_code == 0
+        said = f"Free inside: 3.75 MiB; with its clusters side by side the image would end at {45 * tiny.size} "
+        assert said in text_of(result)
+
+    def test_is_not_told_of_a_few_clusters_of_leaks_or_of_what_may_be_data(self) -> None:
+        for free in (0, 2):
+            tiny = Tiny(data_clusters=100)
+            image = tiny.build()
+            for index in range(60):
+                tiny.put(image, tiny.entry(index), 0)
+                if index < free:
+                    image[2 * tiny.size + 2 * (5 + index) : 2 * tiny.size + 2 * (5 + index) + 2] = bytes(2)
+            assert "Free inside" not in text_of(check(load(image)))
+
+
 class TestTheUnusedTail:
+    def test_is_not_called_unused_where_a_lost_table_lies_in_it(self) -> None:
+        tiny = Tiny(data_clusters=8)
+        image = tiny.build()
+        image[2 * tiny.size + 8 : 3 * tiny.size] = bytes(tiny.size - 8)  # counted: header to L1 table
+        tiny.put(image, 3 * tiny.size, 0)
+        result = check(load(image))
+        assert result.exit_code == 0 and [each.offset for each in result.lost_tables] == [4 * tiny.size]
+        assert "FILE-TAIL-UNUSED" not in result.findings.by_code
+        assert "leaked" not in text_of(result).replace("qemu-img check -r leaks", "")
+
     def test_is_said_when_refcounts_are_known(self) -> None:
         image = Tiny().build() + bytes(4 << 16)
         assert "FILE-TAIL-UNUSED" in check(load(image)).findings.by_code
@@ -204,6 +367,42 @@ class TestOneFaultOneRow:
             assert result.findings.rows(code).size <= 2, code
         row = max(result.findings.of("L2-COPIED-WRONG"), key=lambda each: each.count)
         assert row.guest_length == row.count * size, "its guest range is exact"
+
+    def test_is_one_line_for_each_code_in_the_report(self) -> None:
+        """Refcount blocks lost, unaligned here and there, whose clusters lie in many pieces of the file."""
+        tiny = Tiny(cluster_bits=9, data_clusters=0)
+        size = tiny.size
+        image = bytearray(tiny.build())
+        entries = size // 8
+        image[24:32] = (40 * entries * size).to_bytes(8, "big")
+        image[36:40], image[40:48] = (40).to_bytes(4, "big"), (5 * size).to_bytes(8, "big")
+        image += bytes(size)
+        image[2 * size + 10 : 2 * size + 12] = b"\0\1"
+        for table in range(40):
+            image += bytes(size)  # a gap: no run of clusters goes on over it
+            start = len(image)
+            Tiny.put(image, 5 * size + 8 * table, start | COPIED)
+            image += b"".join((start + (n + 1) * size | COPIED).to_bytes(8, "big") for n in range(entries))
+            image += b"\1" * (size * entries)
+        result = check(load(image))
+        rows = result.findings.rows("REFCOUNT-ZERO")
+        assert rows.size == 40 and result.findings.rows("REFBLOCK-MISSING").size > 8
+        lines = list(report(result))
+        for code in ("REFCOUNT-ZERO", "REFBLOCK-MISSING"):
+            found = [line for line in lines if f" {code}: " in line]
+            assert len(found) == 1, code
+            items, _ = result.findings.by_code[code]
+            assert f"{result.findings.rows(code).size} ranges, {items:,} in all" in found[0]
+        every = [line for line in report(result, limit=None) if " REFCOUNT-ZERO: " in line]
+        assert len(every) == 40
+
+    def test_faults_of_their_own_stay_lines_of_their_own(self) -> None:
+        tiny = Tiny(data_clusters=40)
+        image = tiny.build()
+        for index in (0, 7, 14, 21, 28, 35):
+            tiny.put(image, tiny.entry(index), (5 + index) * tiny.size)
+        lines = [line for line in report(check(load(image))) if "L2-COPIED-WRONG: " in line]
+        assert len(lines) == 6
 
     def test_rows_that_do_not_go_on_stay_apart(self) -> None:
         tiny = Tiny()

@@ -155,7 +155,7 @@ def test_a_table_in_free_clusters_of_a_disk_without_any_is_named_and_never_certa
     set_refcounts(storage, places, 0)
     result = check(meta(storage))
     assert result.clean and len(result.lost_tables) == 1 and not result.lost_tables[0].certain
-    assert result.findings.by_code == {"L2-TABLE-LOST": (1, 0), "FILE-TAIL-UNUSED": (1, 0)}
+    assert result.findings.by_code == {"L2-TABLE-LOST": (1, 0)}
 
 
 def test_check_warns_of_opening_a_dirty_image_with_orphans_and_not_of_others() -> None:

@@ -96,6 +96,36 @@ def test_wrong_usage_is_one_line(image: Path, args: tuple[str, ...], words: str)
     assert done.exit_code == 1 and words in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("choice", "hint"),
+    [
+        ("relink=zzz", "its ways: best, data, none"),
+        ("drop-bitmap=drop", "say bitmaps-in-use=drop or bitmaps=drop"),
+        ("relink-l2=1", "say relink=best"),
+        ("refcounts=1", "it needs no choice"),
+        ("nothing=1", "fixes with several ways: "),
+    ],
+)
+def test_a_choice_that_does_not_exist_leads_to_those_that_do(choice: str, hint: str, image: Path) -> None:
+    done = repair(image, "--all", "--dry-run", "--choose", choice)
+    assert done.exit_code == 1 and hint in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_choices_that_the_catalogue_names_are_taken(image: Path) -> None:
+    from workbench.check.problems import PROBLEMS
+    from workbench.cli.problems import command as problems_command
+    from workbench.repair.fixes.catalogue import choice_of
+    from workbench.repair.session import Guide
+
+    named = {choice for each in PROBLEMS.values() for fix in each.fixes if (choice := choice_of(fix.id, each.code))}
+    assert {"bitmaps-in-use=drop", "bitmaps-in-use=trust", "entries=zero"} <= named
+    with Guide(image) as guide:
+        for choice in named:
+            guide.choose(choices=dict([choice.split("=")]))
+    page = CliRunner().invoke(problems_command, ["BITMAP-IN-USE"]).stdout
+    assert "[repair --fix BITMAP-IN-USE --choose bitmaps-in-use=drop]" in page
+
+
 def test_to_writes_a_repaired_copy(image: Path) -> None:
     before, new = image.read_bytes(), image.with_name("new.qcow2")
     assert repair(image, "--all", "--yes", "--to", new).exit_code == 0

@@ -9,8 +9,8 @@ import pytest
 
 from formats.qcow2.tables import COPIED, compressed_entry
 from tests.engine.tiny import DATA, tiny
-from workbench.engine.codecs import compress
-from workbench.engine.convert import Cancelled, Source, convert_to_raw, data_spans
+from workbench.engine.codecs import CompressionType, compress, unpack_start
+from workbench.engine.convert import Cancelled, CopyResult, Source, convert_to_raw, data_spans
 from workbench.engine.convert_qcow2 import convert_to_qcow2
 from workbench.engine.image import Image
 from workbench.errors import ArgumentError, CorruptError, LockedError
@@ -85,6 +85,70 @@ def test_damage_ends_the_copy_and_leaves_what_was_there(tmp_path: Path) -> None:
         result = convert_to_raw(source(image), out, salvage=True)
         assert [(start, length) for start, length, _ in result.lost] == [(6 * C, C)]
         assert out.read_bytes() == image.read(0, 6 * C) + bytes(C + 512)
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_what_is_lost_side_by_side_is_one_range_and_costs_no_reading(tmp_path: Path, form: str) -> None:
+    """2 TiB of L1 entries that lead nowhere, and two wrong L2 entries behind some data."""
+    words = [COPIED | DATA * C, COPIED | 0x50200, COPIED | 0x60200, COPIED | (DATA + 1) * C]
+    storage = tiny(words, size=2 << 40, data={DATA: b"\1" * C, DATA + 1: b"\2" * C})
+    l1, entries = storage.size(), 4096
+    storage.truncate(l1 + C)
+    storage.write(l1, storage.read(int.from_bytes(storage.read(40, 8), "big"), 8))
+    storage.write(l1 + 8, b"\x60" * 8 * (entries - 1))
+    storage.write(36, entries.to_bytes(4, "big") + l1.to_bytes(8, "big"))
+    path, out = tmp_path / "source.qcow2", tmp_path / "out"
+    path.write_bytes(storage.getvalue())
+    with Image.open(path) as image:
+        result = (convert_to_raw if form == "raw" else convert_to_qcow2)(source(image), out, salvage=True)
+    assert [(start, length) for start, length, _ in result.lost] == [(C, 2 * C), (512 << 20, (2 << 40) - (512 << 20))]
+    assert result.data == 2 * C
+    with FileStorage.open(out) as copy:
+        if form == "raw":
+            assert copy.read(0, 5 * C) == b"\1" * C + bytes(2 * C) + b"\2" * C + bytes(C)
+
+
+def test_ranges_told_out_of_order_are_joined_in_the_end() -> None:
+    result = CopyResult()
+    for start in (8, 2, 0, 4, 12):
+        result.lose(start, 2, f"at {start}")
+    result.settle()
+    assert result.lost == [(0, 6, "at 0"), (8, 2, "at 8"), (12, 2, "at 12")]
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+@pytest.mark.parametrize("kind", CompressionType)
+def test_of_a_stream_that_was_cut_off_what_unpacks_is_kept(tmp_path: Path, form: str, kind: CompressionType) -> None:
+    plain = random.Random(4).randbytes(C // 2) + bytes(range(256)) * (C // 512)
+    packed = compress(plain, kind)
+    assert packed is not None
+    at = (DATA + 1) * C
+    storage = tiny([COPIED | DATA * C, compressed_entry(at, len(packed), 16)], size=2 * C, data={DATA: b"\1" * C})
+    if kind is CompressionType.ZSTD:
+        storage.write(72, (8).to_bytes(8, "big"))
+        storage.write(100, (112).to_bytes(4, "big") + b"\1" + bytes(7))
+    storage.write(at, packed[: len(packed) * 3 // 4])
+    storage.truncate(at + len(packed) * 3 // 4)
+    path, out = tmp_path / "source.qcow2", tmp_path / "out"
+    path.write_bytes(storage.getvalue())
+    with Image.open(path) as image:
+        result = (convert_to_raw if form == "raw" else convert_to_qcow2)(source(image), out, salvage=True)
+    ((start, length, reason),) = result.lost
+    kept = start - C
+    assert start + length == 2 * C and "compressed cluster cannot be read" in reason
+    assert (kept > C // 4) if kind is CompressionType.ZLIB else kept >= 0
+    if form == "raw":
+        content = out.read_bytes()
+    else:
+        with Image.open(out) as copy:
+            content = copy.read(0, 2 * C)
+    assert content == b"\1" * C + plain[:kept] + bytes(length)
+
+
+def test_of_a_stream_that_contradicts_itself_nothing_is_taken_for_data() -> None:
+    packed = bytearray(compress(b"compress me " * 5461 + b"....", CompressionType.ZLIB) or b"")
+    packed[3:20] = b"\xff" * 17
+    assert unpack_start(packed, C, CompressionType.ZLIB) == b""
 
 
 def test_cancelling_leaves_no_file(tmp_path: Path) -> None:

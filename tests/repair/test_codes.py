@@ -71,7 +71,7 @@ BY_RECIPE = {
     "L1-TABLE-TOO-LARGE": "l1-size-huge",
     "L1-TABLE-UNALIGNED": "cluster-bits-wrong",
     "L1-TABLE-TOO-SMALL": "size-grown",
-    "L2-TABLE-SHARED": "l1-size-huge",
+    "L2-TABLE-SHARED": "l1-shared-l2",
     "L2-ENTRY-RESERVED": "cluster-bits-wrong",
     "L2-ENTRY-UNALIGNED": "cluster-bits-wrong",
     "L2-ENTRY-BEYOND-EOF": "cluster-bits-wrong",

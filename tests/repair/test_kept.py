@@ -276,3 +276,25 @@ def test_a_refcount_table_offset_on_a_snapshots_table_takes_nothing_from_it(tmp_
     assert not plan.after.corruptions
     with counts(plan, tmp_path) as ed:
         assert ed.number(l1) & 0x00FFFFFFFFFFFE00 == table
+
+
+def test_what_is_noted_of_a_lost_table_is_said_once_as_it_is_in_the_end(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    kit.create("4G")
+    (tmp_path / "noise").write_bytes(noise(8 * M, 7))
+    kit.io("write -s noise 0 8M", "write -s noise 1G 8M")
+    with Editor(kit.path) as ed:
+        table, entry = ed.l2_table(0), ed.l1(2)
+        ed.set_l1(0, 0)
+        ed.set_l1(
+            2, entry ^ 1 << 40
+        )  # one bit away from its table: it gets it back, and is no place for the other then
+    plan = plan_of(kit.path)
+    assert plan.proof.harmless
+    notes = [note for note in plan.notes if "lost L2 table" in note]
+    assert len(notes) == 1
+    assert f"lies at {table:#x}, with 128 clusters that nothing else uses" in notes[0]
+    assert "L1 entry 0, 1, 3, 4" in notes[0]
+    assert f"`--choose relink:{table:#x}=0`" in notes[0]
+    with counts(plan, tmp_path) as ed:
+        assert ed.l1(2) == entry

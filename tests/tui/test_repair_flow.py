@@ -15,8 +15,10 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 from tests.tui.conftest import Drive, browser, go, settle
+from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.metadata import load_metadata
 from workbench.repair import undo
+from workbench.repair.apply import Phase, Progress
 from workbench.repair.casefile import CaseFile, State, case_path
 from workbench.repair.session import Guide
 from workbench.tui.app import Workbench
@@ -27,6 +29,7 @@ from workbench.tui.screens.repair import RepairScreen
 from workbench.tui.screens.repair_hand import EditScreen
 from workbench.tui.screens.repair_history import HistoryScreen
 from workbench.tui.screens.repair_steps import At
+from workbench.tui.screens.repair_texts import write_text
 from workbench.tui.widgets.editdiff import EditDiffView
 from workbench.tui.widgets.hostmap import HostMapView
 
@@ -208,6 +211,33 @@ async def test_what_drops_data_wants_a_word_typed(drive: Drive, sample: Sample) 
     assert path.read_bytes() != before
     undo.undo(path)
     assert path.read_bytes() == before
+
+
+async def test_the_last_question_names_the_images_that_stand_on_this_one(drive: Drive, sample: Sample) -> None:
+    path = sample("leaked")
+    names = [f"over-{number}\x1b[2J.qcow2" for number in range(4)]
+    for name in names:
+        create_file(
+            str(path.with_name(name)), CreateOptions(size=1 << 20, backing_file=path.name, backing_format="qcow2")
+        )
+    async with drive(path, size=(80, 24), auto_check=True) as (app, pilot):
+        await keys(app, pilot, "r", "enter", "enter")
+        assert at(app) is At.CONFIRM
+        text = str(app.screen.query_one("#confirm-text", Static).render())
+        assert "is the backing file of over-0\\x1b[2J.qcow2, over-1" in text
+        assert "and 1 more: what a repair changes in the disk shows through there" in text
+        assert "\x1b" not in text
+    for name in names:
+        path.with_name(name).unlink()
+    async with drive(path, size=(80, 24), auto_check=True) as (app, pilot):
+        await keys(app, pilot, "r", "enter", "enter")
+        assert at(app) is At.CONFIRM
+        assert "backing file of" not in str(app.screen.query_one("#confirm-text", Static).render())
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_each_phase_of_the_writing_is_explained(phase: Phase) -> None:
+    assert len(write_text(Progress(phase, 1, 2)).splitlines()[2]) > 20
 
 
 # Looking -------------------------------------------------------------------------------------------------------------

@@ -65,7 +65,10 @@ def header_cause(meta: Metadata, findings: Findings) -> tuple[Cause, ...]:
     if foreign is not None:
         text = f"This is {foreign.name}. There is nothing in it to repair as a qcow2 image: {foreign.advice}."
         return (Cause("NOT-QCOW2", "The file is something else", text, 0.95, (), rows),)
-    text = "The first cluster does not say how the image is built, so nothing behind it can be located."
+    text = (
+        "The first cluster does not say how the image is built, so a check cannot look behind it. `qwb repair --dry-run` "
+        "searches the file for its tables, and shows what header they would need; write nothing before."
+    )
     evidence = tuple(found.message for found in findings[:4])
     return (Cause("HEADER-DAMAGED", "The header is damaged", text, 0.9, evidence, rows),)
 
@@ -84,6 +87,7 @@ class _Grouping:
             self._companions,
             self._truncated,
             self._past_the_end,
+            self._l1_overwritten,
             self._lost_tables,
             self._lost_windows,
             self._lost_entries,
@@ -204,6 +208,28 @@ class _Grouping:
                     "write nothing.",
                     0.9, rows, *(self.findings[int(row)].message for row in rows[:4]),
                 )  # fmt: skip
+
+    def _l1_overwritten(self) -> None:
+        """Most of what the L1 table names is impossible: not single entries, the table is gone."""
+        columns = self.findings.columns
+        active = columns["snapshot"] < 0
+        wrong = self.findings.rows(*_L1_CODES)
+        wrong = wrong[active[wrong]]
+        most = max((int(columns["count"][wrong][columns["code"][wrong] == code].sum()) for code in
+                    np.unique(columns["code"][wrong]).tolist()), default=0)  # fmt: skip
+        used = int(np.count_nonzero(self.meta.l1))
+        if most < 4 or 2 * most < used:
+            return
+        rows = self.take(*_L1_CODES, "L1-COPIED-WRONG", where=active)
+        self.add(
+            "L1-TABLE-OVERWRITTEN", "The L1 table was overwritten",
+            f"{most:,} of its {many(used, 'entry', 'entries')} in use cannot be right: something else was written over it. The "
+            "guest's ranges that they stood for cannot be found through it. L2 tables and data behind it may be there still: "
+            "free nothing, write nothing.",
+            0.9, rows, *(self.findings[int(row)].message for row in rows[:4]),
+            guest=tuple((int(columns["guest"][row]), int(columns["guest_length"][row])) for row in rows[:1].tolist()),
+            host=((self.meta.header.l1_table_offset, self.meta.header.l1_size * 8),),
+        )  # fmt: skip
 
     def _truncated(self) -> None:
         codes = ("L2-ENTRY-BEYOND-EOF", "COMPRESSED-BEYOND-EOF", "L1-ENTRY-BEYOND-EOF", "REGION-BEYOND-EOF",
@@ -359,11 +385,19 @@ class _Grouping:
         more = self.take("REFCOUNT-ZERO", "REFCOUNT-UNREADABLE", "L1-COPIED-WRONG", "L2-COPIED-WRONG")
         self.add(
             "REFCOUNTS-LOST", "Refcounts were lost",
-            f"The refcounts of {which} in use are gone. The mapping is not affected: all data can "
-            "be read, and the refcounts can be worked out again from it. Nothing may be written before that.",
+            f"The refcounts of {which} in use are gone. {self._mapping_words()} Nothing may be written before that.",
             0.9, np.concatenate([rows, more]), *free,
             *(self.findings[int(row)].message for row in rows[:4]),
         )  # fmt: skip
+
+    def _mapping_words(self) -> str:
+        """What can still be read when refcounts are gone."""
+        if self.triage.lost or self.data_leaks() or self.findings.rows(*_MAPPING_CODES).size:
+            return (
+                "The mapping has faults of its own: what it still leads to can be read, and the refcounts can be worked out "
+                "from it and from what nothing refers to."
+            )
+        return "The mapping is not affected: all data can be read, and the refcounts can be worked out again from it."
 
     def _two_writers(self) -> None:
         crossed = self.findings.rows("DATA-CROSS-LINKED", "DATA-OVERLAPS-COMPRESSED")
@@ -494,9 +528,15 @@ class _Grouping:
             )  # fmt: skip
 
 
+_L1_CODES = ("L1-ENTRY-RESERVED", "L1-ENTRY-UNALIGNED", "L1-ENTRY-BEYOND-EOF", "L1-ENTRY-OFFSET-ZERO")
 _HARMLESS = {"BACKING-FORMAT-MISSING", "IMAGE-CORRUPT-BIT", "DATA-OVERLAPS-METADATA", "METADATA-OVERLAP"}
 _L2_CODES = (
     "L2-ENTRY-RESERVED", "L2-ENTRY-UNALIGNED", "L2-ENTRY-BEYOND-EOF", "L2-COPIED-WRONG", "L2-COPIED-UNALLOCATED",
     "L2-ZERO-FLAG-V2", "L2-ENTRY-BIT0-EXTENDED", "COMPRESSED-COPIED", "COMPRESSED-BEYOND-EOF", "COMPRESSED-RESERVED",
     "COMPRESSED-WITH-DATA-FILE", "COMPRESSED-WITH-SUBCLUSTERS", "SUBCLUSTER-CONFLICT", "SUBCLUSTER-UNALLOCATED",
 )  # fmt: skip
+_MAPPING_CODES = (
+    *_L1_CODES, "L1-TABLE-OFFSET", "L1-TABLE-TOO-SMALL", "L1-TABLE-UNALIGNED", "REGION-BEYOND-EOF", "L2-TABLE-FOREIGN",
+    *(code for code in _L2_CODES if code not in ("L2-COPIED-WRONG", "L2-COPIED-UNALLOCATED", "COMPRESSED-COPIED")),
+)  # fmt: skip
+"""Faults of the mapping by which the guest may miss something."""

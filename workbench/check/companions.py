@@ -19,6 +19,8 @@ from workbench.engine.opening import refusal_of
 from workbench.errors import StorageError
 from workbench.storage.base import Storage
 from workbench.storage.file import FileStorage
+from workbench.storage.identity import written_later
+from workbench.units import many
 
 _KNOWN = {
     "raw", "qcow2", "qcow", "qed", "vdi", "vmdk", "vpc", "vhdx", "dmg", "bochs", "cloop", "parallels", "luks", "file",
@@ -84,6 +86,11 @@ def companions(meta: Metadata, log: FindingLog) -> str | None:
             )
             log.add("BACKING-MISSING", *place, numbers={"what": why, "missing": name if missing else ""})
             return reason or why
+        later = written_later(target, path)
+        if later:
+            of = "this image" if current is meta else path
+            what = f"the backing file {name!r} was written {_span(later)} after {of} last was"
+            log.add("BACKING-YOUNGER", *place, numbers={"what": what})
         with storage:
             lower = load_metadata(storage)
             if declared not in (None, "qcow2") or (declared is None and not lower.is_qcow2):
@@ -121,6 +128,12 @@ def _data_file(meta: Metadata, log: FindingLog) -> str | None:
         log.add("DATA-FILE-MISSING", *field("incompatible_features"), numbers=numbers)
         return why
     return None
+
+
+def _span(seconds: int) -> str:
+    """A time in its largest unit."""
+    length, noun = next((each for each in ((86400, "day"), (3600, "hour")) if seconds >= 2 * each[0]), (60, "minute"))
+    return many(seconds // length, noun)
 
 
 def _is_protocol(name: str) -> bool:

@@ -65,7 +65,7 @@ def table_notes(
             kinds[int(tables.index[row])] = kind
         log.add("L2-TABLE-FOREIGN", offset, size, numbers={"kind": kind}, **place(row))
     for row in np.flatnonzero(tables.active > 1)[:MOST].tolist():
-        if tables.offset[row]:
+        if 0 < int(tables.offset[row]) < meta.file_size:  # beyond there is no table to share
             users = np.flatnonzero(offset_of(active_l1) == tables.offset[row])[:4].tolist()
             named = " and ".join(
                 f"L1 entry {index} (guest {int(geometry.guest_offset(index, 0)):#x})" for index in users

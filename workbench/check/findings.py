@@ -133,6 +133,10 @@ class Findings(Sequence[Finding]):
     def __len__(self) -> int:
         return int(self.columns.size)
 
+    def without(self, rows: NDArray[np.intp]) -> Findings:
+        """The same, some rows left out."""
+        return Findings(np.delete(self.columns, rows), self.codes, self._notes)
+
     @overload
     def __getitem__(self, index: int) -> Finding: ...
     @overload

@@ -378,3 +378,12 @@ p(
     "A network address or a json: description as the file name.",
     "None.",
 )
+p(
+    "BACKING-YOUNGER",
+    NOTE,
+    "Backing file was written after this image",
+    "What was never written here shows through from the backing file. If that has other content than it had, the disk is a mix "
+    "of two states, though every structure is right.",
+    "The base was rebuilt or replaced, started by itself, or only its time stamp is new (a copy, a restored backup).",
+    "Files of the guest that changed in the base may be torn. With the old base in its place the disk is whole again.",
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from workbench.check.census import Census, Claim
 from workbench.check.findings import Findings
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from workbench.check.causes import Cause
     from workbench.check.triage import LeakRun, LostTable
     from workbench.engine.unreferenced import Unreferenced
+
+
+COMPANION_CAUSES: Final = {
+    "BACKING-CYCLE", "BACKING-FILE-MISSING", "BACKING-FILE-UNUSABLE", "DATA-FILE-MISSING", "DATA-FILE-UNUSABLE",
+}  # fmt: skip
+"""Causes that lie in files which the image names."""
 
 
 class CheckCancelled(QwbError):
@@ -57,6 +63,8 @@ class CheckResult:
     census: references and flags per host cluster; None when the header gives no geometry, or when the file was so large
     that it was counted in windows.  claims: where the metadata structures lie.  tables: every L2 table.
     unreferenced: what lies in clusters that nothing refers to; None when nobody had reason to look.
+    refused: why QEMU would not open the image itself, or None.  companion: why a file that it names (backing file, data
+    file) keeps QEMU from opening it, whatever the image itself is like, or None.
     """
 
     meta: Metadata
@@ -76,6 +84,16 @@ class CheckResult:
     unreferenced: Unreferenced | None = None
     fast: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    refused: str | None = None
+    companion: str | None = None
+
+    @property
+    def companion_title(self) -> str:
+        """`companion` in a few words, with the file's name; empty without."""
+        if self.companion is None:
+            return ""
+        title = next((each.title for each in self.causes if each.code in COMPANION_CAUSES), self.companion)
+        return title[:1].lower() + title[1:]
 
     @property
     def clean(self) -> bool:

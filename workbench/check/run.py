@@ -92,6 +92,7 @@ class _Check:
         self.mapping = MappingStats()
         self.highest = -1
         self.grows = False
+        self.companion: str | None = None
         self.seconds: dict[str, float] = {}
         self.empty = np.zeros(0, np.intp)
         self.foreign = np.zeros(0, np.intp)
@@ -101,20 +102,21 @@ class _Check:
         for fault in self.meta.faults:
             if fault.code not in _COUNTED_IN_REGIONS:
                 self.log.add(fault.code, fault.offset, fault.length, numbers={**fault.numbers, "what": fault.what})
+        self.companion = aborted
         refusal = refusal_of(self.meta, for_check=True)
-        aborted = refusal.what if refusal is not None else aborted
-        aborted = aborted or check_luks(self.meta, self.log)
+        refused = refusal.what if refusal is not None else None
+        damaged = refused or check_luks(self.meta, self.log)
         geometry = self.meta.geometry
         if geometry is None:
-            return self._result(aborted or "not a qcow2 image", None, Regions(), empty_set())
+            return self._result(damaged or "not a qcow2 image", refused or aborted, None, Regions(), empty_set())
         regions = RegionWalk(self.meta, geometry, self.log).run()
-        aborted = aborted or regions.abort
+        damaged = damaged or regions.abort
         self.check_errors += regions.check_errors
         tables = regions.collector.result()
         census = self._count(geometry, regions, tables)
         if regions.abort is None and refusal is None and not self.log.has(*UNCOUNTED):
             log_unused(self.meta, geometry, self.highest, self.log)
-        return self._result(aborted, census, regions, tables)
+        return self._result(damaged, refused or aborted or damaged, census, regions, tables)
 
     # -- counting ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +261,10 @@ class _Check:
 
     # -- outcome -------------------------------------------------------------------------------------------------------
 
-    def _result(self, aborted: str | None, census: Census | None, regions: Regions, tables: L2Set) -> CheckResult:
+    def _result(
+        self, refused: str | None, aborted: str | None, census: Census | None, regions: Regions, tables: L2Set
+    ) -> CheckResult:
+        aborted = aborted or refused
         findings = self.log.freeze()
         corruptions = findings.counted(Severity.CORRUPTION)
         leaks = findings.counted(Severity.LEAK)
@@ -293,6 +298,7 @@ class _Check:
                 ).run()  # fmt: skip
             unreferenced = triage.found
             findings = self._with_lost(triage, geometry, self._at_risk(triage, findings, size))
+            findings = self._without_tail(triage, findings)
             causes = find_causes(self.meta, geometry, findings, triage, self.foreign_kinds)
             runs, lost = tuple(triage.runs), tuple(triage.lost)
         elif len(findings):
@@ -302,7 +308,8 @@ class _Check:
         self._lap("triage", started)
         return CheckResult(
             self.meta, code, corruptions, leaks, errors, stats, findings, aborted, census, tuple(regions.claims),
-            tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds,
+            tables, causes, runs, lost, unreferenced, fast=self.fast, seconds=self.seconds, refused=refused,
+            companion=self.companion,
         )  # fmt: skip
 
     def _blank(self, census: Census | None, regions: Regions) -> bool:
@@ -323,6 +330,18 @@ class _Check:
             numbers = {"entries": each.entries, "lost": each.leaked}
             self.log.add("L2-TABLE-LOST", each.offset, geometry.cluster_size, numbers=numbers, **where)
         return self.log.freeze() if triage.lost else findings
+
+    @staticmethod
+    def _without_tail(triage: Triage, findings: Findings) -> Findings:
+        """The findings; without the note that nothing uses the end of the file where evidence lies in it."""
+        rows = findings.rows("FILE-TAIL-UNUSED")
+        if not rows.size:
+            return findings
+        start = int(findings.columns["offset"][rows[0]])
+        last = [each.offset + each.length for each in triage.runs if each.keep] + [
+            each.offset + 1 for each in triage.lost
+        ]
+        return findings.without(rows) if max(last, default=0) > start else findings
 
     def _at_risk(self, triage: Triage, findings: Findings, size: int) -> Findings:
         """The warning that opening the image for writing would free what may be guest data: one row for all of it."""

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -290,7 +290,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=4))
 
 
-def print_lines(lines: Iterator[str] | list[str]) -> None:
+def print_lines(lines: Iterable[str]) -> None:
     """Lines on stdout, written in large pieces so that long dumps stay fast and memory stays flat."""
     out = sys.stdout
     pending: list[str] = []

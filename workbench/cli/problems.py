@@ -18,6 +18,7 @@ HELP = """The catalogue of problems that check can find; with CODE, what that pr
 def command(code: str | None, as_json: bool) -> None:
     from workbench.check.problems import PROBLEMS, Severity, with_severity
     from workbench.render.check_report import problem_page
+    from workbench.repair.fixes.catalogue import choice_of
 
     if code is not None and code.upper() not in PROBLEMS:
         import difflib
@@ -36,7 +37,10 @@ def command(code: str | None, as_json: bool) -> None:
                 "arises": each.arises,
                 "guest-impact": each.guest_impact,
                 "spec": each.spec,
-                "fixes": [{"id": fix.id, "tier": fix.tier.value, "title": fix.title} for fix in each.fixes],
+                "fixes": [
+                    {"id": fix.id, "tier": fix.tier.value, "title": fix.title, "choose": choice_of(fix.id, each.code)}
+                    for fix in each.fixes
+                ],
             }
             for each in chosen
         ]

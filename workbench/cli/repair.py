@@ -24,6 +24,7 @@ from workbench.cli.common import (
     print_lines,
 )
 from workbench.errors import ArgumentError
+from workbench.render.text import printable
 from workbench.units import many, parse_size
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def command(
         if not as_json:
             from workbench.repair.edits import plan_lines
 
-            print_lines(plan_lines(plan))
+            print_lines(map(printable, plan_lines(plan)))
         if dry_run or (plan.empty and target is None):
             _finish_dry(plan, as_json, dry_run)
             return
@@ -197,14 +198,11 @@ def _as_ended(storage: Storage, image: Path, case: Path | None, *, complete: boo
 
 def _mind_dependents(guide: Guide, target: Path | None) -> None:
     """Others that stand on the image see what a repair changes in it."""
-    found = guide.dependents() if target is None else []
-    if not found:
-        return
-    shown = ", ".join(each.name for each in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    complain(
-        f"{guide.path}: is the backing file of {shown}: what a repair changes in the disk shows through there;"
-        " shut down what uses them, or repair a copy with --to"
-    )
+    from workbench.repair.session import note_of_dependents
+
+    note = note_of_dependents(guide.dependents()) if target is None else ""
+    if note:
+        complain(f"{guide.path}: {note} with --to")
 
 
 def _export(image: Path, folder: Path, as_json: bool) -> None:
@@ -353,7 +351,7 @@ def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool
         if not click.confirm(f"Carry out {change.title}?", default=False, err=True):
             _declined()
     if target is not None:
-        from workbench.check import check
+        from workbench.check.companions import check_file
         from workbench.engine.metadata import load_metadata
         from workbench.repair.apply import require_proven, staged
         from workbench.repair.copying import write_copy
@@ -365,7 +363,7 @@ def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool
         with FileStorage.open(path) as storage:
             meta = load_metadata(storage)
             _mind_other_files(meta, guide.path, path)
-            verdict = verdict_of(check(meta)).as_json()
+            verdict = verdict_of(check_file(storage)).as_json()
         if as_json:
             print_json({"filename": str(path), **verdict})
         else:
@@ -412,20 +410,19 @@ def _fixed(plan: Plan, after: Verdict) -> dict[str, int]:
 
 def _report(path: Path, plan: Plan, as_json: bool) -> None:
     """Check the file as it is now, say so, and exit with its code."""
-    from workbench.check import check
-    from workbench.engine.metadata import load_metadata
+    from workbench.check.companions import check_file
     from workbench.repair.plan import verdict_of
     from workbench.storage.file import FileStorage
 
     with FileStorage.open(path) as storage:
-        result = check(load_metadata(storage))
+        result = check_file(storage)
         verdict = verdict_of(result, plan.after.orphans)
         if as_json:
             steps = plan.summary()
             done = {**_fixed(plan, verdict), **plan.proof.as_json()}
             print_json({**result.as_json(str(path)), **done, "steps": steps["steps"], "notes": steps["notes"]})
         else:
-            click.echo(f"checked again: {verdict}")
+            click.echo(f"checked again: {printable(str(verdict))}")
     raise click.exceptions.Exit(_code(verdict))
 
 

@@ -70,6 +70,21 @@ def decompress(
     raise CorruptError(f"compressed cluster cannot be read: {name} {reason}", path=path, offset=offset)
 
 
+def unpack_start(data: bytes | memoryview, cluster_size: int, compression: int) -> bytes:
+    """What a stream that was cut off gives before it ends, at most `cluster_size` bytes; for a salvage, so it never raises.
+
+    Nothing for a stream that contradicts itself: what came before the contradiction may be wrong as well.
+    """
+    if not 0 < cluster_size <= _MAX_CLUSTER:
+        return b""
+    found: bytes | _Failure = b""
+    if compression == CompressionType.ZLIB:
+        found = _inflate(data, cluster_size)
+    elif compression == CompressionType.ZSTD:
+        found = _unzstd_start(data, cluster_size)
+    return found if isinstance(found, bytes) else b""
+
+
 def compress(data: bytes | memoryview, compression: int, *, level: int | None = None) -> bytes | None:
     """One cluster compressed, or None when it would not get at least one byte smaller (then store it plain).
 
@@ -168,6 +183,18 @@ def _unzstd(data: bytes | memoryview, size: int) -> bytes | _Failure:
     except zstandard.ZstdError as error:
         return _Failure(f"stream is damaged ({str(error).rpartition('error: ')[2]})")
     return found
+
+
+def _unzstd_start(data: bytes | memoryview, size: int) -> bytes | _Failure:
+    """What the frames give until the bytes end."""
+    import zstandard
+
+    decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    try:
+        with decoder.stream_reader(data, read_across_frames=True) as frames:
+            return _read_fully(frames, size)
+    except zstandard.ZstdError as error:
+        return _Failure(str(error))
 
 
 def _read_fully(reader: zstandard.ZstdDecompressionReader, size: int) -> bytes:

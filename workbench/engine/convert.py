@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2.entries import ClusterType
-from workbench.engine.codecs import decompress
+from workbench.engine.codecs import decompress, unpack_start
 from workbench.engine.layers import Layer, MissingLayer, Qcow2Layer
 from workbench.engine.reading import DATA, PRESENT, ZERO, Flat, flatten
 from workbench.engine.target import open_target
@@ -56,18 +56,51 @@ class Piece:
 
 @dataclass(slots=True)
 class CopyResult:
-    """data: guest bytes that had to be read.  lost: ranges (start, length) that could not be read (salvage only)."""
+    """data: guest bytes that had to be read.  lost: ranges (start, length, first reason) that could not be read (salvage only).
+
+    Neighbouring ranges are one; `settle` puts those in order that several threads told.
+    """
 
     data: int = 0
     lost: list[tuple[int, int, str]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def lose(self, start: int, length: int, reason: str) -> None:
+        """Note a range that could not be read."""
+        with self._lock:
+            last = self.lost[-1] if self.lost else None
+            if last is not None and last[0] + last[1] == start:
+                self.lost[-1] = (last[0], last[1] + length, last[2])
+            else:
+                self.lost.append((start, length, reason))
+
+    def settle(self) -> None:
+        """Ranges in guest order, those next to each other made one."""
+        found, self.lost = sorted(self.lost), []
+        for each in found:
+            self.lose(*each)
 
 
-def plan(layers: Sequence[Layer], size: int) -> Iterator[list[Piece]]:
-    """Jobs in guest order: lists of pieces with data, together at most JOB bytes and lying close together."""
+def lost_at_once(layer: Layer, kind: int, start: int) -> str | None:
+    """Why no byte of a run of this kind can be read, wherever it begins; None when one has to try."""
+    if kind != ClusterType.INVALID and not isinstance(layer, MissingLayer):
+        return None
+    try:
+        layer.read_run(start, kind, -1, memoryview(bytearray(1)))
+    except QwbError as error:
+        return str(error)
+    return None
+
+
+def plan(layers: Sequence[Layer], size: int, salvage: CopyResult | None = None) -> Iterator[list[Piece]]:
+    """Jobs in guest order: lists of pieces with data, together at most JOB bytes and lying close together.
+
+    salvage: takes the runs of which nothing can be read; they are in no job then.
+    """
     job: list[Piece] = []
     room = JOB
     for flat in flatten(layers, 0, size, places=True):
-        for start, length, layer, kind, host in readable(layers, flat):
+        for start, length, layer, kind, host in readable(layers, flat, salvage):
             at, left = start, length
             while left:
                 step = min(left, room)
@@ -83,8 +116,10 @@ def plan(layers: Sequence[Layer], size: int) -> Iterator[list[Piece]]:
         yield job
 
 
-def readable(layers: Sequence[Layer], flat: Flat) -> Iterator[tuple[int, int, int, int, int]]:
-    """(start, length, layer, kind, host) of the runs that must be read: not zeros."""
+def readable(
+    layers: Sequence[Layer], flat: Flat, salvage: CopyResult | None = None
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """(start, length, layer, kind, host) of the runs that must be read: not zeros. salvage: see `plan`."""
     import numpy as np
 
     wanted = (flat.flags & (DATA | ZERO)) == DATA
@@ -92,7 +127,12 @@ def readable(layers: Sequence[Layer], flat: Flat) -> Iterator[tuple[int, int, in
         wanted |= flat.flags & (PRESENT | DATA | ZERO) == 0
     rows = np.flatnonzero(wanted)
     columns = (flat.start, flat.length, flat.depth, flat.kind, flat.host)
-    return zip(*(column[rows].tolist() for column in columns), strict=True)
+    for start, length, layer, kind, host in zip(*(column[rows].tolist() for column in columns), strict=True):
+        why = lost_at_once(layers[layer], kind, start) if salvage is not None else None
+        if salvage is not None and why is not None:
+            salvage.lose(start, length, why)
+        else:
+            yield start, length, layer, kind, host
 
 
 def copy_out(
@@ -129,7 +169,7 @@ def copy_out(
 
     with ThreadPoolExecutor(workers, thread_name_prefix="qwb-copy") as pool:
         try:
-            for job in plan(layers, size):
+            for job in plan(layers, size, result if salvage else None):
                 if cancel is not None and cancel():
                     raise Cancelled("stopped", path=target.path)
                 length = sum(piece.length for piece in job)
@@ -143,6 +183,7 @@ def copy_out(
             for _, _, future in pending:
                 future.cancel()
             raise
+    result.settle()
     if progress is not None:
         progress(size, size)
     return result
@@ -239,9 +280,23 @@ def _salvage(layers: Sequence[Layer], group: list[Piece], target: Storage, resul
             try:
                 layer.read_run(at, piece.kind, host, buffer)
             except QwbError as reason:
-                result.lost.append((at, length, str(reason)))
-                continue
+                got = unpacked_start(layer, piece.kind, host, at, length)
+                result.lose(at + len(got), length - len(got), str(reason))
+                buffer = memoryview(got)
             write_sparse(target, at, buffer)
+
+
+def unpacked_start(layer: Layer, kind: int, host: int, at: int, length: int) -> bytes:
+    """What a damaged compressed cluster gives of the guest's `length` bytes at `at`; nothing for other kinds."""
+    if kind != ClusterType.COMPRESSED or not isinstance(layer, Qcow2Layer):
+        return b""
+    offset, packed = layer.compressed_place(host)
+    cluster = layer.rules.geometry.cluster_size
+    try:
+        found = unpack_start(layer.storage.read(offset, packed), cluster, layer.meta.header.compression_type)
+    except QwbError:
+        return b""
+    return found[at % cluster :][:length]
 
 
 def write_sparse(target: Storage, offset: int, data: bytes | memoryview) -> None:

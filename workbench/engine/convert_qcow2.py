@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from formats.qcow2.entries import ClusterType
-from workbench.engine.convert import Cancelled, CopyResult, Piece, Progress, Source, readable
+from workbench.engine.convert import Cancelled, CopyResult, Piece, Progress, Source, readable, unpacked_start
 from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.image import Image
 from workbench.engine.layers import Layer, Qcow2Layer
@@ -61,16 +61,17 @@ def convert_to_qcow2(
                         image.write_compressed(start + low, part)
                     else:
                         image.write(start + low, part)
+    result.settle()
     if progress is not None:
         progress(source.size, source.size)
     return result
 
 
-def _chunks(layers: Sequence[Layer], size: int) -> Iterator[tuple[int, list[Piece]]]:
+def _chunks(layers: Sequence[Layer], size: int, salvage: CopyResult | None) -> Iterator[tuple[int, list[Piece]]]:
     """(guest offset, pieces with data) of every CHUNK that has any."""
     here, pieces = 0, list[Piece]()
     for flat in flatten(layers, 0, size, places=True):
-        for start, length, layer, kind, host in readable(layers, flat):
+        for start, length, layer, kind, host in readable(layers, flat, salvage):
             at, end = start, start + length
             while at < end:
                 if at // CHUNK != here:
@@ -108,7 +109,7 @@ def _read_ahead(
 
     with ThreadPoolExecutor(workers, thread_name_prefix="qwb-read") as pool:
         try:
-            for start, pieces in _chunks(source.layers, source.size):
+            for start, pieces in _chunks(source.layers, source.size, result if salvage else None):
                 if cancel is not None and cancel():
                     raise Cancelled("stopped", path=source.layers[0].path)
                 length = min(CHUNK, source.size - start)
@@ -136,8 +137,9 @@ def _fill(
         except QwbError as error:
             if not salvage:
                 raise
-            result.lost.append((piece.start, piece.length, str(error)))
-            buffer[at : at + piece.length] = bytes(piece.length)
+            got = unpacked_start(layer, piece.kind, piece.host, piece.start, piece.length)
+            result.lose(piece.start + len(got), piece.length - len(got), str(error))
+            buffer[at : at + piece.length] = got + bytes(piece.length - len(got))
     return buffer
 
 

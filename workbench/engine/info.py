@@ -1,7 +1,8 @@
 """What an image says about itself, as plain JSON values: a superset of `qemu-img info --output=json`.
 
 Keys that qemu-img prints have its names, values and omission rules; what we add: `file-size`, `opens`, `faults`,
-`header`, `features`, `extensions`. Works on any damaged image. Imports no numpy: `qwb info` must start at once.
+`header`, `features`, `extensions`, `backing-missing`,
+`backing-written-later` (seconds). Works on any damaged image. Imports no numpy: `qwb info` must start at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from workbench.engine.metadata import Metadata, load_metadata
 from workbench.engine.opening import refusal_of
 from workbench.errors import ImageError, QwbError
 from workbench.storage.base import Storage
+from workbench.storage.identity import written_later
 from workbench.units import SECTOR_SIZE, round_down, round_up
 
 Json = dict[str, Any]
@@ -63,6 +65,11 @@ def image_info(meta: Metadata, filename: str) -> Json:
         out["full-backing-filename"] = full_backing_name(filename, meta.backing_name)
         if meta.backing_format:
             out["backing-filename-format"] = meta.backing_format
+        if not has_protocol(meta.backing_name) and not _exists(out["full-backing-filename"]):
+            out["backing-missing"] = True
+        later = written_later(out["full-backing-filename"], filename)
+        if later:
+            out["backing-written-later"] = later
     if meta.snapshots:
         out["snapshots"] = [_snapshot(each) for each in meta.snapshots]
     out["format-specific"] = {"type": "qcow2", "data": _specific(meta)}
@@ -209,6 +216,13 @@ def full_backing_name(image: str, backing: str) -> str:
         return backing
     folder = image.rpartition("/")
     return f"{folder[0]}/{backing}" if folder[1] else backing
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def chain_info(meta: Metadata, filename: str, open_storage: OpenStorage) -> list[Json]:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
+from workbench.check.findings import NOWHERE
 from workbench.render.text import printable
 from workbench.units import format_size
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from workbench.check import CheckResult
     from workbench.check.problems import Problem
 
 WIDTH = 100
+_REFCOUNTS_UNKNOWN: Final = {"REFCOUNT-UNREADABLE", "REFTABLE-MISSING", "REFTABLE-UNALIGNED", "REFTABLE-OFFSET"}
+MOST_ALIKE: Final = 3
+"""Rows of one code and one cause that are told one by one."""
+_OF_SINGLE_FAULTS: Final = {"ENTRIES-DAMAGED", "REFCOUNTS-WRONG", "HEADER-DAMAGED", "ORPHANS", "CLUSTERS-SHARED"}
+"""Causes whose findings are one fault each."""
 
 
 def verdict(result: CheckResult) -> list[str]:
@@ -53,14 +64,18 @@ def certainty(confidence: float) -> str:
 
 
 def report(result: CheckResult, *, limit: int | None = 100) -> Iterator[str]:
-    """The whole report. limit: most findings and leaked runs to list (None: all)."""
+    """The whole report; nothing in it can steer a terminal. limit: most findings and leaked runs to list (None: all)."""
+    return map(printable, _report(result, limit))
+
+
+def _report(result: CheckResult, limit: int | None) -> Iterator[str]:
     yield from verdict(result)
     if result.causes:
         yield ""
         yield "Causes"
         for number, cause in enumerate(result.causes, 1):
-            yield f"{number:3}. {cause.title} ({certainty(cause.confidence)})"
-            yield from textwrap.wrap(cause.text, WIDTH, initial_indent="     ", subsequent_indent="     ")
+            yield f"{number:3}. {printable(cause.title)} ({certainty(cause.confidence)})"
+            yield from textwrap.wrap(printable(cause.text), WIDTH, initial_indent="     ", subsequent_indent="     ")
             for line in cause.evidence:
                 yield from textwrap.wrap(printable(line), WIDTH, initial_indent="     - ", subsequent_indent="       ")
     if result.lost_tables:
@@ -69,17 +84,19 @@ def report(result: CheckResult, *, limit: int | None = 100) -> Iterator[str]:
         for table in result.lost_tables[:limit]:
             fits = ", ".join(str(index) for index in table.fits[:4]) or "none"
             yield (
-                f"  {table.offset:#x}: {table.entries} entries, {table.leaked} of their clusters leaked; "
+                f"  {table.offset:#x}: {table.entries} entries, {table.leaked} of their clusters used by nothing else; "
                 f"L1 entries it fits: {fits} ({certainty(table.confidence)})"
             )
     if result.orphans:
         yield ""
         yield "Leaked clusters" if all(run.counted for run in result.orphans) else "Clusters that nothing refers to"
+        known = _REFCOUNTS_UNKNOWN.isdisjoint(result.findings.by_code)
+        uncounted = "; it counts as free" if known else "; no refcount that can be read says that it is in use"
         for run in result.orphans[:limit]:
             yield (
                 f"  {run.offset:#x}-{run.offset + run.length:#x} ({format_size(run.length)}): {run.verdict.value} "
                 f"({certainty(run.confidence)}), holds {printable(run.content)}: {run.reason}"
-                f"{'' if run.counted else '; it counts as free'}"
+                f"{'' if run.counted else uncounted}"
             )
         if limit is not None and len(result.orphans) > limit:
             yield f"  … {len(result.orphans) - limit} more"
@@ -93,18 +110,56 @@ def _findings(result: CheckResult, limit: int | None) -> Iterator[str]:
         return
     yield ""
     yield "Findings"
-    shown = total if limit is None else min(limit, total)
-    for index in range(shown):
+    groups = {} if limit is None else _alike(result)
+    single = np.ones(total, dtype=bool)
+    for rows in groups.values():
+        single[rows[1:]] = False
+    lines = np.flatnonzero(single)[:limit]
+    for index in lines.tolist():
         found = result.findings[index]
         mark = "" if found.counted else " (not counted by qemu-img)"
+        if index in groups:
+            yield f"  {found.severity.value:<10} {found.code}: {_together(result, groups[index])}{mark}"
+            continue
         where = ""
         if found.guest is not None:
             where = f" [guest {found.guest:#x}-{found.guest + found.guest_length:#x}]"
         yield f"  {found.severity.value:<10} {found.code}: {printable(found.message)}{where}{mark}"
-    if shown < total:
-        yield f"  … {total - shown} more rows; by code:"
+    if groups:
+        yield "  (--limit 0 lists each range by itself)"
+    left = int(single.sum()) - lines.size
+    if left:
+        yield f"  … {left} more rows; by code:"
         for code, (items, counted) in result.findings.by_code.items():
             yield f"    {code}: {items} found, {counted} counted"
+
+
+def _alike(result: CheckResult) -> dict[int, NDArray[np.intp]]:
+    """Rows that one cause put in many places: first row -> all of one code. Rows with words of their own stay apart."""
+    columns = result.findings.columns
+    out = {}
+    for cause in result.causes:
+        rows = cause.rows[columns["note"][cause.rows] < 0] if cause.code not in _OF_SINGLE_FAULTS else cause.rows[:0]
+        for code in np.unique(columns["code"][rows]).tolist():
+            mine = rows[columns["code"][rows] == code]
+            if mine.size > MOST_ALIKE:
+                out[int(mine[0])] = mine
+    return out
+
+
+def _together(result: CheckResult, rows: NDArray[np.intp]) -> str:
+    """What many rows of one code say, in one line."""
+    first, chosen = result.findings[int(rows[0])], result.findings.columns[rows]
+    end = int((chosen["offset"] + chosen["length"]).max())
+    text = (
+        f"{replace(first, count=min(first.count, 1)).message if '{count' not in first.problem.template else first.message}"
+        f" and so on up to {end:#x}: {rows.size:,} ranges, {int(chosen['count'].sum()):,} in all"
+    )
+    guests = chosen["guest"] != np.uint64(NOWHERE)
+    if guests.all():
+        low, high = int(chosen["guest"].min()), int((chosen["guest"] + chosen["guest_length"]).max())
+        text += f" [between guest {low:#x} and {high:#x}]"
+    return printable(text)
 
 
 def figures(result: CheckResult) -> Iterator[str]:
@@ -120,10 +175,34 @@ def figures(result: CheckResult) -> Iterator[str]:
         )
     if stats.image_end_offset:
         yield f"Image end offset: {stats.image_end_offset}"
+        yield from _free_inside(result)
+
+
+def _free_inside(result: CheckResult) -> Iterator[str]:
+    """How much of the file below its end is free, where that is much: a copy would be shorter."""
+    geometry, census = result.meta.geometry, result.census
+    if geometry is None or census is None or not _REFCOUNTS_UNKNOWN.isdisjoint(result.findings.by_code):
+        return
+    end = min(result.stats.image_end_offset >> geometry.cluster_bits, len(census))
+    leaked, _ = result.findings.by_code.get("CLUSTER-LEAKED", (0, 0))
+    free = (int(np.count_nonzero(census.counts[:end] == 0)) - leaked - _uncounted(result)) << geometry.cluster_bits
+    if free >= max(1 << 20, result.stats.image_end_offset >> 3):
+        yield (
+            f"Free inside: {format_size(free)}; with its clusters side by side the image would end at "
+            f"{result.stats.image_end_offset - free} (`qwb convert -O qcow2` writes such a copy)."
+        )
+
+
+def _uncounted(result: CheckResult) -> int:
+    """Clusters that count as free and may be guest data."""
+    size = result.meta.geometry.cluster_size if result.meta.geometry else 1
+    return sum(run.length for run in result.orphans if run.keep and not run.counted) // size
 
 
 def problem_page(problem: Problem) -> Iterator[str]:
     """One page of the catalogue."""
+    from workbench.repair.fixes.catalogue import choice_of  # a check does without
+
     yield f"{problem.code} — {problem.title} ({problem.severity.value})"
     for title, text in (
         ("What it means", problem.meaning),
@@ -140,4 +219,6 @@ def problem_page(problem: Problem) -> Iterator[str]:
         yield ""
         yield "Fixes"
         for fix in problem.fixes:
-            yield f"  {fix.id} ({fix.tier.value}): {fix.title}"
+            chosen = choice_of(fix.id, problem.code)
+            how = f"  [repair --fix {problem.code} --choose {chosen}]" if chosen else ""
+            yield f"  {fix.id} ({fix.tier.value}): {fix.title}{how}"

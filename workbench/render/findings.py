@@ -37,6 +37,11 @@ _WORDS: Final = {
     Severity.WARNING: ("warning", "warnings"), Severity.NOTE: ("note", "notes"),
 }  # fmt: skip
 
+_COMPANIONS: Final = {
+    "BACKING-FILE-MISSING": "backing file missing", "BACKING-FILE-UNUSABLE": "backing file unusable",
+    "BACKING-CYCLE": "backing chain in a circle", "DATA-FILE-MISSING": "data file missing", "DATA-FILE-UNUSABLE": "data file unusable",
+}  # fmt: skip
+
 
 def severity_words(severity: Severity, number: int) -> str:
     """`✗ 3 corruptions`."""
@@ -300,13 +305,18 @@ def group_text(group: Group) -> str:
     return f"{count(int(group.rows.size), 'finding')}, {group.cause.confidence:.0%} sure"
 
 
+def companion_words(result: CheckResult) -> str:
+    """What is wrong with a file that the image names, for a status line."""
+    return next((_COMPANIONS[each.code] for each in result.causes if each.code in _COMPANIONS), "cannot be opened")
+
+
 def verdict_words(result: CheckResult) -> tuple[str, str]:
     """(a few words, level) for the status line: what the check says of the image."""
     found = result.by_severity()
-    if result.aborted is not None:
+    if result.aborted is not None and result.aborted != result.companion:
         told = sum(number for severity, number in found.items() if severity is not Severity.NOTE)
         return (f"{count(told, 'problem')}, check cut short" if told else "cannot be checked"), "bad"
-    parts = []
+    parts = [] if result.companion is None else [companion_words(result)]
     for number, noun in (
         (result.check_errors, "check error"),
         (result.corruptions, "corruption"),
@@ -319,6 +329,6 @@ def verdict_words(result: CheckResult) -> tuple[str, str]:
     if found[Severity.WARNING]:
         parts.append(count(found[Severity.WARNING], "warning"))
     if parts:
-        return ", ".join(parts), "bad" if result.check_errors or result.corruptions else "warn"
+        return ", ".join(parts), "bad" if result.check_errors or result.corruptions or result.companion else "warn"
     notes = found[Severity.NOTE]
     return (f"no errors, {count(notes, 'note')}" if notes else "no errors", "good")

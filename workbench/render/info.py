@@ -114,9 +114,14 @@ def _backing(info: Json) -> list[tuple[str, str]]:
         return []
     rows = [("name", quoted(info["backing-filename"]))]
     if info["full-backing-filename"] != info["backing-filename"]:
-        rows.append(("found at", quoted(info["full-backing-filename"])))
+        where = "looked for at" if info.get("backing-missing") else "found at"
+        rows.append((where, quoted(info["full-backing-filename"])))
     rows.append(("format", printable(info.get("backing-filename-format") or "not recorded: QEMU guesses (unsafe)")))
-    if "backing-error" in info:
+    if "backing-written-later" in info:
+        rows.append(("written", "after this image last was: a base with other content makes a mixed disk"))
+    if info.get("backing-missing"):
+        rows.append(("PROBLEM", "the file is missing"))
+    elif "backing-error" in info:
         rows.append(("PROBLEM", printable(info["backing-error"])))
     return rows
 

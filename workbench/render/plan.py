@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.render.sizes import count, span
+from workbench.render.text import printable
 from workbench.repair.fixes import rules_for
 from workbench.repair.plan import Plan, Verdict
 from workbench.repair.policy import Mode
@@ -30,7 +31,8 @@ def verdict_text(verdict: Verdict | dict[str, Any] | None) -> str:
     if verdict is None:
         return "not checked"
     values = verdict.as_json() if isinstance(verdict, Verdict) else verdict
-    if not values.get("openable", True):
+    companion = printable(str(values.get("companion", "")))
+    if not values.get("openable", True) and not companion:
         return "cannot be opened"
     parts = []
     for key, noun in (("check-errors", "check error"), ("corruptions", "corruption")):
@@ -40,12 +42,14 @@ def verdict_text(verdict: Verdict | dict[str, Any] | None) -> str:
     if leaks:
         note = " (possible guest data)" if kept == leaks else f" ({kept:,} possible guest data)" if kept else ""
         parts.append(count(leaks, "leaked cluster") + note)
+    if companion:
+        return f"{', '.join(parts)}; {companion}" if parts else f"clean in itself, but {companion}"
     return ", ".join(parts) or "clean"
 
 
 def verdict_level(verdict: Verdict, *, kept: bool = False) -> str:
     """good, warn or bad, for colours. kept: orphans stay on purpose and are nothing to warn of."""
-    if not verdict.openable or verdict.corruptions or verdict.check_errors:
+    if not verdict.openable or verdict.corruptions or verdict.check_errors or verdict.companion:
         return "bad"
     return "warn" if verdict.leaks > (verdict.orphans if kept else 0) else "good"
 
@@ -53,13 +57,14 @@ def verdict_level(verdict: Verdict, *, kept: bool = False) -> str:
 def after_text(plan: Plan) -> str:
     """The simulated verdict: what the image would be."""
     after = plan.after
+    if not after.openable:
+        return "could not be opened"
+    more = f"; {printable(after.companion)}" if after.companion else ""
     if after.clean and after.leaks:
-        return f"would be sound; {count(after.leaks, 'leaked cluster')} kept, possible guest data"
-    return (
-        f"would be {'clean' if after.clean else 'left with ' + verdict_text(after)}"
-        if after.openable
-        else "could not be opened"
-    )
+        return f"would be sound; {count(after.leaks, 'leaked cluster')} kept, possible guest data{more}"
+    if after.clean:
+        return f"would be clean{' in itself' if more else ''}{more}"
+    return f"would be left with {verdict_text(after)}"
 
 
 @dataclass(frozen=True, slots=True)

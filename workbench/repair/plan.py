@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from workbench.check import check
-from workbench.check.companions import companions
-from workbench.check.findings import FindingLog
+from workbench.check.companions import check_file
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.result import CheckCancelled, CheckResult
-from workbench.engine.metadata import load_metadata
 from workbench.errors import ArgumentError, ImageError
 from workbench.repair import fingerprint
 from workbench.repair.apply import Change
@@ -51,7 +48,11 @@ _SHAPE_IN_DOUBT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check says, in numbers. openable: QEMU would open the image. orphans: leaks kept on purpose (clusters)."""
+    """What a check says, in numbers.
+
+    openable: QEMU would open the image itself.  orphans: leaks kept on purpose (clusters).  companion: which file that the
+    image names keeps QEMU from opening it all the same, in a few words, or empty.
+    """
 
     exit_code: int
     corruptions: int
@@ -59,10 +60,11 @@ class Verdict:
     check_errors: int
     openable: bool
     orphans: int = 0
+    companion: str = ""
 
     @property
     def clean(self) -> bool:
-        """Nothing left, or nothing but orphans that are kept on purpose."""
+        """Nothing left in the image itself, or nothing but orphans that are kept on purpose."""
         return self.openable and not self.corruptions and not self.check_errors and self.leaks <= self.orphans
 
     def as_json(self) -> dict[str, Any]:
@@ -71,22 +73,23 @@ class Verdict:
             "corruptions": self.corruptions,
             "leaks": self.leaks,
             "check-errors": self.check_errors,
-            "openable": self.openable,
+            "openable": self.openable and not self.companion,
             "orphans-kept": self.orphans,
+            **({"companion": self.companion} if self.companion else {}),
         }
 
     def __str__(self) -> str:
         if not self.openable:
             return "cannot be opened"
         if self.clean and not self.leaks:
-            return "clean"
+            return f"clean in itself, but {self.companion}" if self.companion else "clean"
         parts = [f"{self.corruptions} corruptions"] if self.corruptions else []
         if self.check_errors:
             parts.append(f"{self.check_errors} check errors")
         if self.leaks:
             kept = f" ({self.orphans} of them kept: possible guest data)" if self.orphans else ""
             parts.append(f"{self.leaks} leaked clusters{kept}")
-        return ", ".join(parts)
+        return ", ".join(parts) + (f"; {self.companion}" if self.companion else "")
 
 
 def verdict_of(result: CheckResult, kept: int | None = None) -> Verdict:
@@ -99,8 +102,9 @@ def verdict_of(result: CheckResult, kept: int | None = None) -> Verdict:
         result.corruptions,
         result.leaks,
         result.check_errors,
-        result.aborted is None,
+        result.refused is None,
         min(kept, result.leaks),
+        result.companion_title,
     )
 
 
@@ -267,7 +271,7 @@ def make_plan(
     chosen = policy or Policy()
     tell = on_phase or (lambda _: None)
     tell("checking the image")
-    found = before if before is not None else check(load_metadata(storage), deep=True, cancel=cancel)
+    found = before if before is not None else check_file(storage, deep=True, cancel=cancel)
 
     def attempt(policy: Policy) -> Plan:
         plan = _attempt(storage, policy, found, tell, cancel)
@@ -305,17 +309,16 @@ def _attempt(
         if len(space.steps) == steps:
             break
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
+        after = check_file(space.overlay, deep=True, cancel=cancel)
         if not waiting and _is_settled(after):
             break
-    reason = companions(space.meta, FindingLog())
-    if reason is not None:
-        space.note(f"{reason}; a repair of this image does not change that")
+    if after.companion is not None:
+        space.note(f"{after.companion}; a repair of this image does not change that")
     distrust_bitmaps(space)
     asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
     if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):
         tell("checking the repaired image")
-        after = check(load_metadata(space.overlay), deep=True, cancel=cancel)
+        after = check_file(space.overlay, deep=True, cancel=cancel)
     return Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,
@@ -324,7 +327,7 @@ def _attempt(
 
 def _is_settled(result: CheckResult) -> bool:
     """Nothing left that another round of fixes could mend."""
-    if result.aborted is not None or result.corruptions or result.check_errors or result.lost_tables:
+    if result.refused is not None or result.corruptions or result.check_errors or result.lost_tables:
         return False
     for code in result.findings.by_code:
         worth = PROBLEMS[code].severity is not Severity.NOTE and code not in {"CLUSTER-LEAKED", *FINISH.codes}

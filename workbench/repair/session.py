@@ -12,15 +12,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from workbench.check import CheckResult, check
+from workbench.check import CheckResult
+from workbench.check.companions import check_file
 from workbench.check.problems import PROBLEMS, Severity, Tier
-from workbench.engine.metadata import load_metadata
 from workbench.engine.naming import dependents
 from workbench.errors import ArgumentError
 from workbench.repair import recovery, undo
 from workbench.repair.apply import Applied, Change, OnProgress, apply, require_length
 from workbench.repair.casefile import ByteEdit, Session
 from workbench.repair.fixes import RULES, Alternative, Rule, rules_for
+from workbench.repair.fixes.catalogue import IMPLEMENTED
 from workbench.repair.plan import OnPhase, Plan, make_plan, verdict_of
 from workbench.repair.policy import Mode, Policy
 from workbench.storage.base import Storage
@@ -123,7 +124,7 @@ class Guide:
 
     def look(self, *, cancel: Callable[[], bool] | None = None, found: CheckResult | None = None) -> tuple[Group, ...]:
         """Check the image (or take the check that is there already) and return what can be decided."""
-        self.found = found if found is not None else check(load_metadata(self.storage), deep=True, cancel=cancel)
+        self.found = found if found is not None else check_file(self.storage, deep=True, cancel=cancel)
         return groups_of(self.found)
 
     def choose(
@@ -140,7 +141,7 @@ class Guide:
         for fix, alternative in (choices or {}).items():
             known = {rule.id: {each.id for each in rule.alternatives} for rule in RULES}
             if not fix.startswith("relink:") and alternative not in known.get(fix, set()):
-                raise ArgumentError(f"fix {fix!r} has no alternative {alternative!r}")
+                raise ArgumentError(f"fix {fix!r} has no alternative {alternative!r}", hint=_ways(fix, known))
         now = self.policy
         self.policy = replace(
             now,
@@ -208,6 +209,30 @@ class Guide:
         return recovery.recover(self.path, case=self.case, complete=complete, force=force, recheck=recheck(None))
 
 
+def _ways(fix: str, known: dict[str, set[str]]) -> str:
+    """What could have been meant by a choice: the ways of that fix, or the fixes that have several."""
+    ways = known.get(fix)
+    if ways:
+        return f"its ways: {', '.join(sorted(ways))}"
+    if ways is not None:
+        return "there is one way only: it needs no choice"
+    named = [f"{name}={way}" for name, way in IMPLEMENTED.get(fix, ()) if way]
+    if named:
+        return f"say {' or '.join(named)}"
+    return f"fixes with several ways: {', '.join(sorted(name for name, each in known.items() if each))}"
+
+
+def note_of_dependents(found: list[Path]) -> str:
+    """That the image is the backing file of others, and what follows; empty for none."""
+    if not found:
+        return ""
+    shown = ", ".join(each.name for each in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return (
+        f"is the backing file of {shown}: what a repair changes in the disk shows through there;"
+        " shut down what uses them, or repair a copy"
+    )
+
+
 def _equal(one: Iterable[ByteEdit], other: Iterable[ByteEdit]) -> bool:
     return all(a == b for a, b in zip_longest(one, other))
 
@@ -217,6 +242,6 @@ def recheck(plan: Plan | None) -> Callable[[Storage], dict[str, Any]]:
     kept: Final = plan.after.orphans if plan is not None else None
 
     def run(storage: Storage) -> dict[str, Any]:
-        return verdict_of(check(load_metadata(storage)), kept).as_json()
+        return verdict_of(check_file(storage), kept).as_json()
 
     return run

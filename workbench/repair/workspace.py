@@ -79,6 +79,7 @@ class Workspace:
         self.policy = policy
         self.steps: list[Step] = []
         self.notes: list[str] = []
+        self._noted: dict[str, str] = {}
         """What was seen and left alone, and why."""
         self.fix = ""
         self.rows: Rows = Rows(FindingLog().freeze(), ())
@@ -304,10 +305,19 @@ class Workspace:
         self._meta = None
         self._ledger = None
 
-    def note(self, text: str) -> None:
-        """Record once what was seen and left alone."""
+    def note(self, text: str, about: str = "") -> None:
+        """Record once what was seen and left alone. about: what it is of; a newer note about the same takes its place."""
+        if about:
+            self.forget_notes(about)
+            self._noted[text] = about
         if text not in self.notes:
             self.notes.append(text)
+
+    def forget_notes(self, about: str) -> None:
+        """Take back what was noted about something (all that begins so): it is looked at anew."""
+        gone = {text for text, known in self._noted.items() if known.startswith(about)}
+        self.notes = [text for text in self.notes if text not in gone]
+        self._noted = {text: known for text, known in self._noted.items() if text not in gone}
 
     # -- a fix at work
 

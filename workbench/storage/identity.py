@@ -10,6 +10,8 @@ from typing import Final
 Identity = tuple[str, int, int]
 """("file", device, inode) or ("block", major, minor)."""
 
+ONE_GO: Final = 60
+"""Seconds by which time stamps differ of files that were copied together, or of hosts that share them."""
 _LOOPS: Final = 4
 """Loop devices over files that lie on loop devices: followed this deep."""
 
@@ -28,6 +30,21 @@ def identity_of(found: os.stat_result) -> Identity:
     if stat.S_ISBLK(found.st_mode):
         return ("block", os.major(found.st_rdev), os.minor(found.st_rdev))
     return ("file", found.st_dev, found.st_ino)
+
+
+def written_later(path: str | os.PathLike[str], than: str | os.PathLike[str]) -> int:
+    """Seconds that one file was written after another last was; 0 when it was not, or the clocks cannot tell.
+
+    That is so for devices, and for files that were written or copied in one go (within `ONE_GO`).
+    """
+    try:
+        here, there = os.stat(path), os.stat(than)
+    except (OSError, ValueError):
+        return 0
+    if not (stat.S_ISREG(here.st_mode) and stat.S_ISREG(there.st_mode)):
+        return 0
+    later = int(here.st_mtime) - int(there.st_mtime)
+    return later if later > ONE_GO else 0
 
 
 def identities(path: str | os.PathLike[str]) -> frozenset[Identity]:

@@ -66,3 +66,14 @@ IMPLEMENTED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "trim-tail": (("trim-tail", ""),),
 }
 """Fix id -> (rule id, alternative id or empty) in the order in which they are tried."""
+
+
+def choice_of(fix: str, code: str) -> str:
+    """What `--choose` wants for a fix of a problem, `rule=alternative`; empty where it is done without being chosen."""
+    from workbench.repair.fixes import rules_for
+
+    rules = {rule.id: rule for rule in rules_for(code)}
+    for name, way in IMPLEMENTED.get(fix, ()):
+        if way and name in rules and way != rules[name].default:
+            return f"{name}={way}"
+    return ""

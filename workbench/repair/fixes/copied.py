@@ -9,7 +9,7 @@ from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK
 from formats.qcow2.tables import words as from_bytes
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
-from workbench.repair.fixes.refcounts import sharing_unknown
+from workbench.repair.fixes.refcounts import counted_once, sharing_unknown
 from workbench.repair.gate import Reach, Spans
 from workbench.repair.ledger import batches
 from workbench.repair.workspace import Workspace
@@ -18,20 +18,24 @@ from workbench.repair.workspace import Workspace
 def run(space: Workspace) -> None:
     """Correct the flags of the active L1 table and of its L2 tables.
 
-    Where something may be shared that nobody sees, none is set that was not set: a guest's write would go through it.
+    Where something may be shared that nobody sees, none is set that was not set, unless the refcount said already that
+    nobody shares the cluster: a guest's write would go through it.
     """
     ledger = space.ledger
     meta, bits = space.meta, np.uint64(space.geometry.cluster_bits)
     flag, external = np.uint64(COPIED), meta.header.has("data_file")
     careful = not external and sharing_unknown(space)
     fresh = Spans(space.fresh)
+    alone = counted_once(space, ledger) if careful else np.zeros(0, dtype=bool)
 
     def corrected(words: NDArray[np.uint64], once: NDArray[np.bool_], table: int, width: int = 1) -> NDArray[np.uint64]:
         may = np.ones(words.shape, dtype=bool)
         if careful:
             before = from_bytes(space.base.read(table, words.size * width * 8).ljust(words.size * width * 8, b"\0"))
             may = (before[::width] & flag) != 0
-            may |= fresh.hold((words & np.uint64(OFFSET_MASK)).astype(np.int64))
+            places = (words & np.uint64(OFFSET_MASK)).astype(np.int64)
+            may |= fresh.hold(places)
+            may |= alone[np.minimum(places >> ledger.cluster_bits, ledger.clusters - 1)]
         return np.where(once, np.where(may, words | flag, words), words & ~flag)
 
     if meta.l1.size and meta.header.l1_table_offset % space.cluster == 0:

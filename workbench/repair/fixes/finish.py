@@ -26,7 +26,7 @@ def run(space: Workspace) -> None:
     if header.version < 3 or not marked:
         return
     result = check(space.meta)
-    if result.aborted is not None or result.check_errors:
+    if result.refused is not None or result.check_errors:
         return
     clean = not result.corruptions
     # Dirty and with orphans kept, the next writer's rebuild of the refcounts would free them.

@@ -105,13 +105,28 @@ def _judged(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
     return kept & (ledger.counts == 0), known[1]
 
 
-def _floor(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
-    """Refcounts as the image had them (what a plan raised itself may be lowered again)."""
+def _stored_before(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
+    """Refcounts as the image had them; empty where its clusters were of another size."""
     known = space.floor
     if known is None:
         base = Workspace(space.base, space.policy)
         same = base.meta.geometry is not None and base.meta.geometry.cluster_bits == ledger.cluster_bits
         known = space.floor = base.ledger.stored if same else np.zeros(0, dtype=np.uint64)
+    return known
+
+
+def counted_once(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
+    """Clusters whose refcount was one before anything was repaired: nobody shares them, whatever cannot be read."""
+    known = _stored_before(space, ledger)
+    once = np.zeros(ledger.clusters, dtype=bool)
+    length = min(known.size, once.size)
+    once[:length] = known[:length] == 1
+    return once
+
+
+def _floor(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
+    """Refcounts as the image had them (what a plan raised itself may be lowered again)."""
+    known = _stored_before(space, ledger)
     floor = np.zeros(ledger.clusters, dtype=np.uint64)
     length = min(known.size, floor.size)
     floor[:length] = np.minimum(known[:length], ledger.stored[:length])
@@ -191,7 +206,8 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
         values[lost] = np.minimum(np.maximum(values[lost], ledger.counts[lost].astype(np.uint64) + np.uint64(1)), most)
         space.note(
             f"{many(int(lost.sum()), 'cluster')} may be shared with a snapshot that cannot be read, and their refcounts are"
-            " lost: each is counted once more"
+            " lost: each is counted once more",
+            "counts of a lost snapshot",
         )
     held = (ledger.counts > 0) & (ledger.stored > values)
     if held.any():
@@ -201,7 +217,8 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
             values[held] = np.minimum(_floor(space, ledger)[held], most)
             space.note(
                 f"{many(int(held.sum()), 'cluster')} may be shared with something that has lost its place (a table, a"
-                " snapshot): the refcount is kept"
+                " snapshot): the refcount is kept",
+                "counts that are kept",
             )
     return _Wanted(values, kept)
 

@@ -7,6 +7,7 @@ to and no other owner is in sight; the rest stays counted and is offered as a ch
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,15 @@ from workbench.repair.preserve.walk import Use
 from workbench.repair.probe import clusters, l1_bad, l2_content
 from workbench.repair.triage import keeper_of
 from workbench.repair.workspace import Workspace
+from workbench.units import many
+
+_LOST: Final = "lost table"
+"""What notes about lost tables are about."""
 
 
 def run(space: Workspace) -> None:
     """Link the lost tables whose place is known."""
+    space.forget_notes(_LOST)
     if space.policy.choice("relink", "best") == "none":
         return
     result = check(space.meta)
@@ -43,11 +49,15 @@ def run(space: Workspace) -> None:
             free.discard(index)
             _link(space, table, index, certain=not asked)
             continue
-        shown = ", ".join(map(str, sorted(each for each in table.fits if each in free)[:8])) or "none that is free"
-        space.note(
-            f"a lost L2 table lies at {table.offset:#x} ({table.leaked} leaked clusters); it may belong to L1 entry"
-            f" {shown}: it is kept, choose its place to link it"
+        fits = sorted(each for each in table.fits if each in free)
+        shown = ", ".join(map(str, fits[:8])) + (" …" if len(fits) > 8 else "")
+        place = (
+            f"it may belong to L1 entry {shown}: it is kept; `--choose relink:{table.offset:#x}={fits[0]}`, with --accept-loss, links it there"
+            if fits
+            else "no L1 entry without a table is left for it: it is kept"
         )
+        own = f"{many(table.leaked, 'cluster')} that nothing else uses"
+        space.note(f"a lost L2 table lies at {table.offset:#x}, with {own}; {place}", f"{_LOST} {table.offset:#x}")
 
 
 def _free_entries(space: Workspace) -> set[int]:

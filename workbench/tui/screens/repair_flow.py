@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from workbench.check import CheckResult, check
+from workbench.check import CheckResult
+from workbench.check.companions import check_file
 from workbench.check.problems import Severity, Tier
-from workbench.engine.metadata import load_metadata
 from workbench.errors import LockedError, StorageError
 from workbench.render.hostmap import HostMap
 from workbench.render.plan import Cost, Left, cost_of, left_over
@@ -70,6 +70,8 @@ class Flow:
     first_change: int = 0
     """First cluster that the host maps show differently."""
     applied: Applied | None = None
+    dependents: list[Path] = field(default_factory=list)
+    """Images beside this one that name it as their backing file."""
     only: str = ""
     """Code of the finding that the repair was asked for; empty: all."""
     _busy: threading.Lock = field(default_factory=threading.Lock)
@@ -100,6 +102,7 @@ class Flow:
                 self.choose()
                 made = self.guide.plan(on_phase=lambda text: job.step(0, 0, text), cancel=lambda: job.cancelled)
                 self.plan = self.guide.current = made
+            self.dependents = self.guide.dependents()
             job.step(0, 0, "measuring the changes")
             self.cost, self.left, self.heads = cost_of(self.plan), left_over(self.plan), edits.heads(self.plan)
 
@@ -318,13 +321,13 @@ def first_difference(before: HostMap, after: HostMap) -> int:
 def hand_plan(storage: Storage, edit: Edit, before: CheckResult | None, job: Job) -> Plan:
     """An edit by hand as a plan, tried on an overlay and checked there like any other; it may make things worse."""
     job.step(0, 0, "checking the image")
-    found = before if before is not None else check(load_metadata(storage), cancel=lambda: job.cancelled)
+    found = before if before is not None else check_file(storage, cancel=lambda: job.cancelled)
     mark = fingerprint.take(storage)
     overlay = Overlay(storage)
     old = storage.read(edit.offset, len(edit.data))
     overlay.write(edit.offset, edit.data)
     job.step(0, 0, "checking the image as it would be")
-    after = check(load_metadata(overlay), cancel=lambda: job.cancelled)
+    after = check_file(overlay, cancel=lambda: job.cancelled)
     step = Step(
         1, "BY-HAND", "by-hand", f"set {edit.name} by hand", Tier.JUDGEMENT, edit.offset, len(edit.data),
         old[:SHOWN], edit.data[:SHOWN], edit.kind, edit.guest,

@@ -8,9 +8,11 @@ from rich.text import Text
 
 from workbench.render.plan import after_text, cost_words, ranges_words, size_words, verdict_text
 from workbench.render.sizes import count
+from workbench.render.text import printable
 from workbench.repair.apply import Applied, Phase, Progress
 from workbench.repair.casefile import case_path
 from workbench.repair.edits import proof_lines
+from workbench.repair.session import note_of_dependents
 from workbench.tui.screens.repair_flow import Flow
 
 
@@ -35,6 +37,8 @@ def confirm_text(flow: Flow) -> Text:
         text.append("  No guest data is touched: the guest reads what it reads now.\n")
     if cost.snapshots:
         text.append(f"  Snapshots concerned: {', '.join(cost.snapshots[:6])}.\n")
+    if flow.dependents:
+        text.append(f"  ! This image {printable(note_of_dependents(flow.dependents))} (t).\n", "bold")
     if flow.left:
         text.append(
             f"  {count(len(flow.left), 'kind')} of finding stay{'s' if len(flow.left) == 1 else ''}; the plan says why.\n"
@@ -51,6 +55,7 @@ def write_text(now: Progress) -> str:
     """A phase of the writing, with what it means."""
     more = {
         Phase.FINGERPRINT: "Making sure that nobody has changed the image since the plan was made.",
+        Phase.PROOF: "Proving once more, on what is in the file now, that nothing is lost.",
         Phase.JOURNAL: "Storing the old and the new bytes in the case file. The image is still untouched.",
         Phase.WRITE: "The changes are being written.",
         Phase.FLUSH: "Waiting until the disk has everything.",

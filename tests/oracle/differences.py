@@ -68,8 +68,8 @@ DIFFERENCES: Final = (
         "tests/oracle/test_reading.py::test_snapshots_read_as_in_qemu_with_their_own_size",
     ),
     Difference(
-        "convert",
-        "copies an archive, a text or a shifted image as a raw disk",
+        "convert, compare",
+        "takes an archive, a text or a shifted image for a raw disk",
         "says what the file is and refuses, unless -f raw is given; so does --salvage with any file that has no qcow2 header",
         "its bytes are not the disk that was asked for",
         "tests/cli/test_foreign.py::test_every_command_names_it_and_leaves_it",

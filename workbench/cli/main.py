@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, str]] = {
     "problems": "The catalogue of problems: meaning, cause, fixes.",
     "repair": "Plan, try and apply fixes; every one can be undone.",
     "undo": "Take a repair back, byte for byte.",
+    "compare": "Whether two disks have the same content.",
     "convert": "Copy a disk's content into a new image.",
     "create": "Make a new image.",
     "resize": "Change the virtual size.",

@@ -52,3 +52,26 @@ def test_image_options_are_refused_with_a_word(qwb: Run, tmp_path: Path) -> None
     for words in (["--image-opts"], ["--object", "secret,id=a,data=b"]):
         result = qwb("compare", *words, tmp_path / "a", tmp_path / "b")
         assert result.exit_code != 0 and "--secret-file" in result.stderr
+
+
+def test_measure_tells_in_json_what_it_measured(qwb: Run, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.qcow2", 4 * C, (C, b"a" * 512))
+    said = json.loads(qwb("measure", "--json", "-O", "qcow2", disk).stdout)
+    expected = {"schema": 1, "filename": str(disk), "format": "qcow2", "bitmaps": 0, "required": 6 * C}
+    assert said == {**expected, "fully-allocated": 9 * C}
+    said = json.loads(qwb("measure", "--json", "--size", "1M").stdout)
+    assert said == {"schema": 1, "format": "raw", "required": 1 << 20, "fully-allocated": 1 << 20}
+
+
+def test_measuring_a_disk_that_is_encrypted_or_will_be_needs_no_passphrase(qwb: Run, tmp_path: Path) -> None:
+    assert qwb("measure", "-O", "qcow2", copy_out("luks", tmp_path)).exit_code == 0
+    plain = qwb("measure", "--size", "1M", "-O", "qcow2").stdout
+    assert qwb("measure", "--size", "1M", "-O", "qcow2", "-o", "encrypt.format=luks").stdout != plain
+
+
+def test_an_overlay_is_measured_with_what_lies_under_it_or_without(qwb: Run, tmp_path: Path) -> None:
+    image(tmp_path / "base.qcow2", 4 * C, (0, b"b" * C))
+    create_file(str(tmp_path / "top.qcow2"), CreateOptions(4 * C, backing_file="base.qcow2", backing_format="qcow2"))
+    words = ("measure", "--json", "-O", "qcow2", tmp_path / "top.qcow2")
+    with_base, alone = (json.loads(qwb(*words, *more).stdout)["required"] for more in ((), ("--no-backing",)))
+    assert with_base == alone + C

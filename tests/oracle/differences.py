@@ -61,14 +61,21 @@ DIFFERENCES: Final = (
         "tests/oracle/test_repair.py::test_the_whole_guest_disk_is_back_where_qemu_img_loses_or_refuses",
     ),
     Difference(
-        "convert --snapshot",
+        "convert --snapshot, measure -l",
         "keeps the active disk's size",
         "takes the size the disk had at the snapshot",
         "the content of the snapshot is wanted, not a part of it",
         "tests/oracle/test_reading.py::test_snapshots_read_as_in_qemu_with_their_own_size",
     ),
     Difference(
-        "convert, compare",
+        "measure",
+        "needs a passphrase to measure an encrypted disk or for an encrypted image",
+        "needs none",
+        "nothing is read or encrypted",
+        "tests/cli/test_disk_commands.py::test_measuring_a_disk_that_is_encrypted_or_will_be_needs_no_passphrase",
+    ),
+    Difference(
+        "convert, compare, measure",
         "takes an archive, a text or a shifted image for a raw disk",
         "says what the file is and refuses, unless -f raw is given; so does --salvage with any file that has no qcow2 header",
         "its bytes are not the disk that was asked for",

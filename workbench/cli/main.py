@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, str]] = {
     "undo": "Take a repair back, byte for byte.",
     "compare": "Whether two disks have the same content.",
     "convert": "Copy a disk's content into a new image.",
+    "measure": "How much space a new image will need.",
     "create": "Make a new image.",
     "resize": "Change the virtual size.",
     "io": "Read and write guest data with qemu-io's commands.",

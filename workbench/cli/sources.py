@@ -54,8 +54,10 @@ def open_source(
     backing: Path | None = None,
     snapshot: str | None = None,
     salvage: bool = False,
+    unlock: bool = True,
 ) -> Iterator[OpenSource]:
-    """A disk to read, under reading locks, its passphrase tried. given: the format that the person named, None to look.
+    """A disk to read, under reading locks. given: the format that the person named, None to look.  unlock: its passphrase
+    is tried.
 
     Raises UnsupportedError for other formats, ArgumentError for what a raw file does not have, and what `open_image` raises.
     """
@@ -75,6 +77,7 @@ def open_source(
         no_backing=no_backing,
         backing=backing,
         snapshot=snapshot,
+        unlock=unlock,
     ) as image:
         yield OpenSource("qcow2", Source(image.chain, image.size), image)
 
@@ -110,6 +113,17 @@ def format_of(path: Path, given: str | None, *, salvage: bool = False) -> str:
         hint = "copy its bytes as they are with -f raw" if foreign is not None else f"see `qwb repair {path} --dry-run`"
         raise ArgumentError(f"not a qcow2 image to salvage: {what}", path=str(path), hint=hint)
     return found
+
+
+def named_snapshot(text: str | None) -> str | None:
+    """The ID or name that qemu-img's -l means: as it is, or `snapshot.id=…` or `snapshot.name=…`. ArgumentError for both at
+    once and for what is neither."""
+    if text is None or not text.startswith("snapshot."):
+        return text
+    found = dict(part.partition("=")[::2] for part in text.split(","))
+    if len(found) != 1 or not set(found) <= {"snapshot.id", "snapshot.name"}:
+        raise ArgumentError(f"{text!r} names no snapshot", hint="give its ID or its name")
+    return next(iter(found.values()))
 
 
 @contextlib.contextmanager

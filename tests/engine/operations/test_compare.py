@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.engine.convert import Cancelled, Source
+from workbench.engine.ahead import Cancelled
+from workbench.engine.convert import Source
 from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.image import Image
 from workbench.engine.layers import RawLayer

@@ -6,17 +6,16 @@ guest order is the answer. What reads as zeros in both is never read.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2.entries import ClusterType
-from workbench.engine.convert import Cancelled, Progress, Source
+from workbench.engine.ahead import in_order
+from workbench.engine.convert import Progress, Source
 from workbench.engine.layers import Layer, Qcow2Layer
 from workbench.engine.reading import DATA, INVALID, PRESENT, ZERO, Flat, concatenate, flatten
 from workbench.errors import CorruptError, QwbError
@@ -30,7 +29,6 @@ CHUNK: Final = 2 << 20
 """Guest bytes that are read and compared at once at most, as in QEMU: an error is told with the offset of its chunk."""
 _JOB: Final = 4 << 20
 _JOB_STEPS: Final = 256
-_AHEAD: Final = 4
 _L2_CACHE: Final = 32 << 20
 _SMALL_SLICE: Final = 4096
 
@@ -104,30 +102,17 @@ def compare(
                 layer.cipher()
     if strict and first.size != second.size:
         return Comparison(sizes, Finding(Outcome.SIZE, min(sizes)))
-    workers = threads or min(4, max(2, os.cpu_count() or 2))
-    pending: deque[tuple[int, Future[Finding | None]]] = deque()
 
-    def finish() -> Finding | None:
-        end, future = pending.popleft()
-        found = future.result()
-        if progress is not None and found is None:
-            progress(end, max(sizes))
-        return found
+    def work(job: list[_Step]) -> Finding | None:
+        return _judge(pair, job)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="qwb-compare") as pool:
-        try:
-            for job in _jobs(_steps(pair, strict=strict)):
-                if cancel is not None and cancel():
-                    raise Cancelled("stopped", path=first.layers[0].path)
-                pending.append((job[-1].end, pool.submit(_judge, pair, job)))
-                if len(pending) > workers + _AHEAD and (found := finish()) is not None:
-                    return Comparison(sizes, found)
-            while pending:
-                if (found := finish()) is not None:
-                    return Comparison(sizes, found)
-        finally:
-            for _, future in pending:
-                future.cancel()
+    jobs = in_order(_jobs(_steps(pair, strict=strict)), work, threads=threads, cancel=cancel, path=first.layers[0].path)
+    with contextlib.closing(jobs) as done:
+        for job, found in done:
+            if found is not None:
+                return Comparison(sizes, found)
+            if progress is not None:
+                progress(job[-1].end, max(sizes))
     if progress is not None:
         progress(max(sizes), max(sizes))
     return Comparison(sizes)

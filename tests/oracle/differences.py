@@ -75,7 +75,14 @@ DIFFERENCES: Final = (
         "tests/cli/test_disk_commands.py::test_measuring_a_disk_that_is_encrypted_or_will_be_needs_no_passphrase",
     ),
     Difference(
-        "convert, compare, measure",
+        "dd",
+        "writes over its own input, whose content is lost, and exits 0",
+        "refuses, whatever the name",
+        "nobody means that",
+        "tests/cli/test_disk_commands.py::test_dd_never_writes_over_a_file_that_it_reads",
+    ),
+    Difference(
+        "convert, compare, measure, dd",
         "takes an archive, a text or a shifted image for a raw disk",
         "says what the file is and refuses, unless -f raw is given; so does --salvage with any file that has no qcow2 header",
         "its bytes are not the disk that was asked for",

@@ -46,9 +46,13 @@ _EXITS: Final = {"identical": 0, "content": 1, "size": 1, "status": 1, "unmapped
 @click.command("compare", help=HELP)
 @click.argument("first", metavar="FILENAME1", type=click.Path(path_type=Path))
 @click.argument("second", metavar="FILENAME2", type=click.Path(path_type=Path))
-@click.option("-f", "first_format", metavar="FMT", help="Format of FILENAME1, qcow2 or raw (default: look).")
-@click.option("-F", "second_format", metavar="FMT", help="Format of FILENAME2.")
-@click.option("-T", "cache", metavar="CACHE", default="writeback", help="A cache mode of QEMU's; makes no difference.")
+@click.option(
+    "-f", "--a-format", "first_format", metavar="FMT", help="Format of FILENAME1, qcow2 or raw (default: look)."
+)
+@click.option("-F", "--b-format", "second_format", metavar="FMT", help="Format of FILENAME2.")
+@click.option(
+    "-T", "--cache", "cache", metavar="CACHE", default="writeback", help="A cache mode of QEMU's; makes no difference."
+)
 @click.option(
     "-s", "--strict", is_flag=True, help="Sizes, and what is allocated, zero and stored how, must be equal too."
 )

@@ -45,9 +45,13 @@ _MODES: Final = ("xts", "cbc", "ctr", "ecb")
 
 @click.command("measure", epilog="Exit code: 0; 1 on errors.")
 @click.argument("image", metavar="[FILENAME]", type=click.Path(path_type=Path), required=False)
-@click.option("--size", type=SIZE, help="Measure for an empty disk of this size, without a file.")
-@click.option("-f", "source_format", metavar="FMT", help="Format of FILENAME, qcow2 or raw (default: look).")
-@click.option("-O", "target_format", metavar="FMT", default="raw", show_default=True, help="raw or qcow2.")
+@click.option("-s", "--size", type=SIZE, help="Measure for an empty disk of this size, without a file.")
+@click.option(
+    "-f", "--format", "source_format", metavar="FMT", help="Format of FILENAME, qcow2 or raw (default: look)."
+)
+@click.option(
+    "-O", "--target-format", "target_format", metavar="FMT", default="raw", show_default=True, help="raw or qcow2."
+)
 @click.option("-o", "options", multiple=True, metavar="K=V,…", help="Options of the new image, as for qemu-img create.")
 @click.option(
     "-l",

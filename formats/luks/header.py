@@ -16,6 +16,10 @@ SLOT_ACTIVE: Final = 0x00AC71F3
 SLOT_INACTIVE: Final = 0x0000DEAD
 SLOT_STATES: Final = {SLOT_ACTIVE: "active", SLOT_INACTIVE: "inactive"}
 SECTOR: Final = 512
+ALIGNMENT: Final = 4096
+"""Key material starts at multiples of this in headers that QEMU and cryptsetup write, in bytes."""
+STRIPES: Final = 4000
+"""Stripes of a split key in every header that they write."""
 
 _HEADER = "LUKS1: 2.1 The partition header"
 _SLOT = "LUKS1: 2.2 Key slot"
@@ -112,3 +116,9 @@ def parse_luks(data: bytes) -> LuksHeader:
             for slot in got.key_slots
         ),
     )
+
+
+def space_for(key_bytes: int) -> int:
+    """Bytes in front of the payload of a header as QEMU writes it: the header, then eight split keys of `key_bytes`."""
+    material = -(-key_bytes * STRIPES // ALIGNMENT) * ALIGNMENT
+    return ALIGNMENT + KEY_SLOTS * material

@@ -48,6 +48,22 @@ def test_every_command_names_it_and_leaves_it(word: str, tmp_path: Path) -> None
     assert [each["cause"] for each in report["causes"]] == ["NOT-QCOW2"]
 
 
+@pytest.mark.parametrize("word", ["gzip", "version 1", "HTML", "byte 4096", "VirtualBox"])
+def test_no_command_takes_it_for_a_raw_disk(word: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "disk.qcow2", tmp_path / "out.raw"
+    path.write_bytes(FILES[word])
+    for args, code in (
+        (("convert", path, out), 1),
+        (("measure", path), 1),
+        (("dd", f"if={path}", f"of={out}"), 1),
+        (("compare", path, path), 2),
+    ):
+        done = run(*args)
+        assert done.exit_code == code and word in done.output, (args, done.output)
+    assert not out.exists()
+    assert run("compare", "-f", "raw", "-F", "raw", path, path).exit_code == 0
+
+
 def test_a_raw_disk_is_still_copied_as_one(tmp_path: Path) -> None:
     path, out = tmp_path / "disk.raw", tmp_path / "out.raw"
     path.write_bytes(FILES["MBR"])

@@ -9,8 +9,9 @@ import pytest
 
 from formats.qcow2.tables import COPIED, compressed_entry
 from tests.engine.tiny import DATA, tiny
+from workbench.engine.ahead import Cancelled
 from workbench.engine.codecs import CompressionType, compress, unpack_start
-from workbench.engine.convert import Cancelled, CopyResult, Source, convert_to_raw, data_spans
+from workbench.engine.convert import CopyResult, Source, convert_to_raw, data_spans
 from workbench.engine.convert_qcow2 import convert_to_qcow2
 from workbench.engine.image import Image
 from workbench.errors import ArgumentError, CorruptError, LockedError

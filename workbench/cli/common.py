@@ -46,8 +46,8 @@ def complain(message: str) -> None:
 
 
 @contextlib.contextmanager
-def friendly_errors() -> Iterator[None]:
-    """Turn errors into one line on stderr and an exit code: 1, or 130 after Ctrl-C; `--debug` lets them through.
+def friendly_errors(code: int = EXIT_ERROR) -> Iterator[None]:
+    """Turn errors into one line on stderr and an exit code: `code`, or 130 after Ctrl-C; `--debug` lets them through.
 
     A reader that closed our pipe (`qwb … | head`) ends the command quietly with 1, as in other tools.
     """
@@ -66,7 +66,7 @@ def friendly_errors() -> Iterator[None]:
         if debug_wanted():
             raise
         complain(_one_line(error))
-        raise click.exceptions.Exit(EXIT_ERROR) from error
+        raise click.exceptions.Exit(code) from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -209,6 +209,7 @@ def open_image(
     *,
     writable: bool = False,
     secret_file: Path | None = None,
+    secret: bytes | None = None,
     force_share: bool = False,
     no_backing: bool = False,
     backing: Path | None = None,
@@ -218,8 +219,8 @@ def open_image(
 ) -> Image:
     """`Image.open` with what the common options said; the caller closes it.
 
-    unlock: try the passphrase now; where no option gave one it is asked for on a terminal. Without it (commands that
-    read no guest data) none is needed. Raises what Image.open raises, PassphraseError, ArgumentError.
+    secret: the passphrase, where `secret_file` was read already.  unlock: try the passphrase now; where no option gave
+    one it is asked for on a terminal. Without it (commands that read no guest data) none is needed. Raises what Image.open raises, PassphraseError, ArgumentError.
     """
     from workbench.engine import gate
     from workbench.engine.image import Image
@@ -247,7 +248,8 @@ def open_image(
                 raise
         return image
 
-    secret = read_secret(secret_file)
+    if secret is None:
+        secret = read_secret(secret_file)
     try:
         return attempt(secret)
     except PassphraseError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,38 +22,47 @@ _COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _SWITCHES: Final = ("lazy_refcounts", "extended_l2", "data_file_raw")
 _RENAMED: Final = {"backing_fmt": "backing_format"}
 _SIZES: Final = ("size", "cluster_size")
+SWITCH: Final = {"on": True, "off": False, "yes": True, "no": False}
+
+
+def option_pairs(groups: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(name, value) of `-o a=b,c=d` groups; `,,` stands for a comma, and a name alone for `on`."""
+    for group in groups:
+        for part in group.replace(",,", "\0").split(","):
+            name, separator, value = part.replace("\0", ",").partition("=")
+            if part:
+                yield name, value if separator else "on"
 
 
 def parse_options(groups: tuple[str, ...]) -> dict[str, Any]:
-    """`-o a=b,c=d` groups as CreateOptions fields; `,,` stands for a comma. ArgumentError for what is unknown."""
+    """`-o` groups as CreateOptions fields. ArgumentError for what is unknown or makes no sense."""
+    return parse_pairs(option_pairs(groups))
+
+
+def parse_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """As `parse_options`, of names and values."""
     from workbench.engine.create import CreateOptions
     from workbench.engine.write.prealloc import Preallocation
 
     known = {field.name for field in fields(CreateOptions)}
     found: dict[str, Any] = {}
-    for group in groups:
-        for part in group.replace(",,", "\0").split(","):
-            name, separator, value = part.replace("\0", ",").partition("=")
-            if not part:
-                continue
-            key = _RENAMED.get(name, name)
-            if key not in known:
-                raise ArgumentError(f"unknown create option {name!r}", hint="see `qwb create --help`")
-            if not separator:
-                value = "on"
-            try:
-                if key in _SIZES:
-                    found[key] = parse_size(value)
-                elif key in _SWITCHES:
-                    found[key] = {"on": True, "off": False, "yes": True, "no": False}[value]
-                elif key == "compat":
-                    found[key] = _COMPAT[value]
-                elif key == "preallocation":
-                    found[key] = Preallocation(value)
-                else:
-                    found[key] = int(value) if key == "refcount_bits" else value
-            except (KeyError, ValueError) as error:
-                raise ArgumentError(f"create option {name}: {value!r} makes no sense") from error
+    for name, value in pairs:
+        key = _RENAMED.get(name, name)
+        if key not in known:
+            raise ArgumentError(f"unknown create option {name!r}", hint="see `qwb create --help`")
+        try:
+            if key in _SIZES:
+                found[key] = parse_size(value)
+            elif key in _SWITCHES:
+                found[key] = SWITCH[value]
+            elif key == "compat":
+                found[key] = _COMPAT[value]
+            elif key == "preallocation":
+                found[key] = Preallocation(value)
+            else:
+                found[key] = int(value) if key == "refcount_bits" else value
+        except (KeyError, ValueError) as error:
+            raise ArgumentError(f"create option {name}: {value!r} makes no sense") from error
     return found
 
 

@@ -5,15 +5,14 @@ The walk plans jobs of a few MiB; workers read, decrypt or unpack them and write
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2.entries import ClusterType
+from workbench.engine.ahead import in_order
 from workbench.engine.codecs import decompress, unpack_start
 from workbench.engine.layers import Layer, MissingLayer, Qcow2Layer
 from workbench.engine.reading import DATA, PRESENT, ZERO, Flat, flatten
@@ -33,14 +32,9 @@ SLICE: Final = 1 << 20
 """Plain bytes that go through a worker's buffer at once: they stay in the processor's cache between read and write."""
 SPARSE: Final = 4096
 """Zero blocks of this size are not written (as `qemu-img convert -S 4k`)."""
-_AHEAD: Final = 4
 
 Progress = Callable[[int, int], None]
 """(guest bytes done, virtual size)."""
-
-
-class Cancelled(QwbError):
-    """The caller's `cancel` said stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,32 +151,18 @@ def copy_out(
     for layer in layers:
         if isinstance(layer, Qcow2Layer):
             layer.cipher()  # a passphrase is asked for once, before any work
-    workers = threads or min(4, max(2, os.cpu_count() or 2))
-    pending: deque[tuple[int, int, Future[None]]] = deque()
 
-    def finish() -> None:
-        end, length, future = pending.popleft()
-        future.result()
-        result.data += length
-        if progress is not None:
-            progress(end, size)
+    def work(job: list[Piece]) -> None:
+        _run_job(layers, job, target, result if salvage else None)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="qwb-copy") as pool:
-        try:
-            for job in plan(layers, size, result if salvage else None):
-                if cancel is not None and cancel():
-                    raise Cancelled("stopped", path=target.path)
-                length = sum(piece.length for piece in job)
-                future = pool.submit(_run_job, layers, job, target, result if salvage else None)
-                pending.append((job[-1].start + job[-1].length, length, future))
-                if len(pending) > workers + _AHEAD:
-                    finish()
-            while pending:
-                finish()
-        except BaseException:
-            for _, _, future in pending:
-                future.cancel()
-            raise
+    jobs = in_order(
+        plan(layers, size, result if salvage else None), work, threads=threads, cancel=cancel, path=target.path
+    )
+    with contextlib.closing(jobs) as done:
+        for job, _ in done:
+            result.data += sum(piece.length for piece in job)
+            if progress is not None:
+                progress(job[-1].start + job[-1].length, size)
     result.settle()
     if progress is not None:
         progress(size, size)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from formats.qcow2.entries import ClusterType
-from workbench.engine.convert import Cancelled, CopyResult, Piece, Progress, Source, readable, unpacked_start
+from workbench.engine.ahead import in_order
+from workbench.engine.convert import CopyResult, Piece, Progress, Source, readable, unpacked_start
 from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.image import Image
 from workbench.engine.layers import Layer, Qcow2Layer
@@ -20,7 +19,6 @@ from workbench.errors import ArgumentError, QwbError
 
 CHUNK: Final = 4 << 20
 """Guest bytes that are read as one job and handed to the writer at once; a multiple of every cluster size."""
-_AHEAD: Final = 4
 
 
 def convert_to_qcow2(
@@ -97,31 +95,23 @@ def _read_ahead(
     for layer in source.layers:
         if isinstance(layer, Qcow2Layer):
             layer.cipher()
-    workers = min(4, max(2, os.cpu_count() or 2))
-    pending: deque[tuple[int, Future[memoryview]]] = deque()
 
-    def take() -> tuple[int, memoryview]:
-        start, future = pending.popleft()
-        buffer = future.result()
-        if progress is not None:
-            progress(start, source.size)
-        return start, buffer
+    def work(chunk: tuple[int, list[Piece]]) -> memoryview:
+        start, pieces = chunk
+        return _fill(source.layers, start, min(CHUNK, source.size - start), pieces, result, salvage)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="qwb-read") as pool:
-        try:
-            for start, pieces in _chunks(source.layers, source.size, result if salvage else None):
-                if cancel is not None and cancel():
-                    raise Cancelled("stopped", path=source.layers[0].path)
-                length = min(CHUNK, source.size - start)
-                result.data += sum(piece.length for piece in pieces)
-                pending.append((start, pool.submit(_fill, source.layers, start, length, pieces, result, salvage)))
-                if len(pending) > workers + _AHEAD:
-                    yield take()
-            while pending:
-                yield take()
-        finally:
-            for _, future in pending:
-                future.cancel()
+    chunks = in_order(
+        _chunks(source.layers, source.size, result if salvage else None),
+        work,
+        cancel=cancel,
+        path=source.layers[0].path,
+    )
+    with contextlib.closing(chunks) as done:
+        for (start, pieces), buffer in done:
+            result.data += sum(piece.length for piece in pieces)
+            if progress is not None:
+                progress(start, source.size)
+            yield start, buffer
 
 
 def _fill(

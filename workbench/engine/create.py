@@ -46,12 +46,13 @@ class CreateOptions:
 
     def check(self) -> None:
         """Raises ArgumentError, with QEMU's words, for what QEMU refuses."""
-        for bad, words in self._rules():
-            if bad:
-                raise ArgumentError(words)
+        _refuse((*self._shape_rules(), *self._rules()))
 
-    def _rules(self) -> tuple[tuple[bool, str], ...]:
-        old = self.compat < 3
+    def check_shape(self) -> None:
+        """As `check`, of what decides how large tables are: cluster size, refcount width, extended L2 entries."""
+        _refuse(self._shape_rules())
+
+    def _shape_rules(self) -> tuple[tuple[bool, str], ...]:
         return (
             (self.compat not in (2, 3), "Invalid compatibility level; it is 0.10 (v2) or 1.1 (v3)"),
             (
@@ -59,14 +60,23 @@ class CreateOptions:
                 "Cluster size must be a power of two between 512 and 2048k",
             ),
             (
+                self.extended_l2 and self.cluster_size < 1 << limits.MIN_EXTENDED_L2_CLUSTER_BITS,
+                "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+            ),
+            (
                 not 1 <= self.refcount_bits <= 64 or not is_power_of_two(self.refcount_bits),
                 "Refcount width must be a power of two and may not exceed 64 bits",
             ),
             (
-                old and self.refcount_bits != 16,
+                self.compat < 3 and self.refcount_bits != 16,
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above"
                 " (use version=v3 or greater)",
             ),
+        )
+
+    def _rules(self) -> tuple[tuple[bool, str], ...]:
+        old = self.compat < 3
+        return (
             (
                 old and self.lazy_refcounts,
                 "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
@@ -80,10 +90,6 @@ class CreateOptions:
                 old and self.extended_l2,
                 "Extended L2 entries are only supported with compatibility level 1.1 and above"
                 " (use version=v3 or greater)",
-            ),
-            (
-                self.extended_l2 and self.cluster_size < 1 << limits.MIN_EXTENDED_L2_CLUSTER_BITS,
-                "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
             ),
             (self.compression_type not in ("zlib", "zstd"), f"Invalid compression type {self.compression_type!r}"),
             (
@@ -111,6 +117,12 @@ class CreateOptions:
     def geometry(self) -> Geometry:
         bits = self.cluster_size.bit_length() - 1
         return Geometry(bits, self.refcount_bits.bit_length() - 1, self.extended_l2)
+
+
+def _refuse(rules: Iterable[tuple[bool, str]]) -> None:
+    for bad, words in rules:
+        if bad:
+            raise ArgumentError(words)
 
 
 def create(storage: Storage, options: CreateOptions) -> None:

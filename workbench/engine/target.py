@@ -26,14 +26,17 @@ class Target:
 
 
 @contextlib.contextmanager
-def open_target(path: Path, sources: Iterable[str], *, in_place: bool = False) -> Iterator[Target]:
+def open_target(
+    path: Path, sources: Iterable[str], *, in_place: bool = False, doing: str = "conversion"
+) -> Iterator[Target]:
     """A file to write `path`'s new content to.
 
     As a rule a hidden file beside `path`, renamed onto it at the end and removed when anything fails or is interrupted: what
-    was there before stays until then. in_place, and block devices: the existing file itself.
+    was there before stays until then. in_place, and block devices: the existing file itself.  doing: a word for the work, for
+    messages.
     Raises ArgumentError when `path` is one of `sources` or a file that one of them needs, LockedError when somebody uses it, StorageError.
     """
-    require_distinct([path], sources)
+    require_distinct([path], sources, doing)
     exists = path.exists()
     if in_place or (exists and not stat.S_ISREG(path.stat().st_mode)):
         with FileStorage.open(path, writable=True) as storage, acquire(storage, LockMode.WRITE):

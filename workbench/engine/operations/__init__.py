@@ -1,0 +1,1 @@
+"""What can be done with whole disks, one operation a file: each takes open sources and says what came out."""

@@ -253,7 +253,8 @@ class Gate:
         low, high = old & OFFSET_MASK, (old & OFFSET_MASK) + 1
         if old & COMPRESSED and kind == "l2":
             low, high = (int(each) for each in compressed_range(old, self.space.geometry.cluster_bits))
-        return bool(low) and self.targets.touch(low, high)
+        # What the plan itself has put in the place of something named follows from that.
+        return bool(low) and (self.targets.touch(low, high) or Spans(self.space.fresh).touch(low, high))
 
     # -- where
 

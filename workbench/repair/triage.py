@@ -67,6 +67,8 @@ def sharing_lost(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     """
     kept = np.zeros(ledger.clusters, dtype=bool)
     excess = (ledger.counts > 0) & (ledger.stored > ledger.counts)
+    if space.found is not None and space.found.meta.header.nb_snapshots > len(space.meta.snapshots):
+        return excess  # those that were not found again may share any of them
     reading = Reading(space.overlay)
     if not excess.any() or reading.geometry is None or reading.external:
         return kept

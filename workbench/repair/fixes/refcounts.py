@@ -106,13 +106,14 @@ def _judged(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
 
 
 def _stored_before(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
-    """Refcounts as the image had them; empty where its clusters were of another size."""
-    known = space.floor
-    if known is None:
-        base = Workspace(space.base, space.policy)
-        same = base.meta.geometry is not None and base.meta.geometry.cluster_bits == ledger.cluster_bits
-        known = space.floor = base.ledger.stored if same else np.zeros(0, dtype=np.uint64)
-    return known
+    """Refcounts as the image had them, 0 where unknown; empty where its clusters were of another size."""
+    keeper = triage.keeper_of(space)
+    if keeper.reading.storage is not space.base or keeper.reading.bits != ledger.cluster_bits:
+        return np.zeros(0, dtype=np.uint64)
+    if space.floor is None or space.floor.size < ledger.clusters:
+        known = keeper.stored_many(np.arange(ledger.clusters, dtype=np.int64))
+        space.floor = np.maximum(known, 0).astype(np.uint64)
+    return space.floor
 
 
 def counted_once(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:

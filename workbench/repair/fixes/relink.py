@@ -12,10 +12,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from formats.qcow2.tables import COPIED, OFFSET_MASK
 from workbench.check import CheckResult, check
 from workbench.check.problems import Tier
 from workbench.check.triage import LostTable
+from workbench.engine.unreferenced import read_table
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.ledger import CROSSED, META
 from workbench.repair.preserve.walk import Use
@@ -64,20 +65,20 @@ def _free_entries(space: Workspace) -> set[int]:
     """L1 entries of the disk without a table of their own.
 
     None at all, damaged, on a cluster of another structure, shared with an earlier entry, or with nothing in their table,
-    or with one that a fix has put there in place of what is lost.
+    or with one that a fix has put there in place of what is lost, or overwritten.
     """
     ledger = space.ledger
     words = space.meta.l1[: space.geometry.l1_entries_for(space.meta.header.size)]
     offset = words & np.uint64(OFFSET_MASK)
     usable = (offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
     free = set(np.flatnonzero(~usable).tolist())
-    places: dict[int, int] = {}
+    places, before = dict[int, int](), _words_as_found(space)
     for index in np.flatnonzero(usable).tolist():
         place = int(offset[index])
         content = l2_content(space, place) if index < 1 << 16 else None
         if content is not None and (content.empty or not content.may_be_table):
             free.add(index)
-        if content is not None and place >= space.base.size() and not content.targets.size:
+        if content is not None and place >= space.base.size() and place != int(before[index]) & OFFSET_MASK:
             free.add(index)
         if ledger.claims_at(place):
             free.add(index)
@@ -141,17 +142,10 @@ def _is_current(space: Workspace, table: LostTable) -> bool:
         and before.refs.one(table.offset >> ledger.cluster_bits)[1] & Use.COUNTS
     ):
         return False
-    words = space.words(table.offset, space.cluster // 8)
-    words = words[0::2] if space.geometry.extended_l2 else words
-    words = words[words != 0]
-    packed = (words & np.uint64(COMPRESSED)) != 0
-    start, _ = compressed_range(words[packed], space.geometry.cluster_bits)
-    targets = np.concatenate([words[~packed] & np.uint64(OFFSET_MASK), start])
-    numbers = (targets >> np.uint64(ledger.cluster_bits)).astype(np.int64)
-    numbers = numbers[(numbers > 0) & (numbers < ledger.clusters)]
-    if not numbers.size or (ledger.flags[numbers] & np.uint8(META | CROSSED)).any():
+    read = read_table(space.overlay, space.geometry, table.offset, external=False)
+    if read is None or not read[1].size or (ledger.flags[read[1]] & np.uint8(META | CROSSED)).any():
         return False
-    plain = numbers[: int((~packed).sum())]
+    plain = read[0].standard[(read[0].standard > 0) & (read[0].standard < ledger.clusters)]
     # Compressed clusters share host clusters with one another, so only standard ones speak.
     alone = not ledger.counts[plain].any()
     return alone or bool((ledger.stored[plain] == ledger.counts[plain].astype(np.uint64) + np.uint64(1)).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from formats.qcow2.tables import OFFSET_MASK
 from workbench.repair.preserve.account import Fate
 from workbench.repair.preserve.case import Case
-from workbench.repair.preserve.walk import Use, nonzero
+from workbench.repair.preserve.walk import Cell, Use, nonzero
 from workbench.units import div_round_up
 
 _OFFSET: Final = np.uint64(OFFSET_MASK)
@@ -148,8 +149,27 @@ class Hosts:
                         self.ledger.add(Fate.GIVEN_UP, number * size, size, what, size=self.case.keeper.content(number))
                     continue
                 old = a.read(max(start, number * size), min(end, (number + 1) * size) - max(start, number * size))
+                if not uses and self._is_mended(number):
+                    continue
                 if any(old) and (not uses or not self.case.keeper.superseded(number)):
                     self._let_go(number, "it would be written over")
+
+    def _is_mended(self, number: int) -> bool:
+        """A lost table that has its place again, and in which nothing else changed than entries that led nowhere."""
+        a, b, offset = self.base, self.after, number << self.base.bits
+        if a.shape != b.shape or offset not in self._tables_after:
+            return False
+        before, later = a.table(offset), b.table(offset)
+        if before is None or later is None:
+            return False
+        (kinds, hosts), (kinds_after, hosts_after) = a.cells(*before, 0), b.cells(*later, 0)
+        stored = (kinds == Cell.DATA) | (kinds == Cell.PACKED)
+        nowhere = (kinds == Cell.ERROR) | ((kinds == Cell.DATA) & (hosts >= np.uint64(a.size)))
+        return bool((nowhere | ((kinds == kinds_after) & (~stored | (hosts == hosts_after)))).all())
+
+    @cached_property
+    def _tables_after(self) -> dict[int, tuple[int, bool]]:
+        return self.after.l2_tables()
 
     def past_end(self) -> None:
         """Clusters past the end of the file that entries still mean: free, the next write would be given them."""

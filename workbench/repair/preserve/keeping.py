@@ -153,14 +153,14 @@ class Keeper:
 
     def stored_many(self, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
         """Refcounts of many clusters, of any shape; -1 where they cannot be read."""
-        out = np.full(clusters.shape, -1, dtype=np.int64)
-        blocks, inner = np.divmod(clusters, self.reading.shape.refcount_block_entries)
-        for index in np.unique(blocks).tolist():
-            values = self.block(index) if index >= 0 else None
+        out = np.full(clusters.size, -1, dtype=np.int64)
+        blocks, inner = np.divmod(clusters.reshape(-1), self.reading.shape.refcount_block_entries)
+        order = np.argsort(blocks, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
+            values = self.block(int(blocks[here[0]])) if here.size and blocks[here[0]] >= 0 else None
             if values is not None:
-                here = blocks == index
                 out[here] = np.minimum(values[inner[here]], np.uint64(1 << 40)).astype(np.int64)
-        return out
+        return out.reshape(clusters.shape)
 
     @cached_property
     def _blocks(self) -> NDArray[np.uint64]:

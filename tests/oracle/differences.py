@@ -82,8 +82,8 @@ DIFFERENCES: Final = (
         "tests/cli/test_disk_commands.py::test_dd_never_writes_over_a_file_that_it_reads",
     ),
     Difference(
-        "convert, compare, measure, dd",
-        "takes an archive, a text or a shifted image for a raw disk",
+        "convert",
+        "copies an archive, a text or a shifted image as a raw disk",
         "says what the file is and refuses, unless -f raw is given; so does --salvage with any file that has no qcow2 header",
         "its bytes are not the disk that was asked for",
         "tests/cli/test_foreign.py::test_every_command_names_it_and_leaves_it",

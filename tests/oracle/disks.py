@@ -64,6 +64,7 @@ def build(folder: Path) -> list[str]:
         "odd": data[:1000],
         "odd-longer": bytes(data[:1000]) + bytes(3000),
         "empty": b"",
+        "words": b"a raw disk may begin with words\n" * 4096,
     }
     for name, what in raws.items():
         (folder / f"{name}.raw").write_bytes(what)

@@ -53,7 +53,12 @@ def test_every_pair_of_disks_is_judged_as_qemu_img_judges_it(
 
 def test_the_order_of_the_disks_does_not_matter_to_the_verdict(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    for one, two in [("data.raw", "longer-data.raw"), ("blank.qcow2", "zeroed.qcow2"), ("odd.raw", "data.raw")]:
+    for one, two in [
+        ("data.raw", "longer-data.raw"),
+        ("blank.qcow2", "zeroed.qcow2"),
+        ("odd.raw", "data.raw"),
+        ("words.raw", "data.raw"),
+    ]:
         for pair in ((one, two), (two, one)):
             for options in ((), ("-s",), ("-q",), ("-U",)):
                 words = ("compare", *options, *pair)

@@ -29,9 +29,9 @@ WINDOWS = (
     ["skip=1"],
     ["count=1"],
     ["count=0"],
-    ["skip=2", "bs=512k", "count=1G"],
-    ["skip=7E", "bs=1M"],
-    ["count=7E", "bs=1M"],
+    ["skip=2", "bs=512k", "count=1073741824"],
+    ["skip=8070450532247928832", "bs=1M"],
+    ["count=8070450532247928832", "bs=1M"],
     ["bs=64k", "bs=512", "count=3"],
 )
 SOURCES = (

@@ -91,7 +91,7 @@ def command(
             if cache not in _CACHE_MODES:
                 raise ArgumentError(f"Invalid source cache option: {cache}")
             opened = tuple(
-                stack.enter_context(open_source(path, form, secret=secret, force_share=force_share))
+                stack.enter_context(open_source(path, form, secret=secret, force_share=force_share, bytes_count=True))
                 for path, form, secret in zip(
                     (first, second), (first_format, second_format), _secrets(secret_files), strict=True
                 )

@@ -83,6 +83,7 @@ def command(
             force_share=force_share,
             backing=backing,
             no_backing=no_backing,
+            bytes_count=True,
         ) as opened,
         progress_line() as progress,
     ):

@@ -105,6 +105,7 @@ def command(
             backing=backing,
             no_backing=no_backing,
             snapshot=named_snapshot(snapshot),
+            bytes_count=True,
             unlock=False,
         ) as opened:
             found = _measured(target_format, options, None, opened)

@@ -54,14 +54,15 @@ def open_source(
     backing: Path | None = None,
     snapshot: str | None = None,
     salvage: bool = False,
+    bytes_count: bool = False,
     unlock: bool = True,
 ) -> Iterator[OpenSource]:
-    """A disk to read, under reading locks. given: the format that the person named, None to look.  unlock: its passphrase
-    is tried.
+    """A disk to read, under reading locks. given: the format that the person named, None to look; salvage and bytes_count:
+    see `format_of`.  unlock: its passphrase is tried.
 
     Raises UnsupportedError for other formats, ArgumentError for what a raw file does not have, and what `open_image` raises.
     """
-    if format_of(path, given, salvage=salvage) == "raw":
+    if format_of(path, given, salvage=salvage, bytes_count=bytes_count) == "raw":
         if snapshot is not None or backing is not None:
             raise ArgumentError("a raw file has neither snapshots nor a backing file", path=str(path))
         with _raw_source(path, force_share) as source:
@@ -82,12 +83,13 @@ def open_source(
         yield OpenSource("qcow2", Source(image.chain, image.size), image)
 
 
-def format_of(path: Path, given: str | None, *, salvage: bool = False) -> str:
+def format_of(path: Path, given: str | None, *, salvage: bool = False, bytes_count: bool = False) -> str:
     """qcow2 or raw: as given, else as the file's first bytes say. Raises ArgumentError or UnsupportedError for what is
     neither.
 
     salvage: nothing is taken for a raw disk then unless `given` says so: a copy of a damaged image's own bytes, or of
-    an archive, is not what was asked for.
+    an archive, is not what was asked for.  bytes_count: any bytes that are no other disk format will do as a raw disk, as
+    in QEMU, also what looks like an archive or a text.
     """
     from formats.foreign import Sort
     from workbench.engine.chain import probe_format
@@ -101,7 +103,8 @@ def format_of(path: Path, given: str | None, *, salvage: bool = False) -> str:
     with FileStorage.open(path) as storage:
         found = probe_format(storage)
         foreign = load_metadata(storage).foreign
-    if foreign is not None and foreign.sort in (Sort.DISK, Sort.PACKED, Sort.TEXT, Sort.SHIFTED):
+    refused = (Sort.DISK,) if bytes_count else (Sort.DISK, Sort.PACKED, Sort.TEXT, Sort.SHIFTED)
+    if foreign is not None and foreign.sort in refused:
         hint = f"{foreign.advice}, or copy its bytes as they are with -f raw"
         raise ArgumentError(f"this is {foreign.name}, not a disk that can be read here", path=str(path), hint=hint)
     if found not in FORMATS:

@@ -7,11 +7,13 @@ import struct
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.check.images import COPIED, Tiny, load
 from workbench.check import check
 from workbench.check.companions import check_file
 from workbench.check.result import CheckResult
+from workbench.cli.main import cli
 from workbench.engine.image import Image
 from workbench.engine.info import image_info
 from workbench.engine.metadata import load_metadata
@@ -184,6 +186,18 @@ class TestTablesPastTheEnd:
             Image.open(path)
         assert checked(path).exit_code == 1
 
+    @pytest.mark.parametrize(
+        "words",
+        ["convert IMAGE OUT", "convert -O qcow2 IMAGE OUT", "map IMAGE", "map --json IMAGE", "io -r -c length IMAGE"],
+    )
+    def test_that_no_driver_can_read_end_every_command_that_reads_the_disk(self, words: str, tmp_path: Path) -> None:
+        path, out = tmp_path / "img.qcow2", tmp_path / "out"
+        path.write_bytes(Tiny(header={40: 0x7FFFFFFFFFFF0000.to_bytes(8, "big")}).build())
+        names = {"IMAGE": str(path), "OUT": str(out)}
+        done = CliRunner().invoke(cli, [names.get(word, word) for word in words.split()])
+        assert done.exit_code == 1 and "the active L1 table cannot be read" in done.stderr
+        assert not out.exists()
+
     def test_a_snapshot_table_that_cannot_be_read_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "img.qcow2"
         header = {60: (1).to_bytes(4, "big"), 64: 0x7FFFFFFFFFFF0000.to_bytes(8, "big")}
@@ -253,6 +267,19 @@ class TestRoomInside:
                 if index < free:
                     image[2 * tiny.size + 2 * (5 + index) : 2 * tiny.size + 2 * (5 + index) + 2] = bytes(2)
             assert "Free inside" not in text_of(check(load(image)))
+
+
+@pytest.mark.parametrize("name_at", [0x74, 0x78, 600])
+def test_an_extension_that_reaches_over_the_backing_name_is_too_large(name_at: int, tmp_path: Path) -> None:
+    name = {8: name_at.to_bytes(8, "big"), 16: (4).to_bytes(4, "big"), name_at: b"base"}
+    tiny = Tiny(header=name | {100: (112).to_bytes(4, "big"), 104: bytes(8), 112: bytes.fromhex("123456787fffffff")})
+    path = tmp_path / "img.qcow2"
+    path.write_bytes(tiny.build())
+    result = checked(path)
+    assert result.exit_code == 1
+    assert result.refused is not None and "header extension too large" in result.refused
+    with pytest.raises(QwbError, match="header extension too large"):
+        Image.open(path)
 
 
 class TestTheUnusedTail:

@@ -9,11 +9,13 @@ import pytest
 
 from formats.qcow2.tables import COPIED, compressed_entry
 from tests.engine.tiny import DATA, tiny
+from workbench.check import check
 from workbench.engine.ahead import Cancelled
 from workbench.engine.codecs import CompressionType, compress, unpack_start
 from workbench.engine.convert import CopyResult, Source, convert_to_raw, data_spans
 from workbench.engine.convert_qcow2 import convert_to_qcow2
 from workbench.engine.image import Image
+from workbench.engine.metadata import load_metadata
 from workbench.errors import ArgumentError, CorruptError, LockedError
 from workbench.storage.file import FileStorage
 from workbench.storage.locks import LockMode, acquire
@@ -101,6 +103,7 @@ def test_what_is_lost_side_by_side_is_one_range_and_costs_no_reading(tmp_path: P
     path, out = tmp_path / "source.qcow2", tmp_path / "out"
     path.write_bytes(storage.getvalue())
     with Image.open(path) as image:
+        assert sum(1 for _ in image.extents()) < 10
         result = (convert_to_raw if form == "raw" else convert_to_qcow2)(source(image), out, salvage=True)
     assert [(start, length) for start, length, _ in result.lost] == [(C, 2 * C), (512 << 20, (2 << 40) - (512 << 20))]
     assert result.data == 2 * C
@@ -144,6 +147,21 @@ def test_of_a_stream_that_was_cut_off_what_unpacks_is_kept(tmp_path: Path, form:
         with Image.open(out) as copy:
             content = copy.read(0, 2 * C)
     assert content == b"\1" * C + plain[:kept] + bytes(length)
+
+
+def test_a_file_may_end_with_its_last_stream_within_the_sector_that_the_entry_names(tmp_path: Path) -> None:
+    packed = compress(b"compress me " * 5461 + b"....", CompressionType.ZLIB)
+    assert packed is not None and len(packed) % 512
+    at = (DATA + 1) * C
+    storage = tiny([compressed_entry(at, -(-len(packed) // 512) * 512, 16)], size=C)
+    storage.write(at, packed)
+    storage.truncate(at + len(packed))
+    path = tmp_path / "source.qcow2"
+    path.write_bytes(storage.getvalue())
+    found = check(load_metadata(storage))
+    assert not found.corruptions and not found.findings.rows("COMPRESSED-BEYOND-EOF").size
+    with Image.open(path) as image:
+        assert image.read(0, C) == b"compress me " * 5461 + b"...."
 
 
 def test_of_a_stream_that_contradicts_itself_nothing_is_taken_for_data() -> None:

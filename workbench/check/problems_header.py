@@ -72,6 +72,17 @@ p(
     fix.DERIVE_FIELD,
 )
 p(
+    "HEADER-CLUSTER-SIZE-DOUBTFUL",
+    WARNING,
+    "Cluster size in doubt",
+    "Under another cluster size the clusters in use end where the file does, and the tables have hardly a fault.",
+    OVERWRITTEN,
+    "Most of what the guest reads is not its data: tables are read in the wrong width.",
+    fix.DERIVE_FIELD,
+    template="with clusters of {size} bytes {then} errors are left of {now}, and the clusters in use end where the file does;"
+    " with the header's they end at {end:#x}",
+)
+p(
     "HEADER-LENGTH",
     ERROR,
     "Impossible header length",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from formats.qcow2.entries import is_copied, offset_of
+from formats.qcow2.header import field as header_field
 from workbench.check import kinds
 from workbench.check.census import WINDOW, Census, as_clusters
 from workbench.check.extras import MOST, UNCOUNTED, log_tail, log_unused, table_notes
@@ -27,6 +28,7 @@ from workbench.check.pipeline import Pipeline
 from workbench.check.problems import Severity
 from workbench.check.regions import Regions, RegionWalk, log_l1
 from workbench.check.result import Cancel, CheckCancelled, CheckResult, Progress, ProgressSink, Stats
+from workbench.check.shape import counted_end, likelier_cluster_bits, with_cluster_bits
 from workbench.check.tables import ACTIVE, L1Table, L2Set, empty_set, plan_batches
 from workbench.engine.metadata import Metadata
 from workbench.engine.opening import refusal_of
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from workbench.check.triage import LeakRun, LostTable, Triage
     from workbench.engine.unreferenced import Unreferenced
 
+_FEWER = 4
+"""Another cluster size must leave at most a quarter of the corruptions for the header's to be in doubt."""
 _COUNTED_IN_REGIONS = {
     "SNAPSHOT-EXTRA-TOO-SMALL", "SNAPSHOT-L1-UNALIGNED", "SNAPSHOT-L1-TOO-LARGE", "REGION-BEYOND-EOF",
 }  # fmt: skip
@@ -114,9 +118,24 @@ class _Check:
         self.check_errors += regions.check_errors
         tables = regions.collector.result()
         census = self._count(geometry, regions, tables)
+        if not self.fast:
+            self._doubt_cluster_size()
         if regions.abort is None and refusal is None and not self.log.has(*UNCOUNTED):
             log_unused(self.meta, geometry, self.highest, self.log)
         return self._result(damaged, refused or aborted or damaged, census, regions, tables)
+
+    def _doubt_cluster_size(self) -> None:
+        """Log the cluster size when another one explains the file far better."""
+        now = self.log.freeze().counted(Severity.CORRUPTION)
+        end = counted_end(self.meta) if now else 0
+        bits = likelier_cluster_bits(self.meta, end) if end else None
+        if bits is None:
+            return
+        other = check(with_cluster_bits(self.meta, bits), fast=True)
+        if other.corruptions * _FEWER <= now:
+            offset, length = header_field("cluster_bits")
+            numbers = {"size": 1 << bits, "end": end, "now": now, "then": other.corruptions}
+            self.log.add("HEADER-CLUSTER-SIZE-DOUBTFUL", offset, length, index=bits, numbers=numbers)
 
     # -- counting ------------------------------------------------------------------------------------------------------
 

@@ -112,6 +112,7 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "HEADER-SIZE": ("size", "l1_size"),
     "L1-TABLE-TOO-SMALL": (*_L1_FIELDS, "size", "cluster_bits", *_FEATURES),
     "L1-TABLE-TOO-LARGE": ("l1_size",),
+    "HEADER-CLUSTER-SIZE-DOUBTFUL": ("cluster_bits",),
     "L1-TABLE-UNALIGNED": _L1_FIELDS,
     "L1-TABLE-OFFSET": _L1_FIELDS,
     "L1-ENTRY-RESERVED": _L1_FIELDS,

@@ -370,6 +370,8 @@ def _run(space: Workspace, rule: Rule, result: CheckResult) -> bool:
         return False
     if rule.needs_shape and space.meta.geometry is None:
         return False
+    if rule.needs_shape and result.findings.rows("HEADER-CLUSTER-SIZE-DOUBTFUL").size:
+        return False
     if rule.reads_tables and _SHAPE_IN_DOUBT & {fault.code for fault in space.meta.faults}:
         return False  # under a wrong shape, mending entries would damage them
     if rule.id == "copied" and policy.mode is Mode.LEAKS and space.notes:

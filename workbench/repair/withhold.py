@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from workbench.repair.fixes import RULES
 from workbench.repair.policy import Policy
@@ -17,6 +17,8 @@ from workbench.repair.preserve import Proof
 if TYPE_CHECKING:
     from workbench.repair.plan import Plan
 
+_FOUNDATION: Final = "header-shape"
+"""What it sets decides how all the rest is read: without it no other fix means what it says."""
 Attempt = Callable[[Policy], "Plan"]
 
 
@@ -39,6 +41,9 @@ def harmless_part(attempt: Attempt, policy: Policy, full: Plan) -> Plan | None:
         return _named(kept, full, ())
     always = {rule.id for rule in RULES if rule.always}
     used = [rule.id for rule in RULES if rule.id not in always and any(step.fix == rule.id for step in full.steps)]
+    if _FOUNDATION in used:
+        always.add(_FOUNDATION)
+        used.remove(_FOUNDATION)
     good: list[str] = []
     for each in used:
         less = attempt(replace(careful, skip=policy.skip | {each}))

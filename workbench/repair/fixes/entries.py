@@ -34,6 +34,8 @@ from workbench.repair.probe import content_of, l2_content, l2_masks
 from workbench.repair.workspace import Workspace
 
 _ALL = (1 << 64) - 1
+_SAMPLE = 256
+"""L2 tables by which an L1 table is judged."""
 _NO_DATA = {Owner.HEADER, Owner.REFCOUNT_TABLE, Owner.ACTIVE_L1}
 """Structures that the header names: an entry of a foreign table that leads there means none of the guest's data."""
 _LOST = (
@@ -270,11 +272,20 @@ def _named(space: Workspace) -> list[int]:
     return alone
 
 
+def _is_elsewhere(space: Workspace, table: L1Table) -> bool:
+    """Most of what an L1 table names is no L2 table: then it is none itself, and its place is what is wrong."""
+    named = np.unique(table.entries & np.uint64(OFFSET_MASK))
+    named = named[(named > 0) & (named % np.uint64(space.cluster) == 0) & (named < np.uint64(space.end))][:_SAMPLE]
+    wrong = sum(l2_content(space, each).is_foreign for each in named.tolist())
+    return bool(named.size > 1 and wrong * 2 > named.size)
+
+
 def run_foreign(space: Workspace) -> None:
     """Part L1 entries from tables that hold something else: before anything else counts what such a table seems to name."""
     tables = space.ledger.tables
+    credible = [table for table in l1_tables(space) if not _is_elsewhere(space, table)]
     for row in _all_named(space).tolist():
-        _L2Mender(space, tables, row, set()).run_foreign()
+        _L2Mender(space, tables, row, set()).run_foreign(credible)
 
 
 def run_subclusters(space: Workspace) -> None:
@@ -354,10 +365,10 @@ class _L2Mender:
         )  # fmt: skip
         self.raw = new
 
-    def run_foreign(self) -> None:
-        """Most of it is nonsense: what can be right gets a table of its own."""
+    def run_foreign(self, credible: Sequence[L1Table]) -> None:
+        """Most of it is nonsense: what can be right gets a table of its own. credible: L1 tables that are such."""
         if content_of(self.space, self.words).is_foreign:
-            self._replace()
+            self._replace(credible)
 
     def run(self) -> None:
         self._reserved()
@@ -398,7 +409,7 @@ class _L2Mender:
         header = self.space.meta.header
         return header.version < 3 and bool(header.backing_file_offset)
 
-    def _replace(self) -> None:
+    def _replace(self, credible: Sequence[L1Table]) -> None:
         """Mostly nonsense: a table of its own for what can be right, and the cluster stays as it is, and counted."""
         space, masks = self.space, l2_masks(self.space, self.words)
         good = (self.words != 0) & ~masks.unaligned & ~masks.beyond
@@ -412,9 +423,11 @@ class _L2Mender:
             good[index] = self._inflates(int(self.words[index]) & ~COPIED & _ALL)
         users = [
             (table.offset + index * 8, table.snapshot, index)
-            for table in l1_tables(space)
+            for table in credible
             for index in np.flatnonzero((table.entries & np.uint64(OFFSET_MASK)) == np.uint64(self.offset)).tolist()
         ]
+        if not users:
+            return
         # Where the backing file shows now it goes on to.
         some = good.any() or (bool(space.meta.header.backing_file_offset) and not self.words.all())
         space.keep(self.offset, space.cluster)

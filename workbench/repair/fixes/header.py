@@ -11,15 +11,15 @@ from typing import Final
 
 import numpy as np
 
-from formats.qcow2 import limits, refcounts
+from formats.qcow2 import limits
 from formats.qcow2.extensions import EXTENSION_NAMES, parse_extensions
 from formats.qcow2.header import INCOMPATIBLE, MAGIC, V2_LENGTH, V3_LENGTH
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.run import check
+from workbench.check.shape import counted_end, other_cluster_sizes
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.fixes.disk_size import disk_size
 from workbench.repair.gate import nothing_readable
-from workbench.repair.ledger import good_blocks
 from workbench.repair.probe import l1_score
 from workbench.repair.workspace import WHOLE, Workspace
 
@@ -96,6 +96,9 @@ def run_shape(space: Workspace) -> None:
         _best(space, list(_cluster_sizes(space)), "HEADER-CLUSTER-BITS")
     elif rows.has("EXTENDED-L2-CLUSTER-SIZE"):
         _best(space, [_other_entries(space), *_cluster_sizes(space)], "EXTENDED-L2-CLUSTER-SIZE")
+    elif rows.has("HEADER-CLUSTER-SIZE-DOUBTFUL"):
+        row = next(rows.each("HEADER-CLUSTER-SIZE-DOUBTFUL"))
+        _set(space, "cluster_bits", row.index, row.code)
     elif nothing_readable(rows, space):
         _best(space, list(_cluster_sizes(space)), "HEADER-CLUSTER-BITS", below=_score(space) / _BAD_SHARE)
     elif rows.has("L1-TABLE-TOO-SMALL"):
@@ -107,12 +110,7 @@ def _orders(space: Workspace) -> tuple[int, ...]:
 
 
 def _cluster_sizes(space: Workspace) -> Iterable[tuple[str, int]]:
-    """Other cluster sizes, to which the offsets of L1 and refcount table are aligned."""
-    header = space.meta.header
-    for bits in range(limits.MIN_CLUSTER_BITS, limits.MAX_CLUSTER_BITS + 1):
-        aligned = not (header.l1_table_offset | header.refcount_table_offset) & ((1 << bits) - 1)
-        if bits != header.cluster_bits and aligned:
-            yield "cluster_bits", bits
+    return [("cluster_bits", bits) for bits in other_cluster_sizes(space.meta)]
 
 
 def _other_entries(space: Workspace) -> tuple[str, int]:
@@ -202,16 +200,7 @@ _CLOSE: Final = 1.05
 
 def _end_missed(space: Workspace) -> float:
     """How far from the file's end the last cluster is that counts as in use, as a share of the file: 0 to 1."""
-    if space.meta.geometry is None:
-        return 1.0
-    _words, blocks = good_blocks(space)
-    order, end = space.geometry.refcount_order, 0
-    for index in np.flatnonzero(blocks)[::-1].tolist():
-        used = np.flatnonzero(refcounts.unpack(space.read_cluster(int(blocks[index])), order))
-        if used.size:
-            end = (index * space.geometry.refcount_block_entries + int(used[-1]) + 1) * space.cluster
-            break
-    return min(abs(space.size - end) / space.size, 1.0)
+    return min(abs(space.size - counted_end(space.meta)) / max(space.size, 1), 1.0)
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
@@ -320,6 +309,7 @@ RULES = (
         codes(
             "HEADER-CLUSTER-BITS", "HEADER-REFCOUNT-ORDER", "EXTENDED-L2-CLUSTER-SIZE", "L1-TABLE-TOO-SMALL",
             "L1-TABLE-UNALIGNED", "L1-TABLE-OFFSET", "REFTABLE-UNALIGNED", "REFTABLE-OFFSET", "REGION-BEYOND-EOF",
+            "HEADER-CLUSTER-SIZE-DOUBTFUL",
         ),
         Tier.JUDGEMENT,
         run_shape,

@@ -25,6 +25,7 @@ from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.gate import Reach
 from workbench.repair.ledger import META, Claim, Ledger, good_blocks
 from workbench.repair.policy import Mode
+from workbench.repair.preserve.keeping import Keeper
 from workbench.repair.workspace import Workspace
 from workbench.units import div_round_up, many
 
@@ -113,7 +114,24 @@ def _stored_before(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
     if space.floor is None or space.floor.size < ledger.clusters:
         known = keeper.stored_many(np.arange(ledger.clusters, dtype=np.int64))
         space.floor = np.maximum(known, 0).astype(np.uint64)
-    return space.floor
+    return _with_found_blocks(space, keeper, space.floor)
+
+
+def _with_found_blocks(space: Workspace, keeper: Keeper, known: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The refcounts, with those of blocks that were there and that the table names only now."""
+    _, blocks = good_blocks(space)
+    was, per_block = keeper.reading.block_offsets(), space.geometry.refcount_block_entries
+    was = np.pad(was, (0, max(0, blocks.size - was.size)))[: blocks.size]
+    found = np.flatnonzero((blocks > 0) & (blocks != was) & (blocks < np.uint64(space.base.size())))
+    for index in [each for each in found.tolist() if keeper.block(each) is None]:
+        values = refcounts.unpack(
+            space.base.read(int(blocks[index]), space.cluster).ljust(space.cluster, b"\0"),
+            space.geometry.refcount_order,
+        )
+        known = known.copy() if known is space.floor else known
+        part = known[index * per_block : (index + 1) * per_block]
+        part[:] = values[: part.size]
+    return known
 
 
 def counted_once(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
@@ -232,6 +250,7 @@ def _may_be_shared(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
         return none
     count = min(ledger.clusters, keeper.reading.clusters)
     unknown = keeper.stored_many(np.arange(count, dtype=np.int64)) < 0
+    unknown &= _stored_before(space, ledger)[:count] == 0  # no block was found that counts them
     none[:count] = unknown & (ledger.counts[:count] > 0) & ((ledger.flags[:count] & np.uint8(META)) == 0)
     return none
 

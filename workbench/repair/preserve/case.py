@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from formats.qcow2.header import field
 from workbench.repair.preserve.account import Ledger, Ranges
-from workbench.repair.preserve.keeping import Keeper
+from workbench.repair.preserve.keeping import Keeper, refers
 from workbench.repair.preserve.walk import Reading, References, Sparse, Tally, changed_ranges
 from workbench.repair.workspace import Step
 from workbench.storage.base import Storage
@@ -52,6 +53,22 @@ class Case:
             found.append(References(tally, own, clusters if alike else reading.clusters))
         self.refs, self.refs_after = found
         b.gaps |= a.gaps
+
+    @cached_property
+    def shown(self) -> Keeper | None:
+        """The base under the header as it would be, where that reads it in another shape; None when it reads nothing."""
+        a, b = self.base, self.after
+        shown = Overlay(a.storage)
+        shown.write(0, b.read(0, 1 << b.bits))
+        if b.meta.header.refcount_table_offset >= a.size:
+            # Made anew: where the old one was, only the old header can say.
+            for name in ("refcount_table_offset", "refcount_table_clusters"):
+                at, length = field(name)
+                shown.write(at, a.storage.read(at, length).ljust(length, b"\0"))
+        reading = Reading(shown)
+        if reading.geometry is None or reading.shape != b.shape:
+            return None
+        return Keeper(reading, refers(reading))
 
     @cached_property
     def keeper(self) -> Keeper:

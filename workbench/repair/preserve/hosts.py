@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.qcow2 import refcounts
 from formats.qcow2.tables import OFFSET_MASK
 from workbench.repair.preserve.account import Fate
 from workbench.repair.preserve.case import Case
@@ -22,13 +23,16 @@ class Hosts:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.base, self.after, self.ledger = case.base, case.after, case.ledger
+        self.after, self.ledger = case.after, case.ledger
+        # Where clusters have another size they have other numbers: then the base is what its new header makes of it.
+        self.keeper = (case.shown if case.base.bits != case.after.bits else None) or case.keeper
+        self.base, self.refs = self.keeper.reading, self.keeper.refs
 
     def counts(self) -> None:
         """Stored refcounts against references, block by block where anything changed."""
         a, b = self.base, self.after
         blocks, blocks_after = a.block_offsets(), b.block_offsets()
-        refs, later = self.case.refs, self.case.refs_after
+        refs, later = self.refs, self.case.refs_after
         per_block = b.shape.refcount_block_entries
         total = div_round_up(max(later.clusters, 1), per_block)
         alike = a.shape == b.shape
@@ -46,12 +50,22 @@ class Hosts:
             part = slice(low, min(low + per_block, later.clusters))
             count = part.stop - low
             stored = b.stored(index, blocks_after)
-            known = self.case.keeper.block(index) if alike else None
+            known = self.keeper.block(index) if alike else None
+            if known is None and alike:
+                known = self._found_block(int(blocks_after[index]) if index < blocks_after.size else 0)
             self._block(part, None if known is None else known[:count], None if stored is None else stored[:count])
+
+    def _found_block(self, place: int) -> NDArray[Any] | None:
+        """Counts of a block that the base has, nothing else refers to, and its refcount table does not name."""
+        a = self.base
+        if not 1 < place < a.size or self.refs.one(place >> a.bits)[1]:
+            return None
+        values = refcounts.unpack(a.read(place, 1 << a.bits), a.shape.refcount_order)
+        return values if values.any() and refcounts.may_be_refcounts(values) else None
 
     def _block(self, part: slice, known: NDArray[Any] | None, stored: NDArray[Any] | None) -> None:
         size, low = 1 << self.after.bits, part.start
-        had, uses = self.case.refs.span(part.start, part.stop)
+        had, uses = self.refs.span(part.start, part.stop)
         need, uses_after = self.case.refs_after.span(part.start, part.stop)
         if stored is None:
             if known is not None and need.any():
@@ -64,13 +78,14 @@ class Hosts:
         if then is not None:
             short &= ~((missing <= had - then) & (had > then))
         self._hosts(Fate.UNPROVEN, low + np.flatnonzero(short), "a refcount below the number of references")
+        inside = np.arange(part.start, part.stop) < self.base.clusters  # what lies behind is new, and nobody's
         spare = None if then is None else then - had
         if spare is not None:
             lowered = (spare > 0) & (now < then) & (now - need < spare) & (now > 0)
             if lowered.any():
                 self._lowered(low + np.flatnonzero(lowered))
-        elif need.any() and self.case.keeper.unread:
-            both = ((uses_after & Use.DATA) != 0) & (had > 0) & (now > 0) & (now <= need)
+        elif need.any() and self.keeper.unread:
+            both = ((uses_after & Use.DATA) != 0) & (had > 0) & (now > 0) & (now <= need) & inside
             reason = "counted anew, although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, low + np.flatnonzero(both), reason)
         flagged = (uses_after & Use.FLAGGED) != 0
@@ -78,8 +93,8 @@ class Hosts:
         if then is not None:
             wrong &= ~(((uses & Use.FLAGGED) != 0) & (then > 1))
         self._hosts(Fate.UNPROVEN, low + np.flatnonzero(wrong), "marked as not shared (COPIED), although it is")
-        fresh = flagged & ((uses & Use.FLAGGED) == 0) & (had > 0)
-        if fresh.any() and self.case.keeper.hidden:
+        fresh = flagged & ((uses & Use.FLAGGED) == 0) & (had > 0) & inside
+        if fresh.any() and self.keeper.hidden:
             bad = fresh if then is None else fresh & (then != 1)
             reason = "marked as not shared (COPIED), although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, low + np.flatnonzero(bad), reason)
@@ -97,7 +112,7 @@ class Hosts:
 
     def _evidence(self, part: slice) -> NDArray[np.bool_]:
         """The evidence of the clusters `part`, which may reach past the base's end."""
-        found = self.case.keeper.evidence[part]
+        found = self.keeper.evidence[part]
         return np.pad(found, (0, part.stop - part.start - found.size))
 
     def _hosts(self, fate: Fate, clusters: NDArray[np.int64], reason: str) -> None:
@@ -107,7 +122,7 @@ class Hosts:
                 self.ledger.add(fate, int(run[0]) * size, int(run.size) * size, reason)
 
     def _lowered(self, clusters: NDArray[np.int64]) -> None:
-        if self.case.keeper.hidden:
+        if self.keeper.hidden:
             reason = "its refcount goes down, although a snapshot that cannot be read may share it"
             self._hosts(Fate.UNPROVEN, clusters, reason)
             return
@@ -117,17 +132,17 @@ class Hosts:
 
     def _let_go(self, number: int, what: str = "it would go free") -> None:
         """A cluster that would be neither referred to nor counted (or is written over)."""
-        content = self.case.keeper.content(number)
+        content = self.keeper.content(number)
         if not content:
             return
         size = 1 << self.base.bits
-        start, uses = number * size, self.case.refs.one(number)[1]
-        why = self.case.keeper.reason(number)
+        start, uses = number * size, self.refs.one(number)[1]
+        why = self.keeper.reason(number)
         if number in self.case.unread:
             why = why or "a compressed entry that cannot be unpacked means it"
         if why:
             fate, reason = Fate.GIVEN_UP, f"{what}, although {why}"
-        elif uses and (uses & (Use.DATA | Use.TABLE) or self.case.keeper.holds_counts(number)):
+        elif uses and (uses & (Use.DATA | Use.TABLE) or self.keeper.holds_counts(number)):
             return
         elif self.case.frees.cover(start, size):
             fate, reason = Fate.FREED, "nothing refers to it, and nothing suggests that anybody needs it"
@@ -140,18 +155,18 @@ class Hosts:
         a, size = self.base, 1 << self.base.bits
         for start, end in zip(self.case.changed.starts.tolist(), self.case.changed.ends.tolist(), strict=True):
             for number in range(start >> a.bits, ((end - 1) >> a.bits) + 1):
-                uses = self.case.refs.one(number)[1]
+                uses = self.refs.one(number)[1]
                 if uses & Use.DATA:
                     continue
                 if uses & Use.COUNTS and not uses & Use.TABLE:
-                    if not self.case.keeper.holds_counts(number):
+                    if not self.keeper.holds_counts(number):
                         what = "something else than refcounts lies there, and would be written over"
-                        self.ledger.add(Fate.GIVEN_UP, number * size, size, what, size=self.case.keeper.content(number))
+                        self.ledger.add(Fate.GIVEN_UP, number * size, size, what, size=self.keeper.content(number))
                     continue
                 old = a.read(max(start, number * size), min(end, (number + 1) * size) - max(start, number * size))
                 if not uses and self._is_mended(number):
                     continue
-                if any(old) and (not uses or not self.case.keeper.superseded(number)):
+                if any(old) and (not uses or not self.keeper.superseded(number)):
                     self._let_go(number, "it would be written over")
 
     def _is_mended(self, number: int) -> bool:
@@ -173,7 +188,7 @@ class Hosts:
 
     def past_end(self) -> None:
         """Clusters past the end of the file that entries still mean: free, the next write would be given them."""
-        base, after = self.case.keeper, self.after
+        base, after = self.keeper, self.after
         meant = np.array(sorted(after.past), dtype=np.int64)
         if not meant.size or self.base.shape != after.shape:
             return

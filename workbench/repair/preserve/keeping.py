@@ -105,9 +105,22 @@ class Keeper:
         """Whether a table or record could be read, so that its content is compared as a view or an object."""
         offset = number << self.reading.bits
         if offset not in self._tables:
-            return True
+            return not any(low <= offset < high for low, high in self._wrong_l1)
         found = self.reading.table(offset)
         return found is not None and not foreign(self.reading, found[0])
+
+    @cached_property
+    def _wrong_l1(self) -> list[tuple[int, int]]:
+        """Host bytes [start, end) that a snapshot calls its L1 table, though most of what it names there is no L2 table."""
+        reading, found = self.reading, []
+        for view in reading.views():
+            named = np.unique(view.l1[(view.l1 & _OFFSET) != 0] & _OFFSET)[:_MANY].tolist()
+            tables = [reading.table(each) for each in named] if view.snapshot is not None else []
+            wrong = sum(each is None or foreign(reading, each[0]) for each in tables)
+            if view.snapshot is not None and len(tables) > 1 and wrong * 2 > len(tables):
+                start = view.snapshot.l1_table_offset
+                found.append((start, start + max(view.snapshot.l1_size * 8, 1)))
+        return found
 
     @cached_property
     def _tables(self) -> dict[int, tuple[int, bool]]:

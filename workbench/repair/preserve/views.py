@@ -28,8 +28,9 @@ class Views:
         self.case = case
         self.base, self.after, self.ledger = case.base, case.after, case.ledger
 
-    def compare(self, *, blind: bool) -> None:
-        """Each disk as it reads before and after. blind: before, QEMU refused to read any of them."""
+    def compare(self, *, blind: bool, told: bool = False) -> None:
+        """Each disk as it reads before and after. blind: before, QEMU refused to read any of them, or it read nonsense.
+        told: the image's refcounts say that it reads rightly after."""
         twins = list(self.after.views())
         for view in [] if blind else self.base.views():
             twin = _twin(view, twins)
@@ -41,7 +42,7 @@ class Views:
         if not blind:
             self._rewritten_data()
         for twin in twins:
-            self.blind(twin)
+            self.blind(twin, told=told)
 
     def _disk(self, view: View, twin: View) -> None:
         a, b = self.base, self.after
@@ -192,7 +193,8 @@ class Views:
         before, _ = self.case.refs.at(numbers)
         later, uses = self.case.refs_after.at(numbers)
         stored = self.case.keeper.stored_many(numbers)
-        owned: NDArray[np.bool_] = np.where(stored < 0, before > 1, later > np.maximum(stored, 1))
+        others = np.minimum(before, later - 1)  # before, and still when this place is theirs
+        owned: NDArray[np.bool_] = np.where(stored < 0, others > 1, later > np.maximum(stored, 1))
         owned |= (uses & (Use.TABLE | Use.COUNTS)) != 0
         return owned
 
@@ -294,11 +296,11 @@ class Views:
                 first = max(start, size)
                 self.ledger.add(Fate.GIVEN_UP, first, end - first, "the disk would end before it", view=view)
 
-    def blind(self, twin: View) -> None:
+    def blind(self, twin: View, *, told: bool = False) -> None:
         """A disk that could not be read at all before."""
         declared = self.case.places.get(twin.name)
         for start, length in self._mapped(self.after, twin):
-            if declared is not None and declared.touch(start, start + length):
+            if told or (declared is not None and declared.touch(start, start + length)):
                 self.ledger.add(Fate.REGAINED, start, length, "its place is certain", view=twin)
             else:
                 reason = "content appears whose place is not certain"

@@ -126,7 +126,8 @@ def test_a_header_longer_than_a_sector_is_never_seen_half_written(tmp_path: Path
 def test_what_both_chains_read_from_the_same_place_is_not_read_at_all(tmp_path: Path) -> None:
     path = overlay(tmp_path)
     create_file(
-        str(tmp_path / "mid.qcow2"), CreateOptions(SIZE, backing_file="old.raw", backing_format="raw", cluster_size=8192)
+        str(tmp_path / "mid.qcow2"),
+        CreateOptions(SIZE, backing_file="old.raw", backing_format="raw", cluster_size=8192),
     )
     with Image.open(tmp_path / "mid.qcow2", writable=True) as image:
         image.write(0, b"m" * 8192)

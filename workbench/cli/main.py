@@ -31,6 +31,8 @@ COMMANDS: Final[dict[str, str]] = {
     "convert": "Copy a disk's content into a new image.",
     "measure": "How much space a new image will need.",
     "dd": "Copy a window of a disk into a new image, block by block.",
+    "rebase": "Put an image onto another backing file.",
+    "commit": "Write what an overlay holds into its backing file.",
     "create": "Make a new image.",
     "resize": "Change the virtual size.",
     "io": "Read and write guest data with qemu-io's commands.",

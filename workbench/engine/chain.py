@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _NAME = header_field("backing_file_offset", "backing_file_size")
 
-_RAW_NAMES = ("raw", "file", "host_device")
+RAW_NAMES = ("raw", "file", "host_device")
 
 
 @dataclass(slots=True)
@@ -177,7 +177,7 @@ def _open_backing(meta: Metadata, opening: Opening, depth: int, seen: dict[objec
 
 def _backing_layer(storage: Storage, stored: str | None, opening: Opening, depth: int) -> Layer:
     form = stored or probe_format(storage)
-    if form in _RAW_NAMES:
+    if form in RAW_NAMES:
         return RawLayer(storage)
     if form != "qcow2":
         raise UnsupportedError(f"backing format {form[:32]!r} is not supported", path=storage.path)

@@ -6,7 +6,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from formats.qcow2 import limits
-from formats.qcow2.tables import OFFSET_MASK
+from formats.qcow2.entries import offset_of
 from workbench.engine.write.guard import Kind
 from workbench.engine.write.guest import write_guest
 from workbench.engine.write.prealloc import Preallocation, preallocate
@@ -85,17 +85,8 @@ def _shrink(core: Core, old: int, size: int) -> None:
             discard_guest(core, first, whole - first, full=True)
         finally:
             core.raw_external = raw
-    tables = core.tables
-    for index in range(core.geometry.l1_entries_for(size), len(tables.l1)):
-        entry = tables.l1[index]
-        offset = entry & OFFSET_MASK
-        if entry:
-            tables.set_l1(index, 0)
-            if offset:
-                core.guard.remove(Kind.ACTIVE_L2, offset, core.cluster_size)
-                tables.cache.forget(offset, core.cluster_size)
-                if not core.allocator.contradicts(entry):
-                    core.allocator.free(offset, core.cluster_size)
+    for index in range(core.geometry.l1_entries_for(size), len(core.tables.l1)):
+        drop_table(core, index)
     core.flush()
     if core.external:
         if core.data.storage.size() > size:
@@ -103,6 +94,21 @@ def _shrink(core: Core, old: int, size: int) -> None:
             core.data.sync()
         return
     cut_free_tail(core)
+
+
+def drop_table(core: Core, index: int) -> None:
+    """Forget the L2 table of an L1 entry, whose clusters were given back; it is freed with the next flush."""
+    tables = core.tables
+    entry = tables.l1[index]
+    if not entry:
+        return
+    offset = offset_of(entry)
+    tables.set_l1(index, 0)
+    if offset:
+        core.guard.remove(Kind.ACTIVE_L2, offset, core.cluster_size)
+        tables.cache.forget(offset, core.cluster_size)
+        if not core.allocator.contradicts(entry):
+            core.allocator.free(offset, core.cluster_size)
 
 
 def cut_free_tail(core: Core) -> None:

@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, str]] = {
     "create": "Make a new image.",
     "resize": "Change the virtual size.",
     "io": "Read and write guest data with qemu-io's commands.",
+    "bitmap": "Add, remove, clear, switch, merge and list dirty bitmaps.",
     "snapshot": "List, create, apply and delete internal snapshots.",
     "samples": "The shipped sample images: list them, copy one out.",
 }

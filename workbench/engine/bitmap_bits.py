@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from formats.qcow2.bitmaps import Bitmap
 from formats.qcow2.entries import PointerKind, PointerTable, Shape, read_pointer
 from workbench.engine.metadata import Metadata, Region
 from workbench.units import div_round_up
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 ReadHost = Callable[[int, int], bytes]
 """(host offset, length) -> exactly that many bytes."""
@@ -95,7 +90,7 @@ class BitmapBits:
     def is_clear(self, number: int) -> bool:
         """The chunk has no bit set, as far as can be told without reading it."""
         if number in self.chunks:
-            return not any(self.chunks[number])
+            return is_zero(self.chunks[number])
         return read_pointer(self.table[number], PointerTable.BITMAP, self._shape).kind is PointerKind.NONE
 
     def chunk(self, number: int) -> bytearray:
@@ -152,6 +147,11 @@ def stored_bits(meta: Metadata, entry: Bitmap, size: int, read: ReadHost | None 
     return BitmapBits(read or _padded(meta), meta.shape, table, entry.granularity_bits, size)
 
 
+def is_zero(chunk: bytearray) -> bool:
+    """No bit is set."""
+    return chunk.count(0) == len(chunk)
+
+
 def _padded(meta: Metadata) -> ReadHost:
     def read(offset: int, length: int) -> bytes:
         return meta.read_bytes(offset, length).ljust(length, b"\0")
@@ -159,13 +159,13 @@ def _padded(meta: Metadata) -> ReadHost:
     return read
 
 
-def _runs(chunk: bytearray, count: int) -> NDArray[np.int64]:
-    """[first, end) of runs of set bits among the first `count`, one a row."""
+def _runs(chunk: bytearray, count: int) -> list[tuple[int, int]]:
+    """[first, end) of runs of set bits among the first `count`."""
     import numpy as np
 
     bits = np.unpackbits(np.frombuffer(chunk, dtype=np.uint8), count=count, bitorder="little")
     edges = np.flatnonzero(np.diff(bits, prepend=np.uint8(0), append=np.uint8(0)))
-    return edges.reshape(-1, 2)
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _set_bits(chunk: bytearray, first: int, end: int) -> None:

@@ -107,6 +107,10 @@ class Core:
             for step in self.before_change:
                 step()
 
+    def expect_change(self) -> None:
+        """The next change counts as the first one again: `before_change` runs before it."""
+        self._begun = False
+
     def references_changed(self) -> None:
         """Call before tables are made to refer to something new: with lazy refcounts, the dirty bit goes first."""
         self._references_changed = True

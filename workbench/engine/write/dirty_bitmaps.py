@@ -65,7 +65,6 @@ class DirtyBitmaps:
 
     def store(self) -> None:
         """Write all bits, then take the marks away. Guest data must be flushed before."""
-        core = self._core
         if not self._marked:
             return
         self._write_bits(self.tracked)

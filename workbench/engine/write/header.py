@@ -49,24 +49,36 @@ def compose_header(header: Header, extensions: Iterable[Extension], backing: byt
     extensions: those to keep, unknown ones included; a feature name table is added to version 3 images.
     backing: file name as stored. Fields beyond the known header are kept. ArgumentError when it does not fit a cluster.
     """
-    given = {each.type: each for each in extensions}
-    if header.version >= 3 and header.cluster_size > _SMALL:
-        given[ExtensionType.FEATURE_NAMES] = Extension(0, ExtensionType.FEATURE_NAMES, feature_name_table())
-    if header.version >= 3:
-        header = replace(header, header_length=max(header.header_length, V3_LENGTH + 8))
-    ordered = [given.pop(kind) for kind in _ORDER if kind in given]
-    area = build_extensions([*ordered, *given.values()])
-    length = header.header_length if header.version >= 3 else V2_LENGTH
-    if backing:
-        if len(backing) > limits.MAX_BACKING_NAME:
-            raise ArgumentError(f"backing file name of {len(backing)} bytes, more than {limits.MAX_BACKING_NAME}")
-        header = replace(header, backing_file_offset=length + len(area), backing_file_size=len(backing))
-    else:
-        header = replace(header, backing_file_offset=0, backing_file_size=0)
-    content = build_header(header) + area + (backing or b"")
+    header, area = header_area(header, extensions)
+    header, content = with_name(header, area, len(area), backing)
+    content += backing or b""
     if len(content) > header.cluster_size:
         raise ArgumentError(
             f"the header needs {len(content)} bytes but a cluster has {header.cluster_size}",
             hint="use larger clusters or shorter names",
         )
     return header, content.ljust(header.cluster_size, b"\0")
+
+
+def header_area(header: Header, extensions: Iterable[Extension], *, names: bool = True) -> tuple[Header, bytes]:
+    """(the header with its length, header and extensions as bytes, END record included). names: with a table of feature
+    names, where there is room for one."""
+    given = {each.type: each for each in extensions}
+    if not names:
+        given.pop(ExtensionType.FEATURE_NAMES, None)
+    elif header.version >= 3 and header.cluster_size > _SMALL:
+        given[ExtensionType.FEATURE_NAMES] = Extension(0, ExtensionType.FEATURE_NAMES, feature_name_table())
+    if header.version >= 3:
+        header = replace(header, header_length=max(header.header_length, V3_LENGTH + 8))
+    ordered = [given.pop(kind) for kind in _ORDER if kind in given]
+    length = header.header_length if header.version >= 3 else V2_LENGTH
+    return header, build_header(header)[:length] + build_extensions([*ordered, *given.values()])
+
+
+def with_name(header: Header, area: bytes, place: int, backing: bytes | None) -> tuple[Header, bytes]:
+    """Header and area (of `header_area`) that find the backing file name at `place`. ArgumentError for too long a name."""
+    if backing and len(backing) > limits.MAX_BACKING_NAME:
+        raise ArgumentError(f"backing file name of {len(backing)} bytes, more than {limits.MAX_BACKING_NAME}")
+    header = replace(header, backing_file_offset=place if backing else 0, backing_file_size=len(backing or b""))
+    start = build_header(header)
+    return header, start + area[len(start) :]

@@ -139,18 +139,15 @@ SEQUENCES = (
 def test_every_sequence_gives_the_same_bitmaps(
     folder: Path, shape: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = SEQUENCES if shape in ("plain", "512") else SEQUENCES[hash_of(shape + name) % 3 :: 3]
+    chosen = SEQUENCES if shape == "plain" else SEQUENCES[len(shape + name) % 3 :: 3]
     for words in chosen:
         theirs, ours, _ = both(folder, f"{shape}.qcow2", words, name, tmp_path, monkeypatch)
         assert without_places(ours) == without_places(theirs), words
         assert told(ours) == told(theirs), words
         for each in without_places(ours):
-            assert as_qemu_reads(ours, each[0], tmp_path / "scratch") == each[4], (words, each[0])
-        assert qemu("compare", "-f", "qcow2", "-F", "qcow2", theirs, ours, cwd=theirs.parent)[0] == 0
-
-
-def hash_of(text: str) -> int:
-    return sum(text.encode())
+            if each[0] == name:
+                assert as_qemu_reads(ours, name, tmp_path / "scratch") == each[4], words
+    assert qemu("compare", "-f", "qcow2", "-F", "qcow2", theirs, ours, cwd=theirs.parent)[0] == 0
 
 
 @pytest.mark.parametrize("image", ["blank.qcow2", "over.qcow2", "old.qcow2", "disk.raw"])

@@ -19,6 +19,7 @@ from workbench.cli.common import (
     open_storage,
     print_json,
     print_lines,
+    secret_option,
 )
 from workbench.cli.sources import format_of, plain_files_only
 from workbench.errors import ArgumentError, UnsupportedError
@@ -66,6 +67,7 @@ class _InOrder(click.Command):
 @click.option("-F", "--source-format", metavar="FMT", help="Format of the source file.")
 @click.option("-f", "--format", "image_format", metavar="FMT", help="Format of IMAGE: qcow2.")
 @force_share_option
+@secret_option
 @plain_files_only
 @json_option
 @debug_option
@@ -80,6 +82,7 @@ def command(
     source_format: str | None,
     image_format: str | None,
     force_share: bool,
+    secret_file: Path | None,
     as_json: bool,
     **_: bool,
 ) -> None:
@@ -104,7 +107,7 @@ def command(
         raise ArgumentError("Merge bitmap source file only supported with --merge")
     if bitmap is None and set(order) != {"remove_all"}:
         raise ArgumentError("Expecting filename and bitmap name")
-    _change(image, bitmap or "", _steps(order, merge, granularity), source_file, source_format)
+    _change(image, bitmap or "", _steps(order, merge, granularity), source_file, source_format, secret_file)
     if as_json:
         _show(image, None, as_json, force_share=False)
 
@@ -118,11 +121,18 @@ def _steps(order: list[str], merge: tuple[str, ...], granularity: int | None) ->
     ]
 
 
-def _change(image: Path, name: str, steps: list[Step], source: Path | None, source_format: str | None) -> None:
+def _change(
+    image: Path,
+    name: str,
+    steps: list[Step],
+    source: Path | None,
+    source_format: str | None,
+    secret_file: Path | None,
+) -> None:
     from workbench.engine.operations.bitmaps import change_bitmaps
 
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_image(image, writable=True, no_backing=True, unlock=False))
+        opened = stack.enter_context(open_image(image, writable=True, no_backing=True, secret_file=secret_file))
         other = None
         if source is not None:
             if format_of(source, source_format, bytes_count=True) == "raw":

@@ -19,14 +19,13 @@ from workbench.cli.common import (
     read_secret,
 )
 from workbench.cli.progress import percentage, progress_line
-from workbench.cli.sources import OpenSource, open_source, plain_files_only
+from workbench.cli.sources import OpenSource, open_source, plain_files_only, require_cache_mode
 from workbench.errors import ArgumentError
 
 if TYPE_CHECKING:
     from workbench.engine.operations.compare import Comparison
 
 SCHEMA: Final = 1
-_CACHE_MODES: Final = ("none", "off", "writeback", "unsafe", "writethrough", "directsync")
 
 HELP = """Compare the content of the disks FILENAME1 and FILENAME2, backing files included.
 
@@ -88,8 +87,7 @@ def command(
 
     with contextlib.ExitStack() as stack:
         with friendly_errors(2):
-            if cache not in _CACHE_MODES:
-                raise ArgumentError(f"Invalid source cache option: {cache}")
+            require_cache_mode(cache, "source cache")
             opened = tuple(
                 stack.enter_context(open_source(path, form, secret=secret, force_share=force_share, bytes_count=True))
                 for path, form, secret in zip(

@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, str]] = {
     "convert": "Copy a disk's content into a new image.",
     "measure": "How much space a new image will need.",
     "dd": "Copy a window of a disk into a new image, block by block.",
+    "bench": "How long many requests to a disk take.",
     "create": "Make a new image.",
     "resize": "Change the virtual size.",
     "io": "Read and write guest data with qemu-io's commands.",

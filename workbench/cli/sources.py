@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from workbench.engine.image import Image
 
 FORMATS: Final = ("qcow2", "raw")
+CACHE_MODES: Final = ("none", "off", "writeback", "unsafe", "writethrough", "directsync")
 _NOT_HERE: Final = "name the image as a plain file; its format goes with -f, its passphrase with --secret-file"
 
 
@@ -40,6 +41,12 @@ def plain_files_only(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, more in (("--object", {"metavar": "OBJECTDEF"}), ("--image-opts", {"is_flag": True})):
         command = click.option(name, expose_value=False, hidden=True, callback=refuse, **more)(command)
     return command
+
+
+def require_cache_mode(mode: str, what: str = "cache") -> None:
+    """ArgumentError when `mode` is none of QEMU's cache modes, which make no difference here."""
+    if mode not in CACHE_MODES:
+        raise ArgumentError(f"Invalid {what} option: {mode}")
 
 
 @contextlib.contextmanager

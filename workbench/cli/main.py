@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, str]] = {
     "dd": "Copy a window of a disk into a new image, block by block.",
     "bench": "How long many requests to a disk take.",
     "create": "Make a new image.",
+    "amend": "Change options of an image: compat, refcount width, lazy refcounts, data file.",
     "resize": "Change the virtual size.",
     "io": "Read and write guest data with qemu-io's commands.",
     "bitmap": "Add, remove, clear, switch, merge and list dirty bitmaps.",

@@ -43,6 +43,7 @@ _FIELDS: Final = {
         "incompatible_features",
         "compatible_features",
         "autoclear_features",
+        "refcount_order",
     )
 }
 """Header fields that are changed in place: (offset, size) in bytes. Those changed together stand in one sector."""

@@ -228,6 +228,12 @@ def parse_bitmaps_extension(data: bytes) -> BitmapsExtension | None:
     return BitmapsExtension(got.nb_bitmaps, got.reserved, got.bitmap_directory_size, got.bitmap_directory_offset)
 
 
+def build_bitmaps_extension(record: BitmapsExtension) -> bytes:
+    """The extension's data. Inverse of `parse_bitmaps_extension`."""
+    numbers = ((record.nb_bitmaps, 4), (record.reserved, 4), (record.directory_size, 8), (record.directory_offset, 8))
+    return b"".join(value.to_bytes(size, "big") for value, size in numbers)
+
+
 def parse_encryption_extension(data: bytes) -> EncryptionExtension | None:
     """The decoded record; None when the data has the wrong length (16 bytes)."""
     if len(data) != 16:

@@ -82,6 +82,20 @@ DIFFERENCES: Final = (
         "tests/cli/test_disk_commands.py::test_dd_never_writes_over_a_file_that_it_reads",
     ),
     Difference(
+        "bitmap --add",
+        "exits 0 on a disk without a size, and the bitmap is lost",
+        "refuses",
+        "there is nothing to record",
+        "tests/oracle/test_bitmap.py::test_a_disk_without_a_size_keeps_no_bitmap",
+    ),
+    Difference(
+        "bench",
+        "waits for ever with -d 0, and dies on a disk without a size",
+        "refuses",
+        "a command must end",
+        "tests/oracle/test_bench.py::test_what_makes_qemu_img_hang_or_die_is_refused",
+    ),
+    Difference(
         "convert",
         "copies an archive, a text or a shifted image as a raw disk",
         "says what the file is and refuses, unless -f raw is given; so does --salvage with any file that has no qcow2 header",

@@ -18,7 +18,7 @@ from workbench.units import parse_size
 if TYPE_CHECKING:
     from workbench.engine.create import CreateOptions
 
-_COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
+COMPAT: Final = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _SWITCHES: Final = ("lazy_refcounts", "extended_l2", "data_file_raw")
 _RENAMED: Final = {"backing_fmt": "backing_format"}
 _SIZES: Final = ("size", "cluster_size")
@@ -56,7 +56,7 @@ def parse_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
             elif key in _SWITCHES:
                 found[key] = SWITCH[value]
             elif key == "compat":
-                found[key] = _COMPAT[value]
+                found[key] = COMPAT[value]
             elif key == "preallocation":
                 found[key] = Preallocation(value)
             else:

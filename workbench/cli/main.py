@@ -33,9 +33,12 @@ COMMANDS: Final[dict[str, str]] = {
     "dd": "Copy a window of a disk into a new image, block by block.",
     "rebase": "Put an image onto another backing file.",
     "commit": "Write what an overlay holds into its backing file.",
+    "bench": "How long many requests to a disk take.",
     "create": "Make a new image.",
+    "amend": "Change options of an image: compat, refcount width, lazy refcounts, data file.",
     "resize": "Change the virtual size.",
     "io": "Read and write guest data with qemu-io's commands.",
+    "bitmap": "Add, remove, clear, switch, merge and list dirty bitmaps.",
     "snapshot": "List, create, apply and delete internal snapshots.",
     "samples": "The shipped sample images: list them, copy one out.",
 }

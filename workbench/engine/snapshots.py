@@ -61,7 +61,7 @@ def create_snapshot(image: Image, name: str, *, now: float | None = None) -> Sna
         core.file.sync()
         set_copied(core, core.tables.l1, states)
         _write_l1(core)
-        _replace_table(core, [*entries, entry])
+        replace_snapshot_table(core, [*entries, entry])
     _reload(image)
     return image.meta.snapshots[-1]
 
@@ -75,7 +75,7 @@ def delete_snapshot(image: Image, name: str) -> None:
     rest = [each for each in core.meta.snapshots if each.offset != entry.offset]
     move_refcounts(core, counts, down=True, dry=True, needed=_needed(core, core.tables.l1, rest))
     with _Unsettled(core):
-        _replace_table(core, rest)
+        replace_snapshot_table(core, rest)
         core.flush()
         _empty_caches(core)
         counts = _widened(core, counts)
@@ -209,7 +209,7 @@ def _write_l1(core: Core) -> None:
     core.file.sync()
 
 
-def _replace_table(core: Core, entries: list[Snapshot]) -> None:
+def replace_snapshot_table(core: Core, entries: list[Snapshot]) -> None:
     """A new snapshot table in new clusters, made valid by one write to the header; the old one is given back."""
     data = b"".join(build_snapshot(each) for each in entries)
     if len(data) > limits.MAX_SNAPSHOT_TABLE_SIZE:

@@ -43,6 +43,7 @@ _FIELDS: Final = {
         "incompatible_features",
         "compatible_features",
         "autoclear_features",
+        "refcount_order",
     )
 }
 """Header fields that are changed in place: (offset, size) in bytes. Those changed together stand in one sector."""
@@ -106,6 +107,10 @@ class Core:
                 self.write_header_fields(autoclear_features=self.header.autoclear_features & ~unknown)
             for step in self.before_change:
                 step()
+
+    def expect_change(self) -> None:
+        """The next change counts as the first one again: `before_change` runs before it."""
+        self._begun = False
 
     def references_changed(self) -> None:
         """Call before tables are made to refer to something new: with lazy refcounts, the dirty bit goes first."""

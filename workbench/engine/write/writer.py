@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -57,8 +59,7 @@ class Writer:
 
             self.repaired = rebuild_refcounts(core)
             core.write_header_fields(incompatible_features=core.header.incompatible_features & ~DIRTY)
-        self._bitmaps = DirtyBitmaps(core)
-        self._track = self._bitmaps.mark if self._bitmaps.tracked else None
+        self._take_bitmaps()
 
     # -- what it is
 
@@ -178,7 +179,32 @@ class Writer:
             image.top.walker.l1 = image.meta.l1
             image.top.forget()
 
+    @contextmanager
+    def bitmaps_at_rest(self) -> Iterator[Core]:
+        """For whoever changes the image's bitmaps: all are stored and none records meanwhile; then they are read anew."""
+        with self._lock:
+            core = self.core
+            core.flush()
+            self._bitmaps.store()
+            core.before_change.clear()
+            core.begin()
+            try:
+                yield core
+            finally:
+                if core.dead is None:
+                    core.dead = "its bitmaps could not be read again; open the image again"
+                    core.refcounts.write_back()
+                    core.file.sync()
+                    self.reload()
+                    core.expect_change()
+                    self._take_bitmaps()
+                    core.dead = None
+
     # -- inside
+
+    def _take_bitmaps(self) -> None:
+        self._bitmaps = DirtyBitmaps(self.core)
+        self._track = self._bitmaps.mark if self._bitmaps.tracked else None
 
     def _changing(self, offset: int, length: int) -> None:
         if self._track is not None:

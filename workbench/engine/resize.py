@@ -6,7 +6,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from formats.qcow2 import limits
-from formats.qcow2.tables import OFFSET_MASK
+from formats.qcow2.entries import offset_of
 from workbench.engine.write.guard import Kind
 from workbench.engine.write.guest import write_guest
 from workbench.engine.write.prealloc import Preallocation, preallocate
@@ -88,7 +88,7 @@ def _shrink(core: Core, old: int, size: int) -> None:
     tables = core.tables
     for index in range(core.geometry.l1_entries_for(size), len(tables.l1)):
         entry = tables.l1[index]
-        offset = entry & OFFSET_MASK
+        offset = offset_of(entry)
         if entry:
             tables.set_l1(index, 0)
             if offset:

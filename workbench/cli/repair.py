@@ -179,7 +179,8 @@ def _as_ended(storage: Storage, image: Path, case: Path | None, *, complete: boo
     """What a repair starts from. For a copy of an image whose repair was interrupted: the image as if that had been ended
     (rolled back, or with --complete carried out), while the image itself is left alone."""
     from workbench.repair import recovery
-    from workbench.repair.casefile import CaseFile, case_path
+    from workbench.repair.casefile import CaseFile
+    from workbench.repair.cases import case_path
 
     found = recovery.interrupted(image, case=case) if copying else None
     if found is None:
@@ -379,7 +380,7 @@ def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool
 
 
 def _case(image: Path, case: Path | None) -> Path:
-    from workbench.repair.casefile import case_path
+    from workbench.repair.cases import case_path
 
     return case_path(image, case)
 

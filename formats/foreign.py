@@ -11,8 +11,9 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
+from formats.guest import filesystems
 from formats.guest.partitions import parse_gpt, parse_gpt_entries, parse_mbr
 from formats.qcow2 import limits
 from formats.qcow2.entries import offset_of
@@ -271,17 +272,18 @@ def _system(block: bytes, read: Read, start: int) -> _System | None:
     if block[1024 + 56 : 1024 + 58] == b"\x53\xef":
         return _ext(block, read, start)
     if block[:4] == b"XFSB":
-        size, per_group = int.from_bytes(block[4:8], "big"), int.from_bytes(block[84:88], "big")
-        length = size * int.from_bytes(block[8:16], "big")
-        return _System("an XFS file system", (start + size * per_group, b"XFSB"), length)
-    sector = int.from_bytes(block[11:13], "little")
+        xfs: Any = filesystems.XFS_SCHEMA.parse(block)
+        copy = start + xfs.block_size * xfs.group_blocks
+        return _System("an XFS file system", (copy, b"XFSB"), xfs.blocks * xfs.block_size)
     if block[3:11] == b"NTFS    ":
-        table = start + int.from_bytes(block[48:56], "little") * sector * block[13]
-        return _System("an NTFS file system", (table, b"FILE"), (int.from_bytes(block[40:48], "little") + 1) * sector)
+        ntfs: Any = filesystems.NTFS_SCHEMA.parse(block)
+        table = start + ntfs.table * ntfs.sector_size * ntfs.cluster_sectors
+        return _System("an NTFS file system", (table, b"FILE"), (ntfs.sectors + 1) * ntfs.sector_size)
     if block[510:512] == b"\x55\xaa" and (block[54:59] in (b"FAT12", b"FAT16") or block[82:87] == b"FAT32"):
-        table = start + int.from_bytes(block[14:16], "little") * sector
-        sectors = int.from_bytes(block[19:21], "little") or int.from_bytes(block[32:36], "little")
-        return _System("a FAT file system", (table, block[21:22] + b"\xff"), sectors * sector)
+        fat: Any = filesystems.FAT_SCHEMA.parse(block)
+        table = start + fat.reserved * fat.sector_size
+        sectors = fat.sectors_16 or fat.sectors_32
+        return _System("a FAT file system", (table, bytes([fat.media, 0xFF])), sectors * fat.sector_size)
     for at, magic, name in _VOLUMES:
         if (block[at : at + len(magic)] if at < 4096 + 100 else read(start + at, len(magic))) == magic:
             return _System(name, (start + at, magic))
@@ -290,22 +292,18 @@ def _system(block: bytes, read: Read, start: int) -> _System | None:
 
 def _ext(block: bytes, read: Read, start: int) -> _System | None:
     """ext2, 3 or 4; its proof is a copy of the superblock, or the root directory's inode."""
-    log_size = int.from_bytes(block[1024 + 24 : 1024 + 28], "little")
-    if log_size > 6:
+    got: Any = filesystems.EXT_SCHEMA.parse(block[1024:])
+    if got.log_block_size > 6:
         return None
-    size = 1024 << log_size
-    features = int.from_bytes(block[1024 + 96 : 1024 + 100], "little")
-    name = "ext4" if features & 0x40 else "ext3" if block[1024 + 92] & 0x04 else "ext2"
-    first, per_group = (int.from_bytes(block[1024 + at : 1024 + at + 4], "little") for at in (20, 32))
-    length = int.from_bytes(block[1024 + 4 : 1024 + 8], "little") * size
-    copy = start + (first + per_group) * size
+    size = 1024 << got.log_block_size
+    name, length = f"an {filesystems.ext_name(got)} file system", got.blocks_low * size
+    copy = start + (got.first_data_block + got.blocks_per_group) * size
     if read(copy + 56, 2) == b"\x53\xef":
-        return _System(f"an {name} file system", (copy + 56, b"\x53\xef"), length)
-    descriptor = read(start + (first + 1) * size, 12)
-    inode = int.from_bytes(block[1024 + 88 : 1024 + 90], "little") or 128
-    root = start + int.from_bytes(descriptor[8:12], "little") * size + inode
+        return _System(name, (copy + 56, b"\x53\xef"), length)
+    descriptor = read(start + (got.first_data_block + 1) * size, 12)
+    root = start + int.from_bytes(descriptor[8:12], "little") * size + (got.inode_size or 128)
     is_directory = len(mode := read(root, 2)) == 2 and mode[1] >> 4 == 4
-    return _System(f"an {name} file system", (root, mode) if is_directory else None, length)
+    return _System(name, (root, mode) if is_directory else None, length)
 
 
 # -- archives, texts, nothing ------------------------------------------------------------------------------------------

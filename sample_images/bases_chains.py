@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from sample_images.bases import Maker, add
+from sample_images.base import Bases, Maker
 from sample_images.editor import EXT_BACKING_FORMAT
 from sample_images.kit import K, Kit, M, noise, text
+
+FOUND = Bases()
+add = FOUND.add
 
 
 def _over_raw(size: int | None, *options: str, base_size: int = 1 * M, zeros: bool = True) -> Maker:

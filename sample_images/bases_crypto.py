@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from sample_images.bases import Maker, add
+from sample_images.base import Bases, Maker
 from sample_images.kit import PASSPHRASE, K, Kit, M, text
+
+FOUND = Bases()
+add = FOUND.add
 
 
 def _luks(cipher: str, mode: str, iv: str, hashing: str, *options: str, snapshot: bool = False) -> Maker:

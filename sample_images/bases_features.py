@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from sample_images.bases import Maker, add
+from sample_images.base import Bases, Maker
 from sample_images.kit import K, Kit, M, noise, text
+
+FOUND = Bases()
+add = FOUND.add
 
 
 def _subclusters(cluster: int, *options: str) -> Maker:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import struct
 
-from sample_images.bases import Maker, add
+from sample_images.base import Bases, Maker
 from sample_images.editor import EXT_FEATURE_NAMES
 from sample_images.kit import K, Kit, M, noise, text
+
+FOUND = Bases()
+add = FOUND.add
 
 UNKNOWN_EXTENSION = 0x51574231  # a type nobody has defined
 

@@ -5,51 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from sample_images import (
+    recipes_bitmaps,
+    recipes_header,
+    recipes_mapping,
+    recipes_overlaps,
+    recipes_refcounts,
+    recipes_snapshots,
+)
 from sample_images.bases import BASES
 from sample_images.editor import Editor
+from sample_images.recipe import Recipe
 
-Damage = Callable[[Editor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """One kind of damage: the base it starts from, what is wrong afterwards, and the function that does it."""
-
-    name: str
-    base: str
-    title: str
-    what_is_wrong: str
-    tags: frozenset[str]
-    apply: Damage
-
-    @property
-    def secret(self) -> str | None:
-        """The passphrase of the image, when its base is encrypted."""
-        return BASES[self.base].secret
-
-
-RECIPES: dict[str, Recipe] = {}
-
-
-def recipe(name: str, base: str, title: str, wrong: str, tags: str = "") -> Callable[[Damage], Damage]:
-    """Register the decorated function as a recipe; `tags` are words."""
-
-    def register(function: Damage) -> Damage:
-        add(name, base, title, wrong, tags, function)
-        return function
-
-    return register
-
-
-def add(name: str, base: str, title: str, wrong: str, tags: str, function: Damage) -> None:
-    """Register a recipe; raises ValueError for a name used twice or an unknown base."""
-    if name in RECIPES or base not in BASES:
-        raise ValueError(f"recipe {name} on {base}: name used twice, or no such base")
-    RECIPES[name] = Recipe(name, base, title, wrong, frozenset(tags.split()), function)
+RECIPES: dict[str, Recipe] = (
+    recipes_bitmaps.FOUND
+    | recipes_header.FOUND
+    | recipes_mapping.FOUND
+    | recipes_overlaps.FOUND
+    | recipes_refcounts.FOUND
+    | recipes_snapshots.FOUND
+)
 
 
 def damage(recipe: Recipe, image: Path) -> None:
@@ -64,17 +41,3 @@ def make(name: str, folder: Path) -> Path:
     image = BASES[chosen.base].build(folder)
     damage(chosen, image)
     return image
-
-
-def _load() -> None:
-    from sample_images import (  # noqa: F401 - they register their recipes when imported
-        recipes_bitmaps,
-        recipes_header,
-        recipes_mapping,
-        recipes_overlaps,
-        recipes_refcounts,
-        recipes_snapshots,
-    )
-
-
-_load()

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from sample_images.editor import EXT_BITMAPS, EXT_CRYPTO, MASK_OFFSET, Editor
 from sample_images.kit import noise
 from sample_images.owners import FAR, LUKS
-from sample_images.recipes import add, recipe
+from sample_images.recipe import Recipes
+
+FOUND = Recipes()
+add, recipe = FOUND.add, FOUND.recipe
 
 MAPS = "bitmaps"  # 4k clusters; bitmaps daily (64k), fine (512), frozen (disabled, 1M)
 

@@ -19,7 +19,10 @@ from sample_images.editor import (
 )
 from sample_images.kit import M, noise
 from sample_images.owners import FAR, MANY, C
-from sample_images.recipes import add, recipe
+from sample_images.recipe import Recipes
+
+FOUND = Recipes()
+add, recipe = FOUND.add, FOUND.recipe
 
 BACKED = "backing-raw"
 

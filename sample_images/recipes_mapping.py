@@ -5,7 +5,10 @@ from __future__ import annotations
 from sample_images.editor import COMPRESSED, COPIED, ZERO, Editor
 from sample_images.kit import K, M, noise
 from sample_images.owners import DATA, FAR, FREE, MANY, METADATA, PACKED, ZERO_KEPT, C, Owner
-from sample_images.recipes import add, recipe
+from sample_images.recipe import Recipes
+
+FOUND = Recipes()
+add, recipe = FOUND.add, FOUND.recipe
 
 # -- lost tables -------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from sample_images.editor import COPIED, MASK_OFFSET, Editor
 from sample_images.owners import DATA, FREE, MANY, METADATA, PACKED, C, Owner
-from sample_images.recipes import add, recipe
+from sample_images.recipe import Recipes
+
+FOUND = Recipes()
+add, recipe = FOUND.add, FOUND.recipe
 
 
 def _compressed_over(owner: Owner) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from sample_images.editor import Editor
 from sample_images.kit import K, noise
 from sample_images.owners import DATA, FAR, GUEST_DATA, MANY, METADATA, C
-from sample_images.recipes import add, recipe
+from sample_images.recipe import Recipes
+
+FOUND = Recipes()
+add, recipe = FOUND.add, FOUND.recipe
 
 BLOCKS = "refcount-blocks"  # 512-byte clusters, 64-bit refcounts: many refcount blocks of 64 entries
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from sample_images.editor import COPIED, MASK_OFFSET, Editor
 from sample_images.kit import noise
 from sample_images.owners import FAR, C
-from sample_images.recipes import add, recipe
+from sample_images.recipe import Recipes
+
+FOUND = Recipes()
+add, recipe = FOUND.add, FOUND.recipe
 
 SNAPS = "snapshots"  # 4k clusters, two snapshots: installed, updated
 

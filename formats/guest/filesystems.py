@@ -142,8 +142,12 @@ def parse_ext(data: bytes) -> Volume | None:
     blocks = got.blocks_low | (got.blocks_high << 32 if got.incompatible & EXT_64BIT else 0)
     if blocks <= got.first_data_block or (got.free_blocks > got.blocks_low and not got.incompatible & EXT_64BIT):
         return None
-    name = "ext4" if got.incompatible & EXT_EXTENTS else "ext3" if got.compatible & EXT_JOURNAL else "ext2"
-    return Volume(name, blocks * (1024 << got.log_block_size))
+    return Volume(ext_name(got), blocks * (1024 << got.log_block_size))
+
+
+def ext_name(got: Any) -> str:
+    """ext2, ext3 or ext4, of a parsed superblock."""
+    return "ext4" if got.incompatible & EXT_EXTENTS else "ext3" if got.compatible & EXT_JOURNAL else "ext2"
 
 
 def parse_xfs(data: bytes) -> Volume | None:

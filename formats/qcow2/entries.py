@@ -683,6 +683,16 @@ class Pointers:
             found[(self.offset == 0) & ((self.words & ALL_ONES) != 0)] = int(PointerKind.ONES)
         return found
 
+    @cached_property
+    def cleaned(self) -> Words:
+        """The words without bits that must not be there: reserved ones, and a bitmap's all-ones flag beside an offset."""
+        import numpy as np
+
+        found = self.words & ~np.uint64(self.table.reserved_mask)
+        if self.table is PointerTable.BITMAP:
+            found[self.offset != 0] &= ~np.uint64(ALL_ONES)
+        return found
+
     def beyond(self, file_size: int) -> Flags:
         """Entries that point past the end of a file of `file_size` bytes (see `past_end`)."""
         size = self.shape.cluster_size
@@ -840,7 +850,15 @@ def plain_run(words: Sequence[int], index: int, most: int, shape: Shape, *, owne
 # Writing entries ------------------------------------------------------------------------------------------------------
 
 
-def pointing_to(host: int) -> int:
+ONES: Final = ALL_ONES
+"""Bitmap table entry of a part all of whose bits are set, without a cluster."""
+
+
+@overload
+def pointing_to(host: int) -> int: ...
+@overload
+def pointing_to(host: Words) -> Words: ...
+def pointing_to(host: Any) -> Any:
     """An L1 entry, or an L2 entry of plain data, to a host cluster of refcount one."""
     return host | COPIED
 
@@ -859,6 +877,42 @@ def packed_entry(host: int, length: int, shape: Shape) -> int:
     return compressed_entry(host, length, shape.cluster_bits)
 
 
-def with_zero_flag(word: int) -> int:
+@overload
+def set_copied(word: int, on: bool) -> int: ...
+@overload
+def set_copied(word: Words, on: Flags) -> Words: ...
+def set_copied(word: Any, on: Any) -> Any:
+    """The entry with its COPIED flag as `on` says."""
+    if isinstance(word, int):
+        return word | COPIED if on else word & ~COPIED
+    import numpy as np
+
+    return np.where(on, word | COPIED, word & (COPIED - 1))
+
+
+def moved_to(word: int, host: int) -> int:
+    """The L1 or plain L2 entry with another host offset and the same flags."""
+    return word & ~OFFSET_MASK | host
+
+
+@overload
+def with_zero_flag(word: int) -> int: ...
+@overload
+def with_zero_flag(word: Words) -> Words: ...
+def with_zero_flag(word: Any) -> Any:
     """A standard L2 entry that reads as zeros; it keeps its host cluster."""
     return word | ZERO
+
+
+def zero_entry(shape: Shape) -> int:
+    """L2 entry of a cluster that reads as zeros; unallocated where the shape has no zero flag."""
+    return ZERO if shape.version >= 3 and not shape.extended_l2 else 0
+
+
+def interleaved(entries: Words, bitmaps: Words | None) -> Words:
+    """The words of an L2 table: its entries, each with its subcluster bitmap behind it where there are any."""
+    if bitmaps is None:
+        return entries
+    import numpy as np
+
+    return np.stack([entries, bitmaps], axis=-1).reshape(-1)

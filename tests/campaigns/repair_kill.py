@@ -30,7 +30,8 @@ _CHILD = """
 import os, signal, sys
 from pathlib import Path
 from workbench.repair.apply import apply_to, open_locked
-from workbench.repair.casefile import CaseFile, case_path
+from workbench.repair.casefile import CaseFile
+from workbench.repair.cases import case_path
 from workbench.repair.plan import make_plan
 from workbench.repair.undo import undo_in
 from workbench.storage.file import FileStorage

@@ -12,7 +12,7 @@ from tests.check.images import COPIED, Tiny, load
 from workbench.check import check
 from workbench.check.companions import companions
 from workbench.check.findings import FindingLog
-from workbench.check.problems import PROBLEMS, Severity, Tier
+from workbench.check.problems import CATALOGUES, PROBLEMS, Severity, Tier
 from workbench.engine import validate
 
 
@@ -28,6 +28,11 @@ def test_every_fault_of_the_loader_is_in_the_catalogue() -> None:
     codes = {code for code in _texts(Path(validate.__file__)) if code not in stems}
     codes |= {f"{stem}-{end}" for stem in stems for end in ("TOO-LARGE", "UNALIGNED", "OFFSET")}
     assert codes - set(PROBLEMS) - {"-TOO-LARGE", "-UNALIGNED", "-OFFSET"} == set()
+
+
+def test_every_code_is_defined_once() -> None:
+    codes = [each.code for part in CATALOGUES for each in part.problems]
+    assert len(codes) == len(set(codes)) == len(PROBLEMS)
 
 
 def test_every_problem_is_explained() -> None:

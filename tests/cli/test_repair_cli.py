@@ -134,7 +134,8 @@ def test_to_writes_a_repaired_copy(image: Path) -> None:
 
 
 def test_an_interrupted_repair_is_rolled_back_first(image: Path) -> None:
-    from workbench.repair.casefile import CaseFile, State, case_path
+    from workbench.repair.casefile import CaseFile, State
+    from workbench.repair.cases import case_path
     from workbench.repair.session import Guide
 
     before = image.read_bytes()
@@ -172,7 +173,8 @@ def test_orphans_can_be_copied_out(base_images: BaseImages, tmp_path: Path) -> N
 
 def test_other_commands_say_that_a_repair_was_interrupted(image: Path) -> None:
     from workbench.cli.info import command as info_command
-    from workbench.repair.casefile import CaseFile, case_path
+    from workbench.repair.casefile import CaseFile
+    from workbench.repair.cases import case_path
     from workbench.repair.session import Guide
 
     with Guide(image) as guide, CaseFile(case_path(image)) as casefile:

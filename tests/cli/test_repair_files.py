@@ -15,7 +15,8 @@ import pytest
 from sample_images.qemu import check as qemu_check
 from tests.cli.conftest import Run
 from tests.conftest import BaseImages
-from workbench.repair.casefile import CaseFile, State, case_path
+from workbench.repair.casefile import State
+from workbench.repair.cases import case_path, open_case
 from workbench.repair.session import Guide
 from workbench.storage.file import FileStorage
 
@@ -41,7 +42,7 @@ def clean(qemu_img: str, tmp_path: Path) -> Path:
 
 def cut_off(image: Path, wrote: int) -> bytes:
     """Interrupt a repair after `wrote` of its edits; the image as it is then."""
-    with Guide(image) as guide, CaseFile.of(image) as casefile:
+    with Guide(image) as guide, open_case(image) as casefile:
         change = guide.plan().change()
         session = casefile.begin(
             title="t", image=str(image), size_before=change.size_before, size_after=change.size_after,

@@ -14,7 +14,8 @@ import pytest
 from tests.repair.cuts import apply_with_cuts, change_of, undo_with_cuts
 from workbench.errors import ArgumentError, ImageError, LockedError, StorageError
 from workbench.repair.apply import Phase, Progress, apply, apply_to
-from workbench.repair.casefile import PIECE, ByteEdit, CaseFile, State, case_path, peek
+from workbench.repair.casefile import PIECE, ByteEdit, CaseFile, State
+from workbench.repair.cases import case_path, peek
 from workbench.repair.recovery import interrupted, recover
 from workbench.repair.undo import sessions, undo
 from workbench.storage.file import FileStorage
@@ -164,7 +165,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.repair.cuts import change_of
 from workbench.repair import apply as module
-from workbench.repair.casefile import CaseFile, case_path
+from workbench.repair.casefile import CaseFile
+from workbench.repair.cases import case_path
 from workbench.repair.undo import undo_in
 from workbench.storage.recording import Recording
 image, at, what = Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

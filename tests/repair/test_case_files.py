@@ -15,8 +15,9 @@ import pytest
 from tests.repair.cuts import change_of
 from workbench.errors import StorageError
 from workbench.repair.apply import apply
-from workbench.repair.casefile import ByteEdit, CaseFile, State, case_path, peek
-from workbench.repair.places import find_case, new_place, remember
+from workbench.repair.casefile import ByteEdit, CaseFile, State
+from workbench.repair.cases import case_path, find_case, open_case, peek
+from workbench.repair.places import new_place, remember
 from workbench.repair.recovery import recover
 from workbench.repair.undo import Truth, sessions, undo
 from workbench.storage import space
@@ -58,7 +59,7 @@ def names_of(image: Path, tmp_path: Path) -> dict[str, Path]:
 def cut_off(image: Path) -> None:
     """A session that is writing, half done."""
     change = change_of(OLD, NEW)
-    with CaseFile.of(image) as casefile:
+    with open_case(image) as casefile:
         session = casefile.begin(
             title="t", image=str(image), size_before=len(OLD), size_after=len(NEW),
             fingerprint=change.fingerprint, plan={}, edits=change.edits(),
@@ -164,7 +165,7 @@ def test_a_case_file_and_its_journals_are_as_private_as_the_image(image: Path, m
     edits = [ByteEdit(0, b"", os.urandom(3 << 20)), *change.edits()]  # enough to spill
     before = os.umask(mask)
     try:
-        with CaseFile.of(image) as casefile:
+        with open_case(image) as casefile:
             casefile.begin(
                 title="t", image=str(image), size_before=0, size_after=0, fingerprint={}, plan={},
                 edits=_watched(edits, seen, image.parent),
@@ -202,7 +203,7 @@ def test_where_an_owner_cannot_be_given_nobody_else_gets_in(image: Path, monkeyp
         raise PermissionError
 
     monkeypatch.setattr(os, "fchown", refuse)
-    with CaseFile.of(image):
+    with open_case(image):
         assert stat.S_IMODE(case_path(image).stat().st_mode) == 0o644
 
 
@@ -287,7 +288,7 @@ def test_a_journal_cut_off_while_the_very_first_session_is_stored_leaves_nothing
         for suffix in ("", "-journal"):
             shutil.copy(f"{case}{suffix}", tmp_path / f"x{suffix}")
 
-    with CaseFile.of(image) as casefile:
+    with open_case(image) as casefile:
         casefile.begin(
             title="t", image=str(image), size_before=0, size_after=0, fingerprint={}, plan={},
             edits=stop([ByteEdit(0, b"", os.urandom(6 << 20))]),
@@ -325,11 +326,12 @@ def test_missing_room_is_named_before_anything_is_written(image: Path, monkeypat
 @pytest.mark.parametrize("pieces", [1, 200])
 def test_the_estimate_of_a_case_file_is_enough_and_not_absurd(image: Path, pieces: int) -> None:
     from workbench.repair.casefile import room_for
+    from workbench.repair.cases import open_case
 
     edits = [
         ByteEdit(1 << 20 | i << 16, os.urandom(4 << 20 >> pieces.bit_length()), bytes(5000)) for i in range(pieces)
     ]
-    with CaseFile.of(image) as casefile:
+    with open_case(image) as casefile:
         casefile.begin(
             title="t", image=str(image), size_before=0, size_after=0, fingerprint={}, plan={}, edits=edits
         )  # fmt: skip
@@ -480,7 +482,7 @@ def test_sizes_are_known_and_pruning_keeps_what_can_be_undone(image: Path) -> No
     undo(image)
     apply(change_of(OLD, big), image)
     apply(change_of(big, NEW), image)
-    with CaseFile.of(image) as casefile:
+    with open_case(image) as casefile:
         sizes, before = casefile.sizes(), casefile.size()
         assert list(sizes) == [1, 2, 3] and all(size > len(OLD) for size in sizes.values())
         assert before > sum(sizes.values())
@@ -489,13 +491,13 @@ def test_sizes_are_known_and_pruning_keeps_what_can_be_undone(image: Path) -> No
         assert casefile.prune() == []
     undo(image)
     assert image.read_bytes() == big
-    with CaseFile.of(image) as casefile:
+    with open_case(image) as casefile:
         assert [each.id for each in casefile.prune()] == [3] and casefile.sessions() == []
 
 
 def test_pruning_is_refused_while_a_session_is_open(image: Path) -> None:
     cut_off(image)
-    with CaseFile.of(image) as casefile, pytest.raises(StorageError, match="--recover"):
+    with open_case(image) as casefile, pytest.raises(StorageError, match="--recover"):
         casefile.prune()
     assert recover(image) is not None and image.read_bytes() == OLD
 

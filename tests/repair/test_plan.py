@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import BaseImages
 from workbench.check.problems import Tier
 from workbench.errors import ArgumentError, ImageError
-from workbench.repair.casefile import case_path
+from workbench.repair.cases import case_path
 from workbench.repair.edits import describe, heads, plan_lines
 from workbench.repair.orphans import export_orphans
 from workbench.repair.plan import hand_edit, make_plan, read_change

@@ -19,7 +19,8 @@ from workbench.engine.create import CreateOptions, create_file
 from workbench.engine.metadata import load_metadata
 from workbench.repair import undo
 from workbench.repair.apply import Phase, Progress
-from workbench.repair.casefile import CaseFile, State, case_path
+from workbench.repair.casefile import CaseFile, State
+from workbench.repair.cases import case_path
 from workbench.repair.session import Guide
 from workbench.tui.app import Workbench
 from workbench.tui.place import View

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, COPIED, L1_ENTRY, L2_STANDARD, OFFSET_MASK, compressed_range, words
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from formats.qcow2.entries import Fault, L2Entries, Shape, packed_range
+from formats.qcow2.tables import words
 
 _MAGICS: Final = (  # (offset, bytes, name)
     (0, b"LUKS\xba\xbe", "LUKS header"),
@@ -69,52 +67,26 @@ def is_deflate(data: bytes, cluster_size: int) -> bool:
     return len(out) >= min(cluster_size, 4 * 512) and data[0] & 6 != 0
 
 
-def table_likeness(data: bytes, file_size: int, cluster_bits: int) -> tuple[float, NDArray[np.int64]]:
-    """How much `data` looks like an L2 table: (0 to 1, host clusters that its standard entries point to).
+def table_likeness(data: bytes, file_size: int, cluster_bits: int) -> float:
+    """How much `data` looks like an L2 table: the share of its entries that lead into a file of `file_size` bytes, 0 to 1.
 
-    Entries must have no reserved bits, be cluster aligned and inside the file, and carry COPIED or be few.
+    Standard entries must have no reserved bits and be cluster aligned; compressed ones must not carry COPIED.
     """
     table = words(data)
     used = table[table != 0]
-    none = np.zeros(0, dtype=np.int64)
     if not used.size:
-        return 0.0, none
-    packed = (used & np.uint64(COMPRESSED)) != 0
-    reserved = np.uint64(L2_STANDARD["reserved_low"].mask | L2_STANDARD["reserved_high"].mask)
-    offset = used & np.uint64(OFFSET_MASK)
-    low = np.uint64((1 << cluster_bits) - 1)
-    good = (
-        ~packed
-        & ((used & reserved) == 0)
-        & ((offset & low) == 0)
-        & (offset < np.uint64(file_size))
-        & ((offset != 0) | (used == np.uint64(1)))
-    )
-    start, end = compressed_range(used, cluster_bits)
-    whole = packed & ((used & np.uint64(COPIED)) == 0) & (end <= np.uint64(file_size + (1 << cluster_bits)))
-    good |= whole & (start > low)
-    if packed.mean() > 0.5 and used.size < 8:
-        return 0.0, none
-    standard = good & ~packed & (offset != 0)
-    clusters = (offset[standard] >> np.uint64(cluster_bits)).astype(np.int64)
-    # Distinct targets: a pattern repeated over a cluster is no table.
-    variety = np.unique(used).size / used.size
-    if used.size > 4 and variety < 0.5 and (used > 1).any():
-        return 0.0, none
-    return float(good.mean()), clusters
-
-
-def l1_likeness(data: bytes, file_size: int, cluster_bits: int) -> NDArray[np.uint64]:
-    """Offsets that `data` holds as an L1 table would; empty when it does not look like one."""
-    table = words(data)
-    used = table[table != 0]
-    reserved = np.uint64(L1_ENTRY["reserved_low"].mask | L1_ENTRY["reserved_high"].mask)
-    offset = used & np.uint64(OFFSET_MASK)
-    good = ((used & reserved) == 0) & (offset != 0) & (offset < np.uint64(file_size))
-    good &= (offset & np.uint64((1 << cluster_bits) - 1)) == 0
-    if not used.size or good.mean() < 1:
-        return np.zeros(0, dtype=np.uint64)
-    return table
+        return 0.0
+    each, cluster = L2Entries(used, Shape(cluster_bits)), 1 << cluster_bits
+    good = each.standard & ~each.fault(Fault.RESERVED) & ~each.fault(Fault.UNALIGNED)
+    good &= (each.offset < file_size) & ((each.offset != 0) | (used == 1))
+    start, end = packed_range(used, each.shape)
+    good |= each.packed & ~each.copied & (start >= cluster) & (end <= file_size + cluster)
+    if each.packed.mean() > 0.5 and used.size < 8:
+        return 0.0
+    # Distinct entries: a pattern repeated over a cluster is no table.
+    if used.size > 4 and np.unique(used).size < used.size / 2 and (used > 1).any():
+        return 0.0
+    return float(good.mean())
 
 
 def refcounts_likeness(data: bytes) -> bool:
@@ -133,7 +105,7 @@ def describe(data: bytes, file_size: int, cluster_bits: int) -> str:
         return found
     if refcounts_likeness(data):
         return "a refcount block"
-    if table_likeness(data, file_size, cluster_bits)[0] > 0.9:
+    if table_likeness(data, file_size, cluster_bits) > 0.9:
         return "an L2 table"
     if is_deflate(data, 1 << cluster_bits):
         return "a compressed stream"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from workbench.check.problems import Fix, Tier
+from workbench.check.problem import Fix, Tier
 
 SAFE, JUDGEMENT, DESTRUCTIVE = Tier.SAFE, Tier.JUDGEMENT, Tier.DESTRUCTIVE
 

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from formats.qcow2.entries import L2Entries
 from workbench.check import kinds
 from workbench.check.census import Census, Claim
 from workbench.check.findings import FindingLog
 from workbench.check.kinds import Owner
 from workbench.check.passes_refcounts import StoredRefcounts
-from workbench.check.tables import L2Set, plan_batches, read_batch
+from workbench.check.tables import L2Set, entries_of
 from workbench.engine.metadata import Metadata
-from workbench.errors import StorageError
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
@@ -151,30 +149,15 @@ def name_owners(meta: Metadata, geometry: Geometry, tables: L2Set, clusters: NDA
     wanted = np.unique(clusters)
     if not wanted.size:
         return {}
-    bits = np.uint64(geometry.cluster_bits)
     found: dict[int, list[str]] = {}
-    for rows in plan_batches(tables, geometry, meta.file_size):
-        try:
-            words = read_batch(meta, tables, rows, geometry).words
-        except StorageError:
-            continue  # reported as READ-ERROR by the check itself
-        each = L2Entries(words, meta.shape)
-        packed = each.packed
-        start, end = each.range
-        low = np.searchsorted(wanted, (start >> bits).astype(np.int64))
-        high = np.searchsorted(wanted, ((end - np.uint64(1)) >> bits).astype(np.int64), side="right")
-        for row, col in zip(
-            *(axis.tolist() for axis in np.nonzero((high > low) & (packed | each.placed))), strict=True
-        ):
-            table = rows[row]
-            snapshot = int(tables.snapshot[table])
-            text = f"guest {int(geometry.guest_offset(int(tables.index[table]), col)):#x}"
-            text += f" of snapshot {snapshot}" if snapshot >= 0 else ""
-            text += (
-                f" ({'compressed, ' if packed[row, col] else ''}L2 table {int(tables.offset[table]):#x}, entry {col})"
-            )
-            for cluster in wanted[low[row, col] : high[row, col]].tolist():
-                found.setdefault(cluster, []).append(text)
+    for each in entries_of(meta, tables, geometry, wanted):
+        snapshot = int(tables.snapshot[each.row])
+        text = f"guest {int(geometry.guest_offset(int(tables.index[each.row]), each.column)):#x}"
+        text += f" of snapshot {snapshot}" if snapshot >= 0 else ""
+        packed = "compressed, " if each.packed else ""
+        text += f" ({packed}L2 table {int(tables.offset[each.row]):#x}, entry {each.column})"
+        for cluster in each.clusters:
+            found.setdefault(cluster, []).append(text)
     return {cluster: _joined(texts) for cluster, texts in found.items()}
 
 

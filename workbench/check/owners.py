@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.entries import L2Entries, offset_of
+from formats.qcow2.entries import offset_of
 from workbench.check.kinds import Owner
 from workbench.check.passes_refcounts import StoredRefcounts
 from workbench.check.regions import Regions, RegionWalk
-from workbench.check.tables import L2Set, plan_batches, read_batch, read_l1
+from workbench.check.tables import L2Set, entries_of, read_l1
 from workbench.engine.metadata import Metadata
-from workbench.errors import StorageError
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
@@ -134,30 +133,15 @@ def _data(
 ) -> list[Reference]:
     if meta.header.has("data_file"):
         return []
-    bits = np.uint64(geometry.cluster_bits)
     out: list[Reference] = []
-    for rows in plan_batches(tables, geometry, meta.file_size):
-        if cancelled is not None:
-            cancelled()
-        try:
-            words = read_batch(meta, tables, rows, geometry).words
-        except StorageError:
-            continue  # reported as READ-ERROR by the check itself
-        each = L2Entries(words, meta.shape)
-        packed = each.packed
-        start, end = each.range
-        low = np.searchsorted(wanted, (start >> bits).astype(np.int64))
-        high = np.searchsorted(wanted, ((end - np.uint64(1)) >> bits).astype(np.int64), side="right")
-        hit = (high > low) & (packed | each.placed)
-        for row, col in zip(*(axis.tolist() for axis in np.nonzero(hit)), strict=True):
-            table = int(tables.offset[rows[row]])
-            entry = int(words[row, col])
-            for snapshot, _, index, _ in users.of(table):
-                plain = Owner.DATA if snapshot < 0 else Owner.SNAPSHOT_DATA
-                owner = Owner.COMPRESSED if packed[row, col] else plain
-                guest = int(geometry.guest_offset(index, col))
-                for cluster in wanted[low[row, col] : high[row, col]].tolist():
-                    out.append(Reference(cluster, owner, table, col, entry, snapshot, guest))
-            if len(out) >= limit:
-                return out
+    for each in entries_of(meta, tables, geometry, wanted, cancelled):
+        table = int(tables.offset[each.row])
+        for snapshot, _, index, _ in users.of(table):
+            plain = Owner.DATA if snapshot < 0 else Owner.SNAPSHOT_DATA
+            owner = Owner.COMPRESSED if each.packed else plain
+            guest = int(geometry.guest_offset(index, each.column))
+            for cluster in each.clusters:
+                out.append(Reference(cluster, owner, table, each.column, each.word, snapshot, guest))
+        if len(out) >= limit:
+            break
     return out

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from workbench.check import fixes as fix
-from workbench.check.problems import Fix, Problem, Severity, define
+from workbench.check.problem import Catalogue, Severity
 
 SPEC = "qcow2: Bitmaps"
 ERROR, CORRUPTION, LEAK, WARNING, NOTE = Severity
 OVERWRITTEN = "The bitmap directory or its header extension was overwritten."
 CLOSED = "qemu refuses to open the image, although only a bitmap is damaged."
 FULL = "An incremental backup from this bitmap may be incomplete."
-
-
-def p(
-    code: str,
-    severity: Severity,
-    title: str,
-    meaning: str,
-    arises: str,
-    impact: str,
-    *fixes: Fix,
-    template: str = "{what}",
-) -> None:
-    """Define one problem of this file."""
-    define(Problem(code, severity, title, template, meaning, arises, impact, SPEC, fixes))
-
+CATALOGUE = Catalogue(SPEC)
+p = CATALOGUE.told
 
 p(
     "BITMAPS-BIT-WITHOUT-EXTENSION",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workbench.check import fixes as fix
-from workbench.check.problems import Fix, Problem, Severity, define
+from workbench.check.problem import Catalogue, Severity
 
 SPEC = "qcow2: Header"
 EXTENSIONS = "qcow2: Header extensions"
@@ -11,22 +11,8 @@ ENCRYPTION = "qcow2: Full disk encryption header pointer"
 ERROR, CORRUPTION, LEAK, WARNING, NOTE = Severity
 OVERWRITTEN = "The header was overwritten or damaged."
 CLOSED = "The image cannot be opened."
-
-
-def p(
-    code: str,
-    severity: Severity,
-    title: str,
-    meaning: str,
-    arises: str,
-    impact: str,
-    *fixes: Fix,
-    spec: str = SPEC,
-    template: str = "{what}",
-) -> None:
-    """Define one problem of this file."""
-    define(Problem(code, severity, title, template, meaning, arises, impact, spec, fixes))
-
+CATALOGUE = Catalogue(SPEC)
+p = CATALOGUE.told
 
 p(
     "FILE-EMPTY",

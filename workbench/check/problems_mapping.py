@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from workbench.check import fixes as fix
-from workbench.check.problems import Fix, Problem, Severity, define
+from workbench.check.problem import Catalogue, Severity
 
 SPEC = "qcow2: Cluster mapping"
 EXTENDED = "qcow2: Extended L2 Entries"
 PACKED = "qcow2: Compressed Clusters Descriptor"
 ERROR, CORRUPTION, LEAK, WARNING, NOTE = Severity
 OVERWRITTEN = "The table was partly overwritten, or a bit flipped."
-
-
-def p(
-    code: str,
-    severity: Severity,
-    title: str,
-    template: str,
-    meaning: str,
-    arises: str,
-    impact: str,
-    *fixes: Fix,
-    spec: str = SPEC,
-) -> None:
-    """Define one problem of this file."""
-    define(Problem(code, severity, title, template, meaning, arises, impact, spec, fixes))
-
+CATALOGUE = Catalogue(SPEC)
+p = CATALOGUE.templated
 
 p(
     "L1-ENTRY-RESERVED",

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from workbench.check import fixes as fix
-from workbench.check.problems import Fix, Problem, Severity, define
+from workbench.check.problem import Catalogue, Severity
 
 SPEC = "qcow2: Host cluster management"
 ERROR, CORRUPTION, LEAK, WARNING, NOTE = Severity
-
-
-def p(
-    code: str,
-    severity: Severity,
-    title: str,
-    template: str,
-    meaning: str,
-    arises: str,
-    impact: str,
-    *fixes: Fix,
-    spec: str = SPEC,
-) -> None:
-    """Define one problem of this file."""
-    define(Problem(code, severity, title, template, meaning, arises, impact, spec, fixes))
-
+CATALOGUE = Catalogue(SPEC)
+p = CATALOGUE.templated
 
 p(
     "REFCOUNT-TOO-LOW",

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from workbench.check import fixes as fix
-from workbench.check.problems import Fix, Problem, Severity, define
+from workbench.check.problem import Catalogue, Severity
 
 SPEC = "qcow2: Snapshots"
 ERROR, CORRUPTION, LEAK, WARNING, NOTE = Severity
 OVERWRITTEN = "The snapshot table was overwritten, or the header's count or offset is wrong."
-
-
-def p(
-    code: str,
-    severity: Severity,
-    title: str,
-    meaning: str,
-    arises: str,
-    impact: str,
-    *fixes: Fix,
-    template: str = "{what}",
-) -> None:
-    """Define one problem of this file."""
-    define(Problem(code, severity, title, template, meaning, arises, impact, SPEC, fixes))
-
+CATALOGUE = Catalogue(SPEC)
+p = CATALOGUE.told
 
 p(
     "SNAPSHOTS-TOO-MANY",

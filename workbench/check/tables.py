@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from formats.qcow2 import limits
-from formats.qcow2.entries import offset_of
+from formats.qcow2.entries import L2Entries, offset_of
 from workbench.engine.metadata import Metadata, Region
+from workbench.errors import StorageError
 from workbench.units import Geometry
 
 if TYPE_CHECKING:
@@ -165,3 +166,42 @@ def read_batch(
     if not geometry.extended_l2:
         return Batch(rows, words, None)
     return Batch(rows, np.ascontiguousarray(words[:, 0::2]), np.ascontiguousarray(words[:, 1::2]))
+
+
+class Mapped(NamedTuple):
+    """An L2 entry that names host clusters which are looked for. row: of the `L2Set`.  clusters: numbers of those."""
+
+    row: int
+    column: int
+    word: int
+    packed: bool
+    clusters: list[int]
+
+
+def entries_of(
+    meta: Metadata,
+    tables: L2Set,
+    geometry: Geometry,
+    wanted: NDArray[np.int64],
+    cancelled: Callable[[], None] | None = None,
+) -> Iterator[Mapped]:
+    """Every L2 entry that names one of the host clusters `wanted` (numbers, sorted). Unreadable tables are left out.
+
+    cancelled: raises when nobody wants to know any more.
+    """
+    bits = np.uint64(geometry.cluster_bits)
+    for rows in plan_batches(tables, geometry, meta.file_size):
+        if cancelled is not None:
+            cancelled()
+        try:
+            words = read_batch(meta, tables, rows, geometry).words
+        except StorageError:
+            continue  # reported as READ-ERROR by the check itself
+        each = L2Entries(words, meta.shape)
+        packed = each.packed
+        start, end = each.range
+        low = np.searchsorted(wanted, (start >> bits).astype(np.int64))
+        high = np.searchsorted(wanted, ((end - np.uint64(1)) >> bits).astype(np.int64), side="right")
+        for row, col in np.argwhere((high > low) & (packed | each.placed)).tolist():
+            clusters = wanted[low[row, col] : high[row, col]].tolist()
+            yield Mapped(int(rows[row]), col, int(words[row, col]), bool(packed[row, col]), clusters)

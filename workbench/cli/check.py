@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,9 +16,7 @@ from workbench.cli.common import (
     print_json,
     print_lines,
 )
-
-if TYPE_CHECKING:
-    from workbench.check import Progress
+from workbench.cli.progress import StatusLine
 
 HELP = """Look for corruptions and leaks in IMAGE, say what most likely caused them, and which leaks may be lost data.
 
@@ -34,32 +29,6 @@ Exit code, as `qemu-img check`:
 
 Nothing is written. --json is a superset of `qemu-img check --output=json`. `qwb problems CODE` explains a finding.
 """
-
-
-class _Meter:
-    """Progress on stderr after a second, on a terminal only."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.shown = 0.0
-        self.wanted = sys.stderr.isatty()
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        spent = now - self.started
-        if not self.wanted or spent < 1 or now - self.shown < 0.1 or not progress.total:
-            return
-        self.shown = now
-        rate = progress.done / spent
-        left = (progress.total - progress.done) / rate if rate else 0
-        share = 100 * progress.done / progress.total
-        text = f"{progress.phase}: {share:5.1f} %  {rate / (1 << 20):.0f} MiB/s  {left:.0f} s left"
-        click.echo(f"\r{text:<70}", nl=False, err=True)
-
-    def clear(self) -> None:
-        """Wipe the line, if one was shown."""
-        if self.shown:
-            click.echo(f"\r{'':<70}\r", nl=False, err=True)
 
 
 @click.command("check", help=HELP)
@@ -90,12 +59,11 @@ def command(
 ) -> None:
     from workbench.check.companions import check_file
 
-    meter = _Meter()
     with open_storage(image, force_share=force_share) as storage:
-        try:
-            result = check_file(storage, fast=fast, deep=deep, progress=meter)
-        finally:
-            meter.clear()
+        with StatusLine() as line:
+            result = check_file(
+                storage, fast=fast, deep=deep, progress=lambda now: line.share(now.done, now.total, now.phase)
+            )
         if as_json:
             print_json(result.as_json(str(image), limit=limit or None))
         elif not quiet:

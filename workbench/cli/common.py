@@ -166,12 +166,10 @@ SIZE = Size()
 
 def mind_interrupted(path: Path | str, *, writable: bool = False) -> None:
     """Say on stderr that a repair of the image was cut off; raise StorageError when it is about to be written."""
-    from workbench.repair.places import find_case
+    from workbench.repair.cases import find_case, peek
 
     if find_case(path) is None:
         return
-    from workbench.repair.casefile import peek
-
     try:
         found = peek(path)
     except StorageError as error:

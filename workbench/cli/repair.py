@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +22,14 @@ from workbench.cli.common import (
     print_json,
     print_lines,
 )
+from workbench.cli.progress import StatusLine
 from workbench.errors import ArgumentError
 from workbench.render.text import printable
 from workbench.units import many, parse_size
 
 if TYPE_CHECKING:
     from workbench.engine.metadata import Metadata
-    from workbench.repair.apply import Progress
+    from workbench.repair.apply import Applied, Change
     from workbench.repair.casefile import Session
     from workbench.repair.plan import Plan, Verdict
     from workbench.repair.policy import Policy
@@ -128,8 +128,8 @@ def command(
         groups = guide.look()
         if interactive:
             _ask(guide, groups, dry_run)
-        plan = guide.plan(on_phase=_phase, in_place=target is None)
-        _phase("")
+        with StatusLine() as line:
+            plan = guide.plan(on_phase=line.say, in_place=target is None)
         if not as_json:
             from workbench.repair.edits import plan_lines
 
@@ -144,8 +144,7 @@ def command(
             _write_copy(plan, image, target, as_json)
             return
         release()
-        done = guide.apply(progress=_Meter())
-        _phase("")
+        done = _apply(guide)
         if not as_json:
             click.echo(f"\ndone: session {done.session.id} in {_case(image, case)}; `qwb undo {image}` takes it back")
         _report(image, plan, as_json)
@@ -180,7 +179,8 @@ def _as_ended(storage: Storage, image: Path, case: Path | None, *, complete: boo
     """What a repair starts from. For a copy of an image whose repair was interrupted: the image as if that had been ended
     (rolled back, or with --complete carried out), while the image itself is left alone."""
     from workbench.repair import recovery
-    from workbench.repair.casefile import CaseFile, case_path
+    from workbench.repair.casefile import CaseFile
+    from workbench.repair.cases import case_path
 
     found = recovery.interrupted(image, case=case) if copying else None
     if found is None:
@@ -370,7 +370,7 @@ def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool
             click.echo(f"wrote the repaired copy {path}; {guide.path} is as it was; {json.dumps(verdict)}")
         raise click.exceptions.Exit(int(verdict["exit-code"]))
     release()
-    done = guide.apply(change=change, progress=_Meter())
+    done = _apply(guide, change)
     verdict = done.verdict or {}
     if as_json:
         print_json({"filename": str(guide.path), "session": done.session.id, **verdict})
@@ -380,7 +380,7 @@ def _saved_plan(guide: Guide, file: Path, release: Any, as_json: bool, yes: bool
 
 
 def _case(image: Path, case: Path | None) -> Path:
-    from workbench.repair.casefile import case_path
+    from workbench.repair.cases import case_path
 
     return case_path(image, case)
 
@@ -393,6 +393,12 @@ def _finish_dry(plan: Plan, as_json: bool, dry_run: bool) -> None:
             else {**plan.result_after.as_json(plan.base.path), **_fixed(plan, plan.after), **plan.proof.as_json()}
         )
     raise click.exceptions.Exit(_code(plan.after) if plan.accepted else 1)
+
+
+def _apply(guide: Guide, change: Change | None = None) -> Applied:
+    """Carry the plan out, or a change that was read from a file, with its phases told on stderr."""
+    with StatusLine() as line:
+        return guide.apply(change=change, progress=lambda now: line.say(now.phase.value, now.done, now.total))
 
 
 def _code(verdict: Verdict) -> int:
@@ -424,26 +430,3 @@ def _report(path: Path, plan: Plan, as_json: bool) -> None:
         else:
             click.echo(f"checked again: {printable(str(verdict))}")
     raise click.exceptions.Exit(_code(verdict))
-
-
-class _Meter:
-    """Progress on stderr for what takes over a second, on a terminal only."""
-
-    def __init__(self) -> None:
-        self.started = self.shown = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if not sys.stderr.isatty() or now - self.started < 1 or now - self.shown < 0.2:
-            return
-        self.shown = now
-        share = f" {100 * progress.done // progress.total}%" if progress.total else ""
-        click.echo(f"\r\x1b[K{progress.phase.value}{share}", nl=False, err=True)
-
-
-_since = time.monotonic()
-
-
-def _phase(text: str) -> None:
-    if sys.stderr.isatty() and time.monotonic() - _since > 1:
-        click.echo(f"\r\x1b[K{text + ' …' if text else ''}\r", nl=False, err=True)

@@ -89,7 +89,8 @@ def command(
 
 def _list(image: Path, case: Path | None, as_json: bool) -> None:
     """What is recorded, and what it takes."""
-    from workbench.repair.casefile import CaseFile, case_path
+    from workbench.repair.casefile import CaseFile
+    from workbench.repair.cases import case_path
     from workbench.units import format_size
 
     where = case_path(image, case)
@@ -128,10 +129,11 @@ def _list(image: Path, case: Path | None, as_json: bool) -> None:
 
 def _prune(image: Path, case: Path | None, keep: int, yes: bool, as_json: bool) -> None:
     """Drop what is old, after a question that says what can then no longer be undone."""
-    from workbench.repair.casefile import CaseFile, State
+    from workbench.repair.casefile import State
+    from workbench.repair.cases import open_case
     from workbench.units import format_size, many
 
-    with CaseFile.of(image, case, create=False) as casefile:
+    with open_case(image, case, create=False) as casefile:
         old, sizes, before = casefile.old_sessions(keep), casefile.sizes(), casefile.size()
         if old:
             standing = sum(each.state is State.DONE for each in old)

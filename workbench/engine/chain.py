@@ -74,7 +74,7 @@ def probe_format(storage: Storage) -> str:
     return disk_format(storage.read(0, 128)) or "raw"
 
 
-def open_top(storage: Storage, opening: Opening, snapshot: str | None) -> tuple[Metadata, Qcow2Layer]:
+def open_top(storage: Storage, opening: Opening, snapshot: str | None) -> Qcow2Layer:
     """The image itself. Raises as `require_openable` does, unless tolerant: then only without a readable geometry."""
     meta = load_metadata(storage)
     if opening.tolerant:
@@ -84,7 +84,7 @@ def open_top(storage: Storage, opening: Opening, snapshot: str | None) -> tuple[
         opening.problems.extend(refused)
     else:
         require_openable(meta, writable=opening.writable)
-    return meta, _qcow2_layer(meta, opening, 0, snapshot)
+    return _qcow2_layer(meta, opening, 0, snapshot)
 
 
 def open_chain(top: Qcow2Layer, opening: Opening, stack: ExitStack) -> list[Layer]:

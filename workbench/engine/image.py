@@ -27,14 +27,13 @@ class Image:
     to do without.
     """
 
-    def __init__(self, meta: Metadata, chain: tuple[Layer, ...], opening: Opening, stack: ExitStack) -> None:
+    def __init__(self, chain: tuple[Layer, ...], opening: Opening, stack: ExitStack) -> None:
         """Use `Image.open`."""
         top = chain[0]
-        assert isinstance(top, Qcow2Layer) and meta.geometry is not None
-        self.meta = meta
+        assert isinstance(top, Qcow2Layer)
         self.top = top
         self.chain = chain
-        self.geometry: Geometry = meta.geometry
+        self.geometry: Geometry = top.rules.geometry
         self.options: Mapping[str, object] = {}
         self._opening = opening
         self._stack = stack
@@ -70,12 +69,12 @@ class Image:
             if storage is None:
                 storage = open_file(os.fspath(path), opening, writable=writable)
             stack.callback(storage.close)
-            meta, top = open_top(storage, opening, snapshot)
+            top = open_top(storage, opening, snapshot)
             stack.callback(top.close)
             chain = open_chain(top, opening, stack)
-            image = cls(meta, tuple(chain), opening, stack.pop_all())
+            image = cls(tuple(chain), opening, stack.pop_all())
         image.options = options or {}
-        if writable and meta.header.has("dirty"):
+        if writable and image.meta.header.has("dirty"):
             try:
                 _ = image.writer  # counts the refcounts anew
             except BaseException:
@@ -84,6 +83,10 @@ class Image:
         return image
 
     # -- what it is
+
+    @property
+    def meta(self) -> Metadata:
+        return self.top.meta
 
     @property
     def path(self) -> str:

@@ -7,6 +7,7 @@ qcow2_read_extensions, qcow2_read_snapshots, bitmap_list_load.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.qcow2 import limits
@@ -15,8 +16,10 @@ from formats.qcow2.extensions import Extension, ExtensionType
 from formats.qcow2.header import AUTOCLEAR, COMPRESSION_TYPES, INCOMPATIBLE, V2_LENGTH, V3_LENGTH, field
 from formats.qcow2.snapshots import EXTRA_TOO_LARGE, TABLE_TOO_LARGE
 from workbench.engine.faults import Fault, Refusal
-from workbench.engine.metadata import Metadata
 from workbench.units import Geometry
+
+if TYPE_CHECKING:
+    from workbench.engine.metadata import Metadata
 
 INT64_MAX = (1 << 63) - 1
 INT32_MAX = (1 << 31) - 1

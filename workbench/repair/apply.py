@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from workbench.errors import ImageError, QwbError, StorageError
 from workbench.repair import fingerprint
-from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_path, room_for
+from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, room_for
+from workbench.repair.cases import case_path, open_case
 from workbench.repair.preserve import PlanRefused, prove
 from workbench.repair.workspace import Step
 from workbench.storage.base import Storage
@@ -95,7 +96,7 @@ def apply(
     """
     with open_locked(path) as storage:
         require_space(storage, change, case_path(path, case))
-        with CaseFile.of(path, case) as casefile:
+        with open_case(path, case) as casefile:
             return apply_to(storage, casefile, change, recheck=recheck, progress=progress)
 
 

@@ -25,12 +25,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from workbench.errors import ArgumentError, QwbError, StorageError
-from workbench.repair.places import SUFFIX, case_path, make_folder, remember
+from workbench.repair.places import make_folder, remember
 from workbench.storage.identity import Identity, identities
 from workbench.storage.likeness import create_like, tighten
 from workbench.units import round_up
-
-__all__ = ["SUFFIX", "ByteEdit", "CaseFile", "Session", "State", "case_path", "peek", "room_for", "tool_version"]
 
 PIECE: Final = 1 << 20
 """Largest byte image in one row."""
@@ -170,13 +168,6 @@ class CaseFile:
             raise
         if not existed:
             _sync_folder(self.path.parent)
-
-    @classmethod
-    def of(
-        cls, image: str | os.PathLike[str], case: str | os.PathLike[str] | None = None, *, create: bool = True
-    ) -> CaseFile:
-        """The case file of an image (see `places`)."""
-        return cls(case_path(image, case), create=create, like=image)
 
     def _make(self, like: str | os.PathLike[str] | None) -> None:
         """An empty file with the right owner and mode, before SQLite writes a byte into it (its journals follow it)."""
@@ -496,19 +487,6 @@ def _hint(code: int, holds: bool) -> str:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return "keep it, it may hold old bytes, and name another one with --case"
     return f"see what is wrong with its file system, then repeat; {keep}"
-
-
-def peek(image: str | os.PathLike[str], case: str | os.PathLike[str] | None = None) -> Session | None:
-    """The interrupted session of an image, looked up without writing to it; None when there is none.
-
-    A case file that was itself cut off in the middle of a commit is rolled back to the commit before (SQLite's journal).
-    StorageError when it cannot be read.
-    """
-    path = case_path(image, case)
-    if not path.exists():
-        return None
-    with CaseFile(path, create=False, readonly=True) as found:
-        return found.interrupted()
 
 
 def room_for(edits: Iterable[ByteEdit]) -> int:

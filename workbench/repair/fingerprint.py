@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from formats.qcow2.tables import OFFSET_MASK, REFCOUNT_OFFSET_MASK
+from formats.qcow2.entries import block_of, offset_of
 from workbench.engine.metadata import Metadata, load_metadata
 from workbench.storage.base import Storage
 
@@ -118,9 +118,9 @@ def _tables(meta: Metadata, cluster: int) -> Iterator[tuple[str, NDArray[np.uint
     import numpy as np
 
     l1s = [meta.l1, *(meta.snapshot_l1(each) for each in meta.snapshots)]
-    seen = [np.unique(each & np.uint64(OFFSET_MASK)) for each in l1s if each.size]
+    seen = [np.unique(offset_of(each)) for each in l1s if each.size]
     l2 = np.unique(np.concatenate(seen)) if seen else np.zeros(0, dtype=np.uint64)
-    blocks = np.unique(meta.refcount_table & np.uint64(REFCOUNT_OFFSET_MASK))
+    blocks = np.unique(block_of(meta.refcount_table))
     for name, found in (("L2 tables", l2), ("refcount blocks", blocks)):
         good = (found > 0) & (found % np.uint64(cluster) == 0) & (found < np.uint64(meta.file_size))
         yield name, found[good]

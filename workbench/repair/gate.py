@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import block_of, is_compressed, offset_of, packed_range, without_copied
 from formats.qcow2.header import field as header_field
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, REFCOUNT_OFFSET_MASK, compressed_range
 from workbench.errors import QwbError
 
 if TYPE_CHECKING:
@@ -248,12 +248,13 @@ class Gate:
         if kind not in _ENTRY_KINDS or len(before) < 8:
             return False
         if self.reach is Reach.FLAGS:
-            return old ^ new == COPIED
-        if self.rows.has("CLUSTER-LEAKED") and not old & (OFFSET_MASK | COMPRESSED):
+            return without_copied(old) == without_copied(new)
+        if self.rows.has("CLUSTER-LEAKED") and not (offset_of(old) or is_compressed(old)):
             return True  # an empty entry gets back what leaked
-        low, high = old & OFFSET_MASK, (old & OFFSET_MASK) + 1
-        if old & COMPRESSED and kind == "l2":
-            low, high = (int(each) for each in compressed_range(old, self.space.geometry.cluster_bits))
+        low = offset_of(old)
+        high = low + 1
+        if is_compressed(old) and kind == "l2":
+            low, high = packed_range(old, self.space.meta.shape)
         # What the plan itself has put in the place of something named follows from that.
         return bool(low) and (self.targets.touch(low, high) or Spans(self.space.fresh).touch(low, high))
 
@@ -338,6 +339,6 @@ class Gate:
         cluster = meta.geometry.cluster_size
         region = meta.refcount_table_region
         yield region.offset, region.offset + region.length
-        blocks = np.unique(meta.refcount_table & np.uint64(REFCOUNT_OFFSET_MASK))
+        blocks = np.unique(block_of(meta.refcount_table))
         for block in blocks[blocks > 0].tolist():
             yield block, block + cluster

@@ -14,15 +14,6 @@ from typing import Final
 from workbench.storage.identity import Identity, identities, identity, loop_file
 
 SUFFIX: Final = ".qwb-case"
-_SCANNED: Final = 200
-"""Case files of a folder that are looked into at most, to find that of a hard link."""
-
-
-def case_path(image: str | os.PathLike[str], case: str | os.PathLike[str] | None = None) -> Path:
-    """The case file of `image`: `case` when given, else the one that is there by any of its names, else a new place."""
-    if case is not None:
-        return Path(case)
-    return find_case(image) or new_place(image)
 
 
 def new_place(image: str | os.PathLike[str]) -> Path:
@@ -33,33 +24,12 @@ def new_place(image: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(image) + SUFFIX)
 
 
-def find_case(image: str | os.PathLike[str]) -> Path | None:
-    """The case file that is there: beside the file, beside the name given, or known for this device and inode."""
-    beside = [new_place(image), Path(f"{os.fspath(image)}{SUFFIX}")]
-    for each in beside:
-        if each.exists():
-            return each
-    known = [each for each in identities(image) if each[0] == "file"]
-    for file in known:
-        pointed = _pointer(file)
-        with contextlib.suppress(OSError):
-            place = Path(os.readlink(pointed))
-            if place.exists() and _belongs(place, file, image):
-                return place
-    if not known or _links(image) < 2:
-        return None
-    for each in _neighbours(beside[0].parent):
-        if any(_belongs(each, file, image) for file in known):
-            return each
-    return None
-
-
 def remember(image: str | os.PathLike[str], case: Path) -> None:
     """Note where the case file of `image` is, for its other names. Where there is no state directory: not."""
     for file in identities(image):
         if file[0] != "file":
             continue
-        pointed = _pointer(file)
+        pointed = pointer(file)
         draft = pointed.with_name(f"{pointed.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             make_folder(pointed.parent)
@@ -78,49 +48,9 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _pointer(file: Identity) -> Path:
+def pointer(file: Identity) -> Path:
+    """The link in the state directory that leads to the case file of the file with this device and inode."""
     return state_folder() / "cases" / f"inode-{file[1]}-{file[2]}"
-
-
-def _belongs(case: Path, file: Identity, image: str | os.PathLike[str]) -> bool:
-    """Whether a case file speaks of the file with this device and inode, which is `image`.
-
-    Inode numbers are given to new files when old ones are gone. So a name under which it was repaired must still lead to
-    it; or else its content must fit what the case file says of it.
-    """
-    from workbench.errors import QwbError
-    from workbench.repair.casefile import CaseFile
-
-    try:
-        with CaseFile(case, create=False, readonly=True) as found:
-            if file not in found.files():
-                return False
-            sessions = found.sessions()
-            if any(file in identities(each.image) for each in sessions):
-                return True
-            from workbench.repair.recovery import fits
-            from workbench.storage.file import FileStorage
-
-            with FileStorage.open(image) as storage:
-                return bool(sessions) and fits(storage, found, sessions[-1])
-    except QwbError:
-        return False
-
-
-def _links(image: str | os.PathLike[str]) -> int:
-    try:
-        return os.stat(image).st_nlink
-    except (OSError, ValueError):
-        return 0
-
-
-def _neighbours(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.path for entry in entries if entry.name.endswith(SUFFIX))
-    except OSError:
-        return []
-    return [Path(name) for name in names[:_SCANNED]]
 
 
 def _device_key(device: Identity) -> str:

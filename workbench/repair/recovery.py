@@ -22,7 +22,8 @@ from workbench.repair.apply import (
     write_new,
     write_old,
 )
-from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_path, peek
+from workbench.repair.casefile import CaseFile, Session, State
+from workbench.repair.cases import case_path, foreign_byte, open_case, peek
 from workbench.storage.base import Storage
 from workbench.storage.overlay import Overlay
 
@@ -76,7 +77,7 @@ def recover(
     """
     if not case_path(path, case).exists():
         return None
-    with open_locked(path) as storage, CaseFile.of(path, case, create=False) as casefile:
+    with open_locked(path) as storage, open_case(path, case, create=False) as casefile:
         return recover_in(storage, casefile, complete=complete, force=force, recheck=recheck, progress=progress)
 
 
@@ -133,24 +134,6 @@ def settled_view(storage: Storage, session: Session, casefile: CaseFile, *, comp
     return view
 
 
-def fits(storage: Storage, casefile: CaseFile, session: Session) -> bool:
-    """Whether the image holds, byte for byte, old or new ones wherever the session writes, and its metadata elsewhere."""
-    touched = []
-    for edit in casefile.edits(session.id):
-        length = max(len(edit.old), len(edit.new))
-        if _foreign_byte(storage.read(edit.offset, length), edit) is not None:
-            return False
-        touched.append((edit.offset, edit.offset + length))
-    before = session.fingerprint_before
-    alike = [
-        each
-        for each in before.get("regions", [])
-        if not any(start < each[1] + each[2] and each[1] < end for start, end in touched)
-    ]
-    found = fingerprint.compare(storage, {"size": storage.size(), "regions": alike})
-    return not found and storage.size() in (session.size_before, session.size_after)
-
-
 def _require_in_between(storage: Storage, casefile: CaseFile, session: Session) -> None:
     """Every byte that the session touches must be its old or its new one; anything else was written by someone else."""
     if session.state in (State.PLANNED, State.JOURNALED):
@@ -161,17 +144,9 @@ def _require_in_between(storage: Storage, casefile: CaseFile, session: Session) 
         longest = max(session.size_before, session.size_after)
         raise _foreign(storage, session, "the file is longer than it ever was", longest)
     for edit in casefile.edits(session.id):
-        at = _foreign_byte(storage.read(edit.offset, max(len(edit.old), len(edit.new))), edit)
+        at = foreign_byte(storage.read(edit.offset, max(len(edit.old), len(edit.new))), edit)
         if at is not None:
             raise _foreign(storage, session, "bytes that are neither the old nor the new ones", edit.offset + at)
-
-
-def _foreign_byte(found: bytes, edit: ByteEdit) -> int | None:
-    """Index of the first byte that is neither old nor new. Past the old end of file, zeros count as not yet written."""
-    if found in (edit.new, edit.old):
-        return None
-    old, new = edit.old.ljust(len(found), b"\0"), edit.new.ljust(len(found), b"\0")
-    return next((i for i, byte in enumerate(found) if byte not in (old[i], new[i])), None)
 
 
 def _foreign(storage: Storage, session: Session, what: str, offset: int) -> ImageError:

@@ -11,7 +11,8 @@ from typing import Any
 from workbench.errors import ArgumentError, ImageError
 from workbench.repair import fingerprint
 from workbench.repair.apply import OnProgress, Phase, Progress, _quiet, added_since, open_locked, recording, write_old
-from workbench.repair.casefile import ByteEdit, CaseFile, Session, State, case_path
+from workbench.repair.casefile import ByteEdit, CaseFile, Session, State
+from workbench.repair.cases import case_path, open_case
 from workbench.repair.fingerprint import Changed
 from workbench.storage.base import Storage
 
@@ -99,7 +100,7 @@ def undo(
     Raises ImageError when the image has changed since, naming where (`force` overrides), LockedError when someone has
     it open, ArgumentError when there is nothing to undo or a later session must be undone first.
     """
-    with open_locked(path) as storage, CaseFile.of(path, case, create=False) as casefile:
+    with open_locked(path) as storage, open_case(path, case, create=False) as casefile:
         return undo_in(storage, casefile, number, force=force, progress=progress)
 
 

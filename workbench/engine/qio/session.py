@@ -64,7 +64,7 @@ class Session:
         """Print the failure as qemu-io does, with our own words on stderr; always False."""
         if text:
             self.print(text + "\n")
-        if getattr(error, "qemu", None) or not isinstance(error.__cause__, OSError):
+        if not isinstance(error.__cause__, OSError):
             self.complain(f"qwb: {error}")
         return False
 

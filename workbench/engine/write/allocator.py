@@ -91,7 +91,6 @@ class Allocator:
                 core.corrupted(
                     "the first cluster counts as free: a new cluster there overlaps with the qcow2_header at 0x0",
                     0,
-                    qemu="Preventing invalid allocation of cluster at offset 0",
                 )
             if (first + count) * core.cluster_size > _MAX_OFFSET:
                 raise StorageError("no host offset left for new clusters", path=core.path)
@@ -136,7 +135,6 @@ class Allocator:
             core.corrupted(
                 f"cannot free the data cluster at {offset:#x}: not cluster aligned",
                 offset,
-                qemu=f"Cannot free unaligned cluster {offset:#x}",
                 fatal=False,
             )
         if not self.contradicts(entry):

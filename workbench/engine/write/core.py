@@ -12,11 +12,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from formats.qcow2.entries import offset_of
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE, build_header, field
 from formats.qcow2.snapshots import Snapshot
+from workbench.engine.metadata import Metadata, load_metadata
 from workbench.engine.write.allocator import Allocator
 from workbench.engine.write.cache_sizes import cache_sizes
 from workbench.engine.write.guard import Guard, guard_kinds
@@ -56,7 +57,6 @@ class Core:
         """Raises ArgumentError for bad options. Nothing is written yet."""
         self.layer = layer
         self.chain = chain
-        self.meta = layer.meta
         self.header = layer.meta.header
         self.path = layer.path
         self.geometry = layer.rules.geometry
@@ -169,8 +169,15 @@ class Core:
         self.sizes = cache_sizes(self.geometry, size, self._options)
         self.tables.cache.capacity = max(self.tables.cache.capacity, self.sizes.l2_pieces)
 
+    @property
+    def meta(self) -> Metadata:
+        """The metadata as it was read last; the layer has it."""
+        return self.layer.meta
+
     def reload(self) -> None:
-        """Metadata was changed on disk and `meta` read anew."""
+        """Metadata was changed on disk: read it anew."""
+        self.layer.meta = load_metadata(self.layer.storage)
+        self.layer.walker.l1 = self.meta.l1
         self.header = self.meta.header
         self.reftable_place = (
             self.header.refcount_table_offset,
@@ -195,9 +202,9 @@ class Core:
 
     # -- damage
 
-    def corrupted(self, what: str, offset: int, *, qemu: str, fatal: bool = True) -> None:
+    def corrupted(self, what: str, offset: int, *, fatal: bool = True) -> NoReturn:
         """Metadata contradicts itself: raise CorruptError. fatal: mark the image corrupt first and refuse all further
-        writes. qemu: what QEMU's driver says in this place."""
+        writes."""
         hint = f"see `qwb check {self.path}`"
         if fatal:
             self.dead = what
@@ -205,9 +212,7 @@ class Core:
                 corrupt = INCOMPATIBLE["corrupt"].mask
                 self.write_header_fields(incompatible_features=self.header.incompatible_features | corrupt)
                 hint = f"the image is marked corrupt now; {hint}"
-        error = CorruptError(what, path=self.path, offset=offset, hint=hint)
-        error.qemu = qemu  # type: ignore[attr-defined]
-        raise error
+        raise CorruptError(what, path=self.path, offset=offset, hint=hint)
 
     # -- snapshots
 

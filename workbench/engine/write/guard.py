@@ -142,7 +142,6 @@ class Guard:
             f"write of {what} to {offset:#x}-{offset + length - 1:#x} prevented:"
             f" it overlaps with the {TITLES[kind]} at {where:#x}",
             where,
-            qemu=f"Preventing invalid write on metadata (overlaps with {TITLES[kind]})",
         )
 
     def _load(self) -> None:

@@ -36,7 +36,6 @@ def cluster_kind(core: Core, entry: int, bitmap: int, sub: int, guest: int) -> C
             core.corrupted(
                 f"guest offset {guest:#x}: {reason}",
                 host,
-                qemu=f"Cluster allocation offset {host:#x} unaligned (guest offset: {guest:#x})",
                 fatal=core.layer.storage.writable,
             )
         raise CorruptError(f"guest offset {guest:#x}: {reason}", path=core.path, hint=f"see `qwb check {core.path}`")

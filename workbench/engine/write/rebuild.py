@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import is_compressed, is_copied, offset_of, packed_range, set_copied
 from formats.qcow2.snapshots import Snapshot
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range, words
+from formats.qcow2.tables import table_bytes, words
 from workbench.engine.metadata import Region
 from workbench.engine.write.guard import Kind
 from workbench.errors import CorruptError
@@ -169,25 +170,23 @@ def _fix_copied(core: Core, size: int) -> None:
     tables, step = core.tables, core.geometry.l2_entry_size // 8
     tables.cache.empty()
     for index, entry in enumerate(tables.l1):
-        offset = entry & OFFSET_MASK
+        offset = offset_of(entry)
         if not offset:
             continue
-        want = offset | (COPIED if core.refcounts.get(offset // size) == 1 else 0)
-        if want != entry & (OFFSET_MASK | COPIED):
-            tables.set_l1(index, (entry & ~COPIED) | want)
+        once = core.refcounts.get(offset // size) == 1
+        if once != is_copied(entry):
+            tables.set_l1(index, set_copied(entry, once))
         if core.external:
             continue
         table = words(core.file.read(offset, size))
         entries = table[::step]
-        places = entries & np.uint64(OFFSET_MASK)
-        plain = np.flatnonzero((places != 0) & (entries & np.uint64(COMPRESSED) == 0))
+        places = offset_of(entries)
+        plain = np.flatnonzero((places != 0) & ~is_compressed(entries))
         single = np.array([core.refcounts.get(int(p) // size) == 1 for p in places[plain]], dtype=bool)
-        flagged = (entries[plain] & np.uint64(COPIED)) != 0
-        wrong = plain[single != flagged]
-        if len(wrong):
-            table[wrong * step] ^= np.uint64(COPIED)
+        if (single != is_copied(entries[plain])).any():
+            entries[plain] = set_copied(entries[plain], single)  # a view of the table
             core.guard.check("an L2 table", offset, size, Kind.ACTIVE_L2)
-            core.file.write(offset, table.astype(">u8").tobytes())
+            core.file.write(offset, table_bytes(table))
     core.file.sync()
     if tables.l1_dirty:
         tables.write_l1()
@@ -229,22 +228,20 @@ class _Census:
 
     def _disk(self, l1: list[int], *, active: bool = False) -> None:
         """The L2 tables of one L1 table, and what they refer to."""
-        import numpy as np
 
         core = self._core
-        offsets = [entry & OFFSET_MASK for entry in l1 if entry & OFFSET_MASK]
+        offsets = [offset for entry in l1 if (offset := offset_of(entry))]
         self._many(offsets, "an L2 table")
         step = core.geometry.l2_entry_size // 8
         for offset in offsets:
             table = words(core.file.read(offset, self._size))
             entries = table[::step]
             self.empty_table |= active and not table.any()
-            packed = (entries & np.uint64(COMPRESSED)) != 0
+            packed = is_compressed(entries)
             if packed.any():
-                start, end = compressed_range(entries[packed], core.geometry.cluster_bits)
-                self._packed(start, end)
+                self._packed(*packed_range(entries[packed], core.shape))
             if not core.external:
-                places = entries[~packed] & np.uint64(OFFSET_MASK)
+                places = offset_of(entries[~packed])
                 self._many(places[places != 0], "a data cluster")
 
     def _packed(self, start: Any, end: Any) -> None:
@@ -267,7 +264,8 @@ class _Census:
         for each in meta.bitmap_directory.bitmaps:
             self._range(each.table_offset, each.table_size * 8, "a bitmap table")
             table = meta.read_words(Region(each.table_offset, each.table_size * 8), each.table_size * 8)
-            self._many([int(word) & OFFSET_MASK for word in table if int(word) & OFFSET_MASK], "bitmap data")
+            places = offset_of(table)
+            self._many(places[places != 0], "bitmap data")
 
     def _range(self, offset: int, length: int, what: str) -> None:
         if length <= 0:

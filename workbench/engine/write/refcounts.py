@@ -184,7 +184,6 @@ class Refcounts:
         self._core.corrupted(
             f"refcount of the cluster at {cluster * self._core.cluster_size:#x} would become negative",
             cluster * self._core.cluster_size,
-            qemu="qcow2_free_clusters failed: Invalid argument",
             fatal=False,
         )
 
@@ -206,7 +205,6 @@ class Refcounts:
             self._core.corrupted(
                 f"refcount block offset {offset:#x} is not cluster aligned (refcount table index {index:#x})",
                 offset,
-                qemu=f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})",
             )
         return self.cache.get(offset)
 

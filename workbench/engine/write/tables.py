@@ -168,7 +168,6 @@ class Tables:
         self._core.corrupted(
             f"L2 table offset {table:#x} is not cluster aligned (L1 index {l1_index:#x})",
             table,
-            qemu=f"L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x})",
         )
 
     def _load(self, offset: int) -> array[int]:

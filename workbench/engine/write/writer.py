@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from formats.qcow2.header import INCOMPATIBLE
-from workbench.engine.metadata import load_metadata
 from workbench.engine.write.cache import CacheCounters
 from workbench.engine.write.cache_sizes import CacheSizes
 from workbench.engine.write.compressed import check_range, write_compressed_guest
@@ -171,13 +170,8 @@ class Writer:
     def reload(self) -> None:
         """Take in what a snapshot operation changed below: metadata, L1 table, guard. The caches must be clean."""
         with self._lock:
-            core, image = self.core, self._image
-            fresh = load_metadata(image.meta.storage)
-            image.meta.__dict__.clear()
-            image.meta.__dict__.update(fresh.__dict__)
-            core.reload()
-            image.top.walker.l1 = image.meta.l1
-            image.top.forget()
+            self.core.reload()
+            self._image.top.forget()
 
     @contextmanager
     def bitmaps_at_rest(self) -> Iterator[Core]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from formats.qcow2 import limits
 from formats.qcow2.bitmaps import FIXED_SIZE, Bitmap, build_bitmap, entry_size
+from formats.qcow2.entries import ONES, Pointers, PointerTable, offset_of
 from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.header import AUTOCLEAR
-from formats.qcow2.tables import ALL_ONES, BITMAP_TABLE_ENTRY, table_bytes
+from formats.qcow2.tables import table_bytes
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
@@ -287,7 +288,7 @@ def _table_is_lost(space: Workspace, number: int, each: Bitmap) -> bool:
 
 def _new_table(space: Workspace, each: Bitmap) -> None:
     place = space.append(-(-each.table_size * 8 // space.cluster))
-    ones = np.full(each.table_size, ALL_ONES, dtype=np.uint64)
+    ones = np.full(each.table_size, ONES, dtype=np.uint64)
     title = f"give bitmap {each.name!r} a new table that marks everything as dirty: its own is lost"
     space.put(place, table_bytes(ones), code="BITMAP-TABLE-UNALIGNED", title=title, kind="bitmap-table", tier=_J)
     title = f"point bitmap {each.name!r} at its new table"
@@ -307,31 +308,26 @@ def _mend_table(space: Workspace, number: int, each: Bitmap) -> None:
         space.put_words(each.table_offset, new, code=code, title=title, kind="bitmap-table", tier=_J)
         words = new
 
-    offset = BITMAP_TABLE_ENTRY["offset"].get(words)
-    reserved = np.uint64(BITMAP_TABLE_ENTRY.reserved_mask)
-    put(
-        words & ~np.where(offset > 0, reserved | np.uint64(ALL_ONES), reserved),
-        "BITMAP-ENTRY-RESERVED",
-        "clear reserved bits",
-    )
-    offset = BITMAP_TABLE_ENTRY["offset"].get(words)
+    cleaned = Pointers(words, PointerTable.BITMAP, space.meta.shape).cleaned
+    put(cleaned, "BITMAP-ENTRY-RESERVED", "clear reserved bits")
+    offset = offset_of(words)
     aligned = offset & ~(cluster - np.uint64(1))
     new = words.copy()
     for index in np.flatnonzero(aligned != offset).tolist():
-        new[index] = aligned[index] if ledger.leaked(int(aligned[index])) else np.uint64(ALL_ONES)
+        new[index] = aligned[index] if ledger.leaked(int(aligned[index])) else ONES
     put(new, "BITMAP-ENTRY-UNALIGNED", "mend unaligned entries")
-    offset = BITMAP_TABLE_ENTRY["offset"].get(words)
+    offset = offset_of(words)
     put(
-        np.where(offset >= np.uint64(space.end), np.uint64(ALL_ONES), words),
+        np.where(offset >= np.uint64(space.end), np.uint64(ONES), words),
         "BITMAP-ENTRY-BEYOND-EOF",
         "mark as dirty what lay past the end of the file",
     )
-    offset = BITMAP_TABLE_ENTRY["offset"].get(words)
+    offset = offset_of(words)
     numbers = np.minimum((offset >> np.uint64(ledger.cluster_bits)).astype(np.int64), ledger.clusters - 1)
     named = space.rows.clusters(ledger.cluster_bits, ledger.clusters, *_OVERLAPS)
     shared = (offset > 0) & (ledger.counts[numbers] > 1) & named[numbers]
     put(
-        np.where(shared, np.uint64(ALL_ONES), words),
+        np.where(shared, np.uint64(ONES), words),
         "METADATA-OVERLAP",
         "mark as dirty what lay in other structures' clusters",
     )

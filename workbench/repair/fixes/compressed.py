@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, compressed_entry, compressed_range
+from formats.qcow2.entries import is_compressed, packed_entry, packed_range
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.ledger import PACKED, batches
@@ -48,7 +48,7 @@ def _zstd_length(data: bytes, size: int) -> int | None:
 
 def inflates(space: Workspace, word: int, kind: int | None = None) -> bool:
     """Whether a descriptor leads to a readable stream."""
-    start, end = compressed_range(word, space.geometry.cluster_bits)
+    start, end = packed_range(word, space.meta.shape)
     return (
         start < space.size
         and stream_length(space, space.overlay.read(start, min(end, space.size) - start), kind) is not None
@@ -58,14 +58,14 @@ def inflates(space: Workspace, word: int, kind: int | None = None) -> bool:
 def run(space: Workspace) -> None:
     """Shorten descriptors that reach into clusters of other owners to the length of their stream."""
     ledger = space.ledger
-    bits = space.geometry.cluster_bits
+    bits, shape = space.geometry.cluster_bits, space.meta.shape
     named = space.rows.clusters(bits, ledger.clusters)
     width = space.geometry.l2_entry_size // 8
     for batch in batches(space, ledger.tables):
-        packed = (batch.words & np.uint64(COMPRESSED)) != 0
+        packed = is_compressed(batch.words)
         if not packed.any():
             continue
-        start, end = compressed_range(batch.words, bits)
+        start, end = packed_range(batch.words, shape)
         first, last = (
             (start >> np.uint64(bits)).astype(np.int64),
             ((end - np.uint64(1)) >> np.uint64(bits)).astype(np.int64),
@@ -81,12 +81,12 @@ def run(space: Workspace) -> None:
         over = inside & (ledger.known[last]) & (ledger.counts[last] > ledger.stored[last])
         for row, column in np.argwhere(odd | over).tolist():
             word = int(batch.words[row, column])
-            begin, stop = compressed_range(word, bits)
+            begin, stop = packed_range(word, shape)
             data = space.overlay.read(begin, min(stop, space.size) - begin)
             length = stream_length(space, data)
             if length is None:
                 continue
-            new = compressed_entry(begin, length, bits)
+            new = packed_entry(begin, length, shape)
             table = int(ledger.tables.offset[batch.rows[row]])
             guest = int(ledger.tables.index[batch.rows[row]]) * space.geometry.l2_coverage + column * space.cluster
             if new != word:

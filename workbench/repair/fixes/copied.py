@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK
+from formats.qcow2.entries import interleaved, is_compressed, is_copied, offset_of, set_copied
 from formats.qcow2.tables import words as from_bytes
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
@@ -23,7 +23,7 @@ def run(space: Workspace) -> None:
     """
     ledger = space.ledger
     meta, bits = space.meta, np.uint64(space.geometry.cluster_bits)
-    flag, external = np.uint64(COPIED), meta.header.has("data_file")
+    external = meta.header.has("data_file")
     careful = not external and sharing_unknown(space)
     fresh = Spans(space.fresh)
     alone = counted_once(space, ledger) if careful else np.zeros(0, dtype=bool)
@@ -32,15 +32,15 @@ def run(space: Workspace) -> None:
         may = np.ones(words.shape, dtype=bool)
         if careful:
             before = from_bytes(space.base.read(table, words.size * width * 8).ljust(words.size * width * 8, b"\0"))
-            may = (before[::width] & flag) != 0
-            places = (words & np.uint64(OFFSET_MASK)).astype(np.int64)
+            may = is_copied(before[::width])
+            places = offset_of(words).astype(np.int64)
             may |= fresh.hold(places)
             may |= alone[np.minimum(places >> ledger.cluster_bits, ledger.clusters - 1)]
-        return np.where(once, np.where(may, words | flag, words), words & ~flag)
+        return set_copied(words, once & (may | is_copied(words)))
 
     if meta.l1.size and meta.header.l1_table_offset % space.cluster == 0:
         words = meta.l1.copy()
-        offset = words & np.uint64(OFFSET_MASK)
+        offset = offset_of(words)
         numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
         once = (offset > 0) & (ledger.counts[numbers] == 1) & (ledger.stored[numbers] <= 1)
         new = np.where(offset > 0, corrected(words, once, meta.header.l1_table_offset), words)
@@ -55,13 +55,13 @@ def run(space: Workspace) -> None:
         if not ledger.tables.active[batch.rows].any():
             continue
         words = batch.words
-        offset = words & np.uint64(OFFSET_MASK)
+        offset = offset_of(words)
         numbers = np.minimum((offset >> bits).astype(np.int64), ledger.clusters - 1)
         once = np.ones(words.shape, bool)
         if not external:
             once = (ledger.counts[numbers] == 1) & (ledger.stored[numbers] <= 1)
-        judged = (offset > 0) & ((words & np.uint64(COMPRESSED)) == 0)
-        wrong = judged & (((words & flag) != 0) != once)
+        judged = (offset > 0) & ~is_compressed(words)
+        wrong = judged & (is_copied(words) != once)
         for row in np.flatnonzero(wrong.any(axis=1)).tolist():
             if not ledger.tables.active[batch.rows[row]]:
                 continue
@@ -75,13 +75,9 @@ def run(space: Workspace) -> None:
                 int(ledger.tables.index[batch.rows[row]]) * space.geometry.l2_coverage + int(changed[0]) * space.cluster
             )
             length = (int(changed[-1]) - int(changed[0]) + 1) * space.cluster
-            full = new
-            if batch.bitmaps is not None:
-                full = np.empty(words.shape[1] * 2, dtype=np.uint64)
-                full[0::2], full[1::2] = new, batch.bitmaps[row]
             space.put_words(
                 table,
-                full,
+                interleaved(new, None if batch.bitmaps is None else batch.bitmaps[row]),
                 code="L2-COPIED-WRONG",
                 title=f"correct the COPIED flag of {changed.size} L2 entries",
                 kind="l2",

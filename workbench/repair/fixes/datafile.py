@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, ZERO
+from formats.qcow2.entries import (
+    has_zero_flag,
+    interleaved,
+    is_compressed,
+    is_copied,
+    offset_of,
+    pointing_to,
+    with_zero_flag,
+)
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Rule, codes
 from workbench.repair.ledger import batches
@@ -24,10 +32,9 @@ def run(space: Workspace) -> None:
                 int(ledger.tables.index[row]) * geometry.l2_coverage
                 + np.arange(words.size, dtype=np.int64) * space.cluster
             )
-            goal = guest.astype(np.uint64) | np.uint64(COPIED)
-            packed = (words & np.uint64(COMPRESSED)) != 0
-            used = packed | ((words & np.uint64(OFFSET_MASK | COPIED)) != 0)
-            offset = words & np.uint64(OFFSET_MASK)
+            goal = pointing_to(guest.astype(np.uint64))
+            packed, offset = is_compressed(words), offset_of(words)
+            used = packed | (offset != 0) | is_copied(words)
             wrong = np.zeros(words.size, dtype=bool)
             for code, chosen in (
                 ("COMPRESSED-WITH-DATA-FILE", packed),
@@ -38,16 +45,12 @@ def run(space: Workspace) -> None:
                     wrong |= used & chosen & (packed | (offset != guest.astype(np.uint64)))
             if not wrong.any():
                 continue
-            keep_zero = np.where(packed, np.uint64(0), words & np.uint64(ZERO))
-            new = np.where(wrong, goal | keep_zero, words)
-            full = new
-            if batch.bitmaps is not None:
-                full = np.empty(words.size * 2, dtype=np.uint64)
-                full[0::2], full[1::2] = new, batch.bitmaps[at]
+            goal = np.where(has_zero_flag(words) & ~packed, with_zero_flag(goal), goal)
+            new = np.where(wrong, goal, words)
             index = np.flatnonzero(wrong)
             space.put_words(
                 int(ledger.tables.offset[row]),
-                full,
+                interleaved(new, None if batch.bitmaps is None else batch.bitmaps[at]),
                 code="COMPRESSED-WITH-DATA-FILE" if packed[wrong].any() else "DATA-FILE-OFFSET",
                 title=f"map {index.size} L2 entries 1:1 to the external data file, as QEMU allots it",
                 kind="l2",

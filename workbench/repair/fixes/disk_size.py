@@ -82,7 +82,7 @@ def _said(space: Workspace, length: int) -> tuple[Reach, ...]:
     trial = space.trial()
     trial.set_header("size", length, code="-", title="-")
     try:
-        _, layer = open_top(trial.overlay, Opening(forbid_all, tolerant=True, lock=False), None)
+        layer = open_top(trial.overlay, Opening(forbid_all, tolerant=True, lock=False), None)
     except QwbError:
         return ()
     if trial.meta.header.crypt_method:

@@ -7,9 +7,9 @@ import os
 import numpy as np
 
 from formats.qcow2.bitmaps import build_bitmap
+from formats.qcow2.entries import is_compressed, offset_of, zero_entry
 from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.header import AUTOCLEAR
-from formats.qcow2.tables import BITMAP_TABLE_ENTRY, COMPRESSED, ZERO
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.fixes.compressed import inflates
@@ -31,8 +31,7 @@ def run_tail_bits(space: Workspace) -> None:
         index, inner = divmod(last, space.cluster)
         if index >= each.table_size or each.table_offset >= space.size:
             continue
-        word = int(space.words(each.table_offset + index * 8, 1)[0])
-        offset = int(BITMAP_TABLE_ENTRY["offset"].get(word))
+        offset = offset_of(int(space.words(each.table_offset + index * 8, 1)[0]))
         if not offset or offset >= space.size:
             continue
         data = bytearray(space.read_cluster(offset))
@@ -108,9 +107,9 @@ def run_unused_format(space: Workspace) -> None:
 def run_unreadable(space: Workspace) -> None:
     """Compressed clusters that cannot be decompressed: read as zeros instead of an I/O error. Their bytes go."""
     ledger, geometry = space.ledger, space.geometry
-    zero = ZERO if space.meta.header.version >= 3 and not geometry.extended_l2 else 0
+    zero = zero_entry(space.meta.shape)
     for batch in batches(space, ledger.tables):
-        for row, column in np.argwhere((batch.words & np.uint64(COMPRESSED)) != 0).tolist():
+        for row, column in np.argwhere(is_compressed(batch.words)).tolist():
             if inflates(space, int(batch.words[row, column])):
                 continue
             number = int(batch.rows[row])

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from formats.luks.header import MAGIC as LUKS_MAGIC
+from formats.qcow2.entries import is_compressed, offset_of
 from formats.qcow2.extensions import ExtensionType
 from formats.qcow2.header import AUTOCLEAR, INCOMPATIBLE
 from formats.qcow2.header import field as header_field
-from formats.qcow2.tables import COMPRESSED, OFFSET_MASK
 from workbench.check.problems import Tier
 from workbench.repair.fixes.base import Alternative, Rule, codes
 from workbench.repair.fixes.compressed import inflates
@@ -67,7 +67,7 @@ def run_compression(space: Workspace) -> None:
 def _packed_words(space: Workspace, most: int = 64) -> list[int]:
     found: list[int] = []
     for batch in batches(space, space.ledger.tables):
-        found += batch.words[(batch.words & np.uint64(COMPRESSED)) != 0][: most - len(found)].tolist()
+        found += batch.words[is_compressed(batch.words)][: most - len(found)].tolist()
         if len(found) >= most:
             break
     return found
@@ -120,8 +120,7 @@ def _holds_plain_data(space: Workspace) -> bool:
     """
     looked = 0
     for batch in batches(space, space.ledger.tables):
-        words = batch.words[(batch.words != 0) & ((batch.words & np.uint64(COMPRESSED)) == 0)]
-        for offset in (words & np.uint64(OFFSET_MASK)).tolist():
+        for offset in offset_of(batch.words[(batch.words != 0) & ~is_compressed(batch.words)]).tolist():
             data = space.overlay.read(offset, min(space.cluster, 65536)) if 0 < offset < space.size else b""
             for at in range(0, len(data), 512):
                 sector = data[at : at + 512]
@@ -231,8 +230,8 @@ def _maps_outside(space: Workspace) -> bool | None:
     for batch in batches(space, ledger.tables):
         for at, row in enumerate(batch.rows.tolist()):
             words = batch.words[at]
-            index = np.flatnonzero((words & np.uint64(COMPRESSED)) == 0)
-            offset = words[index] & np.uint64(OFFSET_MASK)
+            index = np.flatnonzero(~is_compressed(words))
+            offset = offset_of(words[index])
             guest = int(ledger.tables.index[row]) * space.geometry.l2_coverage + index * space.cluster
             used = words[index] > 1
             same += int((used & (offset == guest.astype(np.uint64))).sum())

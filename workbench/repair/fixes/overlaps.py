@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from formats.qcow2.entries import is_compressed, moved_to, offset_of, packed_range, pointing_to, set_copied
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.check.tables import ACTIVE, Batch
@@ -21,7 +21,6 @@ from workbench.repair.workspace import Workspace
 _J: Final = Tier.JUDGEMENT
 _MOST: Final = 1 << 18
 """Clusters copied in one plan at most."""
-_ALL: Final = (1 << 64) - 1
 
 
 def run_tables(space: Workspace) -> None:
@@ -29,7 +28,7 @@ def run_tables(space: Workspace) -> None:
     meta = space.meta
     if meta.header.l1_table_offset % space.cluster or not meta.l1.size:
         return
-    offset = meta.l1 & np.uint64(OFFSET_MASK)
+    offset = offset_of(meta.l1)
     used = np.flatnonzero((offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end)))
     _, first = np.unique(offset[used], return_index=True)
     again = np.setdiff1d(np.arange(used.size), first)
@@ -46,7 +45,7 @@ def run_tables(space: Workspace) -> None:
         title = f"point L1 entry {index} at its own copy"
         space.put(
             place + index * 8,
-            (new | COPIED).to_bytes(8, "big"),
+            pointing_to(new).to_bytes(8, "big"),
             code="L2-TABLE-SHARED",
             title=title,
             kind="l1",
@@ -103,12 +102,11 @@ class _Mover:
         self.moved: dict[tuple[int, int], int] = {}
 
     def batch(self, batch: Batch) -> None:
-        words = batch.words
-        packed = (words & np.uint64(COMPRESSED)) != 0
-        numbers = ((words & np.uint64(OFFSET_MASK)) >> np.uint64(self.ledger.cluster_bits)).astype(np.int64)
+        packed, offset = is_compressed(batch.words), offset_of(batch.words)
+        numbers = (offset >> np.uint64(self.ledger.cluster_bits)).astype(np.int64)
         inside = ~packed & (numbers > 0) & (numbers < self.ledger.clusters)
-        at_header = ~packed & (numbers == 0) & ((words & np.uint64(OFFSET_MASK)) != 0)
-        chosen = np.zeros(words.shape, dtype=bool)
+        at_header = ~packed & (numbers == 0) & (offset != 0)
+        chosen = np.zeros(offset.shape, dtype=bool)
         chosen[inside] = self.hit[numbers[inside]]
         chosen |= at_header & bool(self.hit[0])
         tables = self.ledger.tables.offset
@@ -160,7 +158,8 @@ class _Mover:
                 snapshots=ids,
             )
             self.moved[(number, guest)] = new
-        value = (word & ~OFFSET_MASK & _ALL) | new | (COPIED if active else 0)
+        value = moved_to(word, new)
+        value = set_copied(value, True) if active else value
         title = f"point guest offset {guest:#x} at its own copy"
         self.space.put(
             place,
@@ -186,7 +185,7 @@ class _Mover:
 
     def _packed(self, batch: Batch, packed: NDArray[np.bool_]) -> None:
         bits = self.ledger.cluster_bits
-        start, end = compressed_range(batch.words, bits)
+        start, end = packed_range(batch.words, self.space.meta.shape)
         first = (start >> np.uint64(bits)).astype(np.int64)
         last = np.minimum(((end - np.uint64(1)) >> np.uint64(bits)).astype(np.int64), self.ledger.clusters - 1)
         inside = packed & (first < self.ledger.clusters)

@@ -274,7 +274,7 @@ class Repairing(BrowserCore):
                 self.when_on_top(lambda: self.ask_interrupted(found))
 
         def work() -> tuple[bool, Repair | None]:
-            from workbench.repair.places import find_case
+            from workbench.repair.cases import find_case
 
             if find_case(path) is None:
                 return False, None

@@ -10,7 +10,7 @@ from workbench.render.plan import after_text, cost_words, ranges_words, size_wor
 from workbench.render.sizes import count
 from workbench.render.text import printable
 from workbench.repair.apply import Applied, Phase, Progress
-from workbench.repair.casefile import case_path
+from workbench.repair.cases import case_path
 from workbench.repair.edits import proof_lines
 from workbench.repair.session import note_of_dependents
 from workbench.tui.screens.repair_flow import Flow

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sample_images.qemu import find_qemu_img
-from tests.benchmarks.bench_check import G, K, M, Runs, _l1, _qemu_img, measure, preallocated
+from tests.benchmarks.bench_check import K, M, Runs, _l1, _qemu_img, measure, preallocated
 
 COVERAGE = 512 * M
 """Guest bytes of one L2 table with clusters of 64 KiB."""

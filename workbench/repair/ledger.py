@@ -143,7 +143,7 @@ class Ledger:
 
 def build_ledger(space: Workspace) -> Ledger:
     """Count everything. Raises UnsupportedError for files of more than 2^28 clusters."""
-    meta, geometry = space.meta, space.geometry
+    geometry = space.geometry
     clusters = space.end >> geometry.cluster_bits
     if clusters > MAX_CLUSTERS:
         raise UnsupportedError(f"{clusters} clusters are too many to repair in one go", path=space.base.path)

@@ -29,7 +29,7 @@ def keeper_of(space: Workspace) -> Keeper:
     if reading.geometry is None:
         now = Reading(space.overlay)
         return Keeper(now, refers(now))
-    space.keeper = Keeper(reading, refers(reading))
+    space.keeper = Keeper(reading, refers(reading), space.found.unreferenced if space.found is not None else None)
     return space.keeper
 
 

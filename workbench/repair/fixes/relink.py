@@ -34,7 +34,7 @@ def run(space: Workspace) -> None:
     space.forget_notes(_LOST)
     if space.policy.choice("relink", "best") == "none":
         return
-    result = check(space.meta)
+    result = check(space.meta, known=space.found)
     if space.policy.choice("relink", "best") == "data":
         _link_data(space, result)
     _link_only_cluster(space)

@@ -23,16 +23,19 @@ _MANY: Final = 128
 
 
 class Keeper:
-    """Knows one image. refs: who refers to its clusters (`refers` counts them anew)."""
+    """Knows one image. refs: who refers to its clusters (`refers` counts them anew).  known: an earlier scan of the same
+    storage, whose bytes need not be read again."""
 
-    def __init__(self, reading: Reading, refs: References) -> None:
-        self.reading, self.refs = reading, refs
+    def __init__(self, reading: Reading, refs: References, known: unreferenced.Unreferenced | None = None) -> None:
+        self.reading, self.refs, self.known = reading, refs, known
 
     @cached_property
     def found(self) -> unreferenced.Unreferenced:
         """What lies where nothing refers to: reads all of it, once."""
         reading, referenced = self.reading, self.refs.referenced(self.reading.clusters)
-        return unreferenced.scan(reading.storage, reading.shape, referenced, external=reading.external)
+        return unreferenced.scan(
+            reading.storage, reading.shape, referenced, external=reading.external, known=self.known
+        )
 
     @cached_property
     def evidence(self) -> NDArray[np.bool_]:

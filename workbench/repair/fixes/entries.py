@@ -426,8 +426,8 @@ class _L2Mender:
         # Where the backing file shows now it goes on to.
         some = good.any() or (bool(space.meta.header.backing_file_offset) and not self.words.all())
         space.keep(self.offset, space.cluster)
-        for word in self.words[~good & ~masks.packed & masks.unaligned].tolist():
-            space.keep(word & OFFSET_MASK & -space.cluster, 2 * space.cluster)
+        odd = self.words[~good & ~masks.packed & masks.unaligned]
+        space.keep_each(odd & np.uint64(OFFSET_MASK & -space.cluster), 2 * space.cluster)
         code, coverage = "L2-TABLE-FOREIGN", space.geometry.l2_coverage
         for place, snapshot, index in users:
             target = self._rest(good) if some else _nowhere(space, code, index)

@@ -165,6 +165,19 @@ class Keeper:
                 out[here] = np.minimum(values[inner[here]], np.uint64(1 << 40)).astype(np.int64)
         return out.reshape(clusters.shape)
 
+    def stored_all(self, clusters: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """(refcounts of the clusters 0 to `clusters`, 2^40 for higher ones; whether they can be read: 0 stands where not)."""
+        shape = self.reading.shape
+        values = np.zeros(clusters, dtype=refcounts.unpack(b"", shape.refcount_order).dtype)
+        known = np.zeros(clusters, dtype=bool)
+        for index in range(div_round_up(clusters, shape.refcount_block_entries)):
+            first, found = index * shape.refcount_block_entries, self.block(index)
+            if found is not None:
+                part = slice(first, first + shape.refcount_block_entries)
+                known[part] = True
+                values[part] = np.minimum(found, np.uint64(1 << 40))[: values[part].size]
+        return values, known
+
     @cached_property
     def _blocks(self) -> NDArray[np.uint64]:
         return self.reading.block_offsets()

@@ -37,17 +37,19 @@ def check_file(
     cancel: Cancel | None = None,
     window: int = WINDOW,
     threads: int = 1,
+    known: CheckResult | None = None,
 ) -> CheckResult:
     """Check an image and look whether its companions can be opened, as `qemu-img check` would have to.
 
     A companion that cannot be opened makes the exit code 1, as there; the image itself is checked all the same.
+    The rest as in `check`.
     """
     meta = load_metadata(storage)
     log = FindingLog()
     aborted = companions(meta, log)
     return check(
         meta, fast=fast, deep=deep, progress=progress, cancel=cancel, window=window, threads=threads, log=log,
-        aborted=aborted,
+        aborted=aborted, known=known,
     )  # fmt: skip
 
 

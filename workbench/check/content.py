@@ -40,6 +40,7 @@ _MAGICS: Final = (  # (offset, bytes, name)
     (0, b"\x28\xb5\x2f\xfd", "zstd stream"),
 )
 _EXT_SUPER: Final = 0x438
+_UNPRINTABLE: Final = bytes(byte for byte in range(256) if not 32 <= byte < 127 and byte not in b"\t\n\r")
 
 
 def magic_of(data: bytes) -> str | None:
@@ -110,7 +111,6 @@ def describe(data: bytes, file_size: int, cluster_bits: int) -> str:
     if is_deflate(data, 1 << cluster_bits):
         return "a compressed stream"
     sample = data[:4096]
-    printable = sum(32 <= byte < 127 or byte in (9, 10, 13) for byte in sample)
-    if printable > 0.95 * len(sample):
+    if len(sample.translate(None, _UNPRINTABLE)) > 0.95 * len(sample):
         return "text"
     return "data"

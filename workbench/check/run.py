@@ -61,14 +61,18 @@ def check(
     threads: int = 1,
     log: FindingLog | None = None,
     aborted: str | None = None,
+    known: CheckResult | None = None,
 ) -> CheckResult:
     """Check an image. Never writes, never raises on content.
 
     fast: no content probes (leak triage without reading leaked clusters).  deep: read every cluster that nothing refers to,
     however many there are (before a repair lets anything go).  progress: called now and then from this thread.  cancel: asked often; CheckCancelled when it says yes.  window: host clusters counted at a time.
-    log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).
+    log, aborted: findings and the reason for exit code 1 from outside the image (see companions.py).  known: an earlier
+    check of the storage, or of what it stages changes on, which is as it was then: what that read of unreferenced content is
+    not read again.
     """
     run = _Check(meta, fast, deep, progress, cancel, window, threads)
+    run.known = known.unreferenced if known is not None else None
     if log is not None:
         run.log = log
     return run.run(aborted)
@@ -97,6 +101,7 @@ class _Check:
         self.highest = -1
         self.grows = False
         self.companion: str | None = None
+        self.known: Unreferenced | None = None
         self.seconds: dict[str, float] = {}
         self.empty = np.zeros(0, np.intp)
         self.foreign = np.zeros(0, np.intp)
@@ -314,6 +319,7 @@ class _Check:
                 triage = Judge(
                     self.meta, geometry, findings, census, tables, regions.active_l1, self.empty, self.foreign,
                     limit=0 if self.fast else None if self.deep else PROBE_BYTES, cancelled=self._cancelled,
+                    known=self.known,
                 ).run()  # fmt: skip
             unreferenced = triage.found
             findings = self._with_lost(triage, geometry, self._at_risk(triage, findings, size))

@@ -228,14 +228,16 @@ class Judge:
         *,
         limit: int | None,
         cancelled: Callable[[], None],
+        known: Unreferenced | None = None,
     ) -> None:
-        """limit: bytes of unreferenced clusters to read; 0: none, None: all."""
+        """limit: bytes of unreferenced clusters to read; 0: none, None: all.  known: as in `scan`."""
         self.meta, self.geometry, self.census, self.tables = meta, geometry, census, tables
         self.findings = findings
         self.l1 = active_l1
         self.empty, self.foreign = empty, foreign
         self.limit = limit
         self.cancelled = cancelled
+        self.known = known
         self.bits = geometry.cluster_bits
         self.needed = min(geometry.l1_entries_for(meta.header.size), active_l1.size)
         self.contents: dict[int, str] = {}
@@ -275,6 +277,7 @@ class Judge:
             external=self.meta.header.has("data_file"),
             limit=self.limit,
             cancel=self.cancelled,
+            known=self.known,
         )
         if any(
             (self.census.flags[each >> self.bits] & kinds.STORED) or self.distrusted for each in found.snapshot_tables

@@ -14,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntFlag
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -110,13 +110,57 @@ class L1Like:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Looked:
+    """What a first look at clusters has shown, for the next scan of the same bytes. storage: that was read.
+
+    masks: the bits that the look tested.  facts: of `_Fact` for each host cluster.
+    """
+
+    storage: Source
+    masks: bytes
+    facts: NDArray[np.uint8]
+
+    def about(self, storage: Source, masks: bytes, bits: int, total: int) -> NDArray[np.uint8]:
+        """The facts that hold for the first `total` clusters of `storage`: the one that was looked at, or overlays on it,
+        which hide what they stage. A copy, but for the same storage."""
+        from workbench.storage.overlay import Overlay
+
+        if storage is self.storage and masks == self.masks and total == self.facts.size:
+            return self.facts
+        facts = np.zeros(total, dtype=np.uint8)
+        stale: list[tuple[int, int]] = []
+        while storage is not self.storage:
+            if not isinstance(storage, Overlay):
+                return facts
+            stale += storage.hidden_ranges
+            storage = storage.base
+        if masks == self.masks:
+            known = self.facts[:total]
+            facts[: known.size] = known
+            for start, end in stale:
+                facts[start >> bits : -(-end >> bits)] = 0
+        return facts
+
+
+class _Fact(IntFlag):
+    """What is known of a cluster's bytes, whoever refers to it."""
+
+    SEEN = 1
+    FILLED = 2
+    SHAPED = 4
+    """It may be an L2 table."""
+    HEAD = 8
+    """It may begin a snapshot table, in a file of any size."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Unreferenced:
     """What `scan` found. content, mapped, is_table: bool for each host cluster.
 
     content: unreferenced and not zero, or not readable.  mapped: a lost table maps it (whether referenced or not);
     is_table: holds a lost L2 or L1 table.  looked_at: bytes of unreferenced clusters that were read or are known to be
     holes; not_looked_at: host clusters [start, end) left out because of the limit, one row each; unreadable: clusters
-    that could not be read.  snapshot_tables: host offsets (bytes) of what reads as a snapshot table.
+    that could not be read.  snapshot_tables: host offsets (bytes) of what reads as a snapshot table.  looked: for further scans.
     """
 
     content: NDArray[np.bool_]
@@ -129,6 +173,7 @@ class Unreferenced:
     unreadable: int = 0
     more_tables: int = 0
     snapshot_tables: tuple[int, ...] = ()
+    looked: Looked | None = None
 
     @property
     def complete(self) -> bool:
@@ -273,14 +318,17 @@ def scan(
     external: bool = False,
     limit: int | None = None,
     cancel: Callable[[], None] | None = None,
+    known: Unreferenced | None = None,
 ) -> Unreferenced:
     """What lies in the clusters that nothing refers to.
 
     referenced: bool for each host cluster of the file (clusters past its end count as unreferenced).  external: guest
     data lies in a data file.  limit: bytes to read at most (whole reads of RUN_BYTES).  cancel: called now and then; it
-    raises to stop.
+    raises to stop.  known: an earlier scan of the storage, or of what it stages changes on: it must be as it was then, and
+    its bytes are not read again (but count for the limit).
     """
-    return _Scan(storage, geometry, referenced, external, limit, cancel or (lambda: None)).run()
+    looked = known.looked if known is not None else None
+    return _Scan(storage, geometry, referenced, external, limit, cancel or (lambda: None), looked).run()
 
 
 def _whole(storage: Source, offset: int, length: int) -> bytes:
@@ -297,6 +345,7 @@ class _Scan:
         external: bool,
         limit: int | None,
         cancel: Callable[[], None],
+        looked: Looked | None,
     ) -> None:
         self.storage, self.geometry, self.external = storage, geometry, external
         self.limit, self.cancel = limit, cancel
@@ -316,9 +365,12 @@ class _Scan:
         self.more = self.unreadable = self.looked_at = self.read_bytes = 0
         self.end = self.total
         self._known: dict[int, bool] = {}
-        self._masks()
+        masks = self._masks()
+        if looked is None:
+            looked = Looked(storage, masks, np.zeros(self.total, dtype=np.uint8))
+        self.looked, self.facts = looked, looked.about(storage, masks, self.bits, self.total)
 
-    def _masks(self) -> None:
+    def _masks(self) -> bytes:
         """Bits that no valid entry has, in the byte order of the file."""
         high = ((1 << 64) - 1) << max(self.size - 1, 1).bit_length() & ((1 << 64) - 1)
         reach = 0 if self.external else high & OFFSET_MASK
@@ -327,6 +379,7 @@ class _Scan:
         bad_packed = COPIED | COMPRESSED | (high & ((1 << split) - 1))
         swapped = np.array([bad_standard, bad_packed, COMPRESSED], dtype=">u8").view(np.uint64)
         self._bad_standard, self._bad_packed, self._packed_bit = swapped
+        return bytes(swapped) + bytes([self.bits, self.geometry.extended_l2])
 
     def run(self) -> Unreferenced:
         self._look()
@@ -344,6 +397,7 @@ class _Scan:
             self.unreadable,
             self.more,
             tuple(each << self.bits for each in self.heads if self._is_snapshot_table(each)),
+            self.looked,
         )
 
     # -- first pass: what is not zero, what may be a table --------------------------------------------------------------
@@ -382,25 +436,45 @@ class _Scan:
 
     def _window(self, low: int, high: int) -> None:
         """Clusters [low, high): note the unreferenced ones that are not zero, and those that may be tables."""
+        facts, free = self.facts[low:high], ~self.referenced[low:high]
+        if not (facts[free] & _Fact.SEEN).all():
+            self._learn(low, high)
+        self.read_bytes += (high - low) << self.bits
+        facts = np.where(free, facts, np.uint8(0))
+        self.content[low:high] |= (facts & _Fact.FILLED) != 0
+        shaped = np.flatnonzero(facts & _Fact.SHAPED)
+        if shaped.size:
+            self.likely.append(shaped + low)
+        for cluster in (np.flatnonzero(facts & _Fact.HEAD) + low).tolist():
+            if len(self.heads) < MAX_HEADS and self._starts_inside(cluster):
+                self.heads.append(cluster)
+
+    def _learn(self, low: int, high: int) -> None:
+        """Read clusters [low, high) and note the facts about the unreferenced ones."""
         rows = max(1, _SLICE_BYTES >> self.bits)
         for start, data in self._read(low, high):
             whole = np.frombuffer(data, dtype=np.uint64).reshape(-1, self.cluster // 8)
             for at in range(0, len(whole), rows):
                 raw, first = whole[at : at + rows], start + at
-                some = np.bitwise_or.reduce(raw, axis=1) != 0
-                some &= ~self.referenced[first : first + len(raw)]
-                chosen = np.flatnonzero(some)
+                free = ~self.referenced[first : first + len(raw)]
+                facts = np.where(free, np.uint8(_Fact.SEEN), np.uint8(0))
+                chosen = np.flatnonzero(free & (np.bitwise_or.reduce(raw, axis=1) != 0))
                 if chosen.size:
-                    self.content[first : first + len(raw)] |= some
-                    heads = chosen[self._head_shaped(raw[chosen, :2])]
-                    self.heads += (heads[: MAX_HEADS - len(self.heads)] + first).tolist()
-                    shaped = chosen[self._table_shaped(raw if chosen.size == len(raw) else raw[chosen])]
-                    if shaped.size:
-                        self.likely.append((shaped + first).astype(np.int64))
+                    facts[chosen] |= np.uint8(_Fact.FILLED)
+                    facts[chosen[self._head_shaped(raw[chosen, :2])]] |= np.uint8(_Fact.HEAD)
+                    shaped = self._table_shaped(raw if chosen.size == len(raw) else raw[chosen])
+                    facts[chosen[shaped]] |= np.uint8(_Fact.SHAPED)
+                self.facts[first : first + len(raw)] |= facts
+
+    def _starts_inside(self, cluster: int) -> bool:
+        """Whether the first word of a cluster is an offset in the file."""
+        try:
+            return int.from_bytes(_whole(self.storage, cluster << self.bits, 8), "big") < self.size
+        except StorageError:
+            return False
 
     def _read(self, low: int, high: int) -> Iterator[tuple[int, bytes]]:
         """(first cluster, bytes) of [low, high); where a read fails, cluster by cluster, without those that fail."""
-        self.read_bytes += (high - low) << self.bits
         try:
             yield low, _whole(self.storage, low << self.bits, (high - low) << self.bits)
             return
@@ -417,10 +491,10 @@ class _Scan:
             yield cluster, data
 
     def _head_shaped(self, rows: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Whether the first two words of clusters, as in the file, could begin a snapshot table: an L1 table in the file,
-        its size, lengths of ID and name."""
+        """Whether the first two words of clusters, as in the file, could begin a snapshot table: an L1 table in a file of
+        any size, its size, lengths of ID and name."""
         offset, sizes = rows.byteswap().T
-        good = (offset != 0) & (offset < np.uint64(self.size)) & ((offset & np.uint64(self.cluster - 1)) == 0)
+        good = (offset != 0) & ((offset & np.uint64(self.cluster - 1)) == 0)
         entries, ident, name = (
             sizes >> np.uint64(32),
             (sizes >> np.uint64(16)) & np.uint64(0xFFFF),

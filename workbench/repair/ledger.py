@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import limits, refcounts
+from formats.qcow2.entries import one_run_tables
 from formats.qcow2.tables import (
     BITMAP_TABLE_ENTRY,
     COMPRESSED,
@@ -46,11 +47,16 @@ class Claim:
     index: int = -1
     snapshot: int = -1
 
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether it has a byte of [start, end)."""
+        return self.offset < end and start < self.offset + self.length
+
 
 @dataclass(slots=True)
 class Ledger:
     """counts: uint32 references per host cluster of the file.  flags: uint8, see above.  stored: the refcounts as the
-    image has them (uint64; 0 where unknown), known: where they could be read.  tables: every L2 table once.
+    image has them (unsigned, as wide as they are there; 0 where unknown), known: where they could be read.  tables: every
+    L2 table once.
 
     wild: numbers of the clusters past the end of the file that references name, int64, each once, in order.
     """
@@ -58,7 +64,7 @@ class Ledger:
     cluster_bits: int
     counts: NDArray[np.uint32]
     flags: NDArray[np.uint8]
-    stored: NDArray[np.uint64]
+    stored: NDArray[Any]
     known: NDArray[np.bool_]
     tables: L2Set
     claims: list[Claim] = field(default_factory=list)
@@ -91,7 +97,7 @@ class Ledger:
         """Metadata structures (L2 tables excepted) in the cluster at `offset`."""
         size = 1 << self.cluster_bits
         start = offset & -size
-        return [each for each in self.claims if each.offset < start + size and start < each.offset + each.length]
+        return [each for each in self.claims if each.overlaps(start, start + size)]
 
     # -- making it
 
@@ -115,17 +121,29 @@ class Ledger:
         numbers = numbers[(numbers >= 0) & (numbers < self.clusters)]
         if not numbers.size or not weight:
             return
-        unique, times = np.unique(numbers, return_counts=True)
+        if bool((numbers[1:] > numbers[:-1]).all()):
+            unique, times = numbers, np.ones(1, dtype=np.int64)
+        else:
+            unique, times = np.unique(numbers, return_counts=True)
+        flags = self.flags[unique]
         if flag == DATA:
-            crossed = ((self.flags[unique] & DATA) != 0) | (times > 1)
-            self.flags[unique[crossed]] |= np.uint8(CROSSED)
+            flags[((flags & DATA) != 0) | (times > 1)] |= np.uint8(CROSSED)
         self.counts[unique] += (times * weight).astype(np.uint32)
-        self.flags[unique] |= np.uint8(flag)
+        self.flags[unique] = flags | np.uint8(flag)
+
+    def add_run(self, first: int, clusters: int, weight: int, flag: int) -> None:
+        """`weight` references to each of `clusters` neighbours inside the file from number `first` on."""
+        where = slice(first, first + clusters)
+        flags = self.flags[where]
+        if flag == DATA:
+            flags[(flags & DATA) != 0] |= np.uint8(CROSSED)
+        flags |= np.uint8(flag)
+        self.counts[where] += np.uint32(weight)
 
 
 def build_ledger(space: Workspace) -> Ledger:
     """Count everything. Raises UnsupportedError for files of more than 2^28 clusters."""
-    meta, geometry = space.meta, space.geometry
+    geometry = space.geometry
     clusters = space.end >> geometry.cluster_bits
     if clusters > MAX_CLUSTERS:
         raise UnsupportedError(f"{clusters} clusters are too many to repair in one go", path=space.base.path)
@@ -133,14 +151,14 @@ def build_ledger(space: Workspace) -> Ledger:
         geometry.cluster_bits,
         np.zeros(clusters, np.uint32),
         np.zeros(clusters, np.uint8),
-        np.zeros(clusters, np.uint64),
+        np.zeros(clusters, refcounts.unpack(b"", geometry.refcount_order).dtype),
         np.zeros(clusters, np.bool_),
         empty_set(),
     )
-    for claim in plain_claims(meta):
+    for claim in named_claims(space):
         ledger.claims.append(claim)
         ledger.add_range(claim.offset, claim.length, META)
-    _refcount_structures(space, ledger)
+    _refcount_blocks(space, ledger)
     _guest_tables(space, ledger)
     _bitmap_data(space, ledger)
     _blocks_without_counts(space, ledger)
@@ -186,6 +204,14 @@ def plain_claims(meta: Metadata) -> Iterator[Claim]:
         yield Claim(Owner.LUKS_HEADER, pointer.offset, min(pointer.length, limits.MAX_LUKS_HEADER_SIZE))
 
 
+def named_claims(space: Workspace) -> Iterator[Claim]:
+    """`plain_claims`, and the refcount table as far as it lies in the file: all but tables and blocks that tables name."""
+    yield from plain_claims(space.meta)
+    region = space.meta.refcount_table_region
+    if space.meta.refcount_table.size and region.offset < space.size:
+        yield Claim(Owner.REFCOUNT_TABLE, region.offset, min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE))
+
+
 def good_blocks(space: Workspace) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """(refcount table words, offset of each usable block or 0): aligned, in the file, no reserved bits, and with
     content that can be refcounts: what holds something else is never written over."""
@@ -202,15 +228,11 @@ def good_blocks(space: Workspace) -> tuple[NDArray[np.uint64], NDArray[np.uint64
     return words, np.where(good, offset, np.uint64(0))
 
 
-def _refcount_structures(space: Workspace, ledger: Ledger) -> None:
+def _refcount_blocks(space: Workspace, ledger: Ledger) -> None:
     meta, geometry = space.meta, space.geometry
-    region = meta.refcount_table_region
     words, blocks = good_blocks(space)
-    if not words.size or region.offset >= space.size:
+    if not words.size or meta.refcount_table_region.offset >= space.size:
         return
-    length = min(region.length, limits.MAX_REFCOUNT_TABLE_SIZE)
-    ledger.claims.append(Claim(Owner.REFCOUNT_TABLE, region.offset, length))
-    ledger.add_range(region.offset, length, META)
     used = np.flatnonzero(blocks)
     ledger.add((blocks[used] >> np.uint64(geometry.cluster_bits)).astype(np.int64), 1, META)
     per_block = geometry.refcount_block_entries
@@ -268,18 +290,23 @@ def _guest_tables(space: Workspace, ledger: Ledger) -> None:
     for weight in np.unique(times).tolist():
         rows = times == weight
         ledger.add((tables.offset[rows] >> bits).astype(np.int64), weight, META)
-    external = space.meta.header.has("data_file")
+    if space.meta.header.has("data_file"):
+        return
     for batch in batches(space, tables):
+        whole = one_run_tables(batch.words, None, space.meta.shape, space.size)
         for at, row in enumerate(batch.rows.tolist()):
             active, weight = bool(tables.active[row]), int(times[row])
             words = batch.words[at]
+            first = (int(words[0]) & OFFSET_MASK) >> geometry.cluster_bits
+            if whole[at] and first + words.size <= ledger.clusters:
+                ledger.add_run(first, words.size, weight, DATA if active else OLD_DATA)
+                continue
             words = words[words != 0]
             packed = (words & np.uint64(COMPRESSED)) != 0
-            if not external:
-                offset = words[~packed] & np.uint64(OFFSET_MASK)
-                offset = offset[(offset > 0) & (offset % np.uint64(geometry.cluster_size) == 0)]
-                ledger.add((offset >> bits).astype(np.int64), weight, DATA if active else OLD_DATA)
-            if packed.any() and not external:
+            offset = words[~packed] & np.uint64(OFFSET_MASK)
+            offset = offset[(offset > 0) & ((offset & np.uint64(geometry.cluster_size - 1)) == 0)]
+            ledger.add((offset >> bits).astype(np.int64), weight, DATA if active else OLD_DATA)
+            if packed.any():
                 start, end = compressed_range(words[packed], geometry.cluster_bits)
                 _add_packed(ledger, start, end, weight)
 

@@ -309,7 +309,7 @@ def _attempt(
         if len(space.steps) == steps:
             break
         tell("checking the repaired image")
-        after = check_file(space.overlay, deep=True, cancel=cancel)
+        after = check_file(space.overlay, deep=True, cancel=cancel, known=found)
         if not waiting and _is_settled(after):
             break
     if after.companion is not None:
@@ -318,7 +318,7 @@ def _attempt(
     asked = chosen.mode is not Mode.CODES or bool(chosen.codes & FINISH.codes or space.steps)
     if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):
         tell("checking the repaired image")
-        after = check_file(space.overlay, deep=True, cancel=cancel)
+        after = check_file(space.overlay, deep=True, cancel=cancel, known=found)
     return Plan(
         storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
         print_, found, after,

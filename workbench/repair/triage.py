@@ -29,7 +29,7 @@ def keeper_of(space: Workspace) -> Keeper:
     if reading.geometry is None:
         now = Reading(space.overlay)
         return Keeper(now, refers(now))
-    space.keeper = Keeper(reading, refers(reading))
+    space.keeper = Keeper(reading, refers(reading), space.found.unreferenced if space.found is not None else None)
     return space.keeper
 
 
@@ -40,12 +40,12 @@ def orphans(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     if keeper.reading.bits != ledger.cluster_bits:
         return kept
     size = min(ledger.clusters, keeper.reading.clusters)
-    before, _ = keeper.refs.span(0, size)
+    before = keeper.refs.referenced(size)
     unused = ledger.counts[:size] == 0
-    dropped = np.flatnonzero(unused & (before > 0))
+    dropped = np.flatnonzero(unused & before)
     for number in dropped.tolist():
         kept[number] = bool(keeper.reason(number)) and keeper.content(number) > 0
-    loose = unused & (before == 0)
+    loose = unused & ~before
     if loose.any():
         kept[:size] |= loose & keeper.evidence[:size]
         loose &= keeper.found.content[:size]

@@ -92,7 +92,7 @@ class Workspace:
         """(offset, end) of bytes that must stay counted though nothing refers to them any more."""
         self.evidence: tuple[NDArray[np.bool_], bool] | None = None
         """What the refcount fix found out about unreferenced clusters, for those that follow it."""
-        self.floor: NDArray[np.uint64] | None = None
+        self.floor: NDArray[Any] | None = None
         """Stored refcounts of the image as it was found."""
         self.found: CheckResult | None = None
         """The check of the image as it was found, for evidence that repairs take away."""
@@ -271,6 +271,13 @@ class Workspace:
         start = offset & -self.cluster
         if start < self.size:
             self.kept.append((start, min(round_up(offset + length, self.cluster), self.end)))
+
+    def keep_each(self, offsets: NDArray[np.uint64], length: int) -> None:
+        """`keep` for each of these offsets."""
+        import numpy as np
+
+        for offset in offsets[offsets < np.uint64(self.end)].tolist():
+            self.keep(offset, length)
 
     def set_length(self, size: int) -> None:
         """Give the file another length; `log_length` says why."""

@@ -131,6 +131,12 @@ class Overlay:
                     joined.append((start, end))
             return joined
 
+    @property
+    def hidden_ranges(self) -> list[tuple[int, int]]:
+        """(offset, end) of the base's bytes that do not show: staged over, or cut off."""
+        limit, size = self._base_limit, self.base.size()
+        return [*self.staged_ranges, *([(limit, size)] if limit is not None and limit < size else [])]
+
     def size(self) -> int:
         staged = self._size
         return self.base.size() if staged is None else staged

@@ -8,6 +8,7 @@ and what it pointed at stays where it is, and counted. A table in which most lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.check.tables import ACTIVE, L1Table, L2Set
 from workbench.repair.fixes.base import Alternative, Rule, codes
-from workbench.repair.ledger import DATA, OLD_DATA, PACKED, l1_tables
+from workbench.repair.ledger import DATA, OLD_DATA, PACKED, Ledger, l1_tables, named_claims
 from workbench.repair.probe import content_of, l2_content, l2_masks
 from workbench.repair.workspace import Workspace
 
@@ -325,7 +326,6 @@ class _L2Mender:
     def __init__(self, space: Workspace, tables: L2Set, row: int, taken: set[int]) -> None:
         self.space = space
         self.taken = taken
-        self.ledger = space.ledger
         self.offset = int(tables.offset[row])
         self.first_guest = int(tables.index[row]) * space.geometry.l2_coverage
         active = bool(tables.active[row])
@@ -334,6 +334,11 @@ class _L2Mender:
         self.where = "" if active else " of a snapshot"
         self.wide = space.geometry.extended_l2
         self.raw = space.words(self.offset, space.cluster // 8)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger as it was when it was first asked for."""
+        return self.space.ledger
 
     @property
     def words(self) -> NDArray[np.uint64]:
@@ -371,6 +376,8 @@ class _L2Mender:
             self._replace(credible)
 
     def run(self) -> None:
+        if self.has("COMPRESSED-COPIED") or self.has("L2-ENTRY-UNALIGNED"):
+            _ = self.ledger  # as it is before anything is changed here
         self._reserved()
         if self.has("COMPRESSED-COPIED"):
             self._packed_copied()
@@ -416,9 +423,10 @@ class _L2Mender:
         if not self.snapshots:
             good[max(0, -(-(space.meta.header.size - self.first_guest) // space.cluster)) :] = False  # no disk there
         packed = good & masks.packed
+        fixed = [each for each in named_claims(space) if each.owner in _NO_DATA]
         for index in np.flatnonzero(good & ~packed & (masks.offset > 0)).tolist():
-            owners = {claim.owner for claim in self.ledger.claims_at(int(masks.offset[index]))}
-            good[index] = not owners & _NO_DATA
+            start = int(masks.offset[index])
+            good[index] = not any(each.overlaps(start, start + space.cluster) for each in fixed)
         for index in np.flatnonzero(packed).tolist():
             good[index] = self._inflates(int(self.words[index]) & ~COPIED & _ALL)
         users = [
@@ -431,8 +439,8 @@ class _L2Mender:
         # Where the backing file shows now it goes on to.
         some = good.any() or (bool(space.meta.header.backing_file_offset) and not self.words.all())
         space.keep(self.offset, space.cluster)
-        for word in self.words[~good & ~masks.packed & masks.unaligned].tolist():
-            space.keep(word & OFFSET_MASK & -space.cluster, 2 * space.cluster)
+        odd = self.words[~good & ~masks.packed & masks.unaligned]
+        space.keep_each(odd & np.uint64(OFFSET_MASK & -space.cluster), 2 * space.cluster)
         code, coverage = "L2-TABLE-FOREIGN", space.geometry.l2_coverage
         for place, snapshot, index in users:
             target = self._rest(good) if some else _nowhere(space, code, index)

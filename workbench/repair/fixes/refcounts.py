@@ -7,7 +7,7 @@ and becomes valid with one header write; the old one keeps its bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,9 @@ from workbench.units import div_round_up, many
 
 @dataclass(slots=True)
 class _Wanted:
-    """values: refcount per cluster of the file, uint64.  kept: clusters that keep theirs though nothing refers to them."""
+    """values: refcount per cluster of the file.  kept: clusters that keep theirs though nothing refers to them."""
 
-    values: NDArray[np.uint64]
+    values: NDArray[Any]
     kept: NDArray[np.bool_]
 
 
@@ -106,18 +106,17 @@ def _judged(space: Workspace, ledger: Ledger) -> tuple[NDArray[np.bool_], bool]:
     return kept & (ledger.counts == 0), known[1]
 
 
-def _stored_before(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
+def _stored_before(space: Workspace, ledger: Ledger) -> NDArray[Any]:
     """Refcounts as the image had them, 0 where unknown; empty where its clusters were of another size."""
     keeper = triage.keeper_of(space)
     if keeper.reading.storage is not space.base or keeper.reading.bits != ledger.cluster_bits:
         return np.zeros(0, dtype=np.uint64)
     if space.floor is None or space.floor.size < ledger.clusters:
-        known = keeper.stored_many(np.arange(ledger.clusters, dtype=np.int64))
-        space.floor = np.maximum(known, 0).astype(np.uint64)
+        space.floor, _ = keeper.stored_all(ledger.clusters)
     return _with_found_blocks(space, keeper, space.floor)
 
 
-def _with_found_blocks(space: Workspace, keeper: Keeper, known: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _with_found_blocks(space: Workspace, keeper: Keeper, known: NDArray[Any]) -> NDArray[Any]:
     """The refcounts, with those of blocks that were there and that the table names only now."""
     _, blocks = good_blocks(space)
     was, per_block = keeper.reading.block_offsets(), space.geometry.refcount_block_entries
@@ -143,10 +142,10 @@ def counted_once(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     return once
 
 
-def _floor(space: Workspace, ledger: Ledger) -> NDArray[np.uint64]:
+def _floor(space: Workspace, ledger: Ledger) -> NDArray[Any]:
     """Refcounts as the image had them (what a plan raised itself may be lowered again)."""
     known = _stored_before(space, ledger)
-    floor = np.zeros(ledger.clusters, dtype=np.uint64)
+    floor = np.zeros(ledger.clusters, dtype=ledger.stored.dtype)
     length = min(known.size, floor.size)
     floor[:length] = np.minimum(known[:length], ledger.stored[:length])
     return floor
@@ -214,15 +213,16 @@ def _mostly_sense(space: Workspace) -> bool:
 
 
 def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
-    values = ledger.counts.astype(np.uint64)
-    most = np.uint64(space.geometry.refcount_max)
+    values = ledger.counts.astype(np.result_type(ledger.counts, ledger.stored))
+    most = values.dtype.type(space.geometry.refcount_max)
     if (values > most).any():
         values = np.minimum(values, most)
     kept, shared = _judged(space, ledger)
-    values[kept] = np.maximum(ledger.stored[kept], np.uint64(1))
+    values[kept] = np.maximum(ledger.stored[kept], 1)
     lost = _may_be_shared(space, ledger)
     if lost.any():
-        values[lost] = np.minimum(np.maximum(values[lost], ledger.counts[lost].astype(np.uint64) + np.uint64(1)), most)
+        more = ledger.counts[lost].astype(np.uint64) + np.uint64(1)
+        values[lost] = np.minimum(np.maximum(values[lost], more), np.uint64(most))
         space.note(
             f"{many(int(lost.sum()), 'cluster')} may be shared with a snapshot that cannot be read, and their refcounts are"
             " lost: each is counted once more",
@@ -249,8 +249,8 @@ def _may_be_shared(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     if space.policy.free_orphans or not keeper.unread or keeper.reading.bits != ledger.cluster_bits:
         return none
     count = min(ledger.clusters, keeper.reading.clusters)
-    unknown = keeper.stored_many(np.arange(count, dtype=np.int64)) < 0
-    unknown &= _stored_before(space, ledger)[:count] == 0  # no block was found that counts them
+    _, known = keeper.stored_all(count)
+    unknown = ~known & (_stored_before(space, ledger)[:count] == 0)  # no block was found that counts them
     none[:count] = unknown & (ledger.counts[:count] > 0) & ((ledger.flags[:count] & np.uint8(META)) == 0)
     return none
 
@@ -373,7 +373,7 @@ def _block_code(space: Workspace, word: int, block: int) -> str:
     return "REFBLOCK-BEYOND-EOF" if word >= space.end else "REFBLOCK-FOREIGN"
 
 
-def _write_blocks(space: Workspace, values: NDArray[np.uint64]) -> None:
+def _write_blocks(space: Workspace, values: NDArray[Any]) -> None:
     """Stage the refcounts block by block; per block one step for what was too low, one for too high, one for leaks."""
     geometry, ledger = space.geometry, space.ledger
     per_block = geometry.refcount_block_entries
@@ -436,7 +436,7 @@ def _span(old: bytes, new: bytes) -> tuple[int, int]:
     return int(different[0]) & ~7, (int(different[-1]) | 7) + 1
 
 
-def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> None:
+def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[Any]) -> None:
     """A whole new structure at the end of the file, from the ledger. wanted: refcounts, one per cluster of the file."""
     geometry = space.geometry
     cluster, per_block = space.cluster, geometry.refcount_block_entries
@@ -476,18 +476,18 @@ def _rebuild(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> No
 
 
 def _with_itself(
-    wanted: NDArray[np.uint64], place: int, count: int, per_block: int, cluster: int
-) -> tuple[NDArray[np.uint64], NDArray[np.intp], int]:
+    wanted: NDArray[Any], place: int, count: int, per_block: int, cluster: int
+) -> tuple[NDArray[Any], NDArray[np.intp], int]:
     """(refcounts with a structure of `count` clusters from cluster `place` on, numbers of the blocks in use, clusters of the
     table)."""
-    padded = np.zeros(max(wanted.size, place + count), dtype=np.uint64)
+    padded = np.zeros(max(wanted.size, place + count), dtype=wanted.dtype)
     padded[: wanted.size] = wanted
     padded[place : place + count] = 1
     used = np.flatnonzero(np.add.reduceat(padded > 0, np.arange(0, padded.size, per_block)))
     return padded, used, max(1, div_round_up((int(used[-1]) + 1) * 8, cluster))
 
 
-def _forget_structures(space: Workspace, ledger: Ledger, wanted: NDArray[np.uint64]) -> None:
+def _forget_structures(space: Workspace, ledger: Ledger, wanted: NDArray[Any]) -> None:
     """The old table and blocks are not counted any more (each was counted once for being one).
 
     What they were said to be and are not, as a table that is too long says of what lies behind it, stays counted.

@@ -34,7 +34,7 @@ def run(space: Workspace) -> None:
     space.forget_notes(_LOST)
     if space.policy.choice("relink", "best") == "none":
         return
-    result = check(space.meta)
+    result = check(space.meta, known=space.found)
     if space.policy.choice("relink", "best") == "data":
         _link_data(space, result)
     _link_only_cluster(space)
@@ -184,8 +184,10 @@ def _link(space: Workspace, table: LostTable, index: int, *, certain: bool) -> N
 def _link_only_cluster(space: Workspace) -> None:
     """One extended entry says that it has a cluster and not which, and one cluster alone has lost its entry."""
     rows = list(space.rows.each("SUBCLUSTER-UNALLOCATED"))
+    if len(rows) != 1 or rows[0].count != 1 or rows[0].snapshot >= 0 or rows[0].guest is None:
+        return
     leaks = space.ledger.leaks()
-    if len(rows) != 1 or rows[0].count != 1 or leaks.size != 1 or rows[0].snapshot >= 0 or rows[0].guest is None:
+    if leaks.size != 1:
         return
     host = int(leaks[0]) << space.ledger.cluster_bits
     if not any(space.read_cluster(host)):

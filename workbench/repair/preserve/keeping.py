@@ -23,16 +23,19 @@ _MANY: Final = 128
 
 
 class Keeper:
-    """Knows one image. refs: who refers to its clusters (`refers` counts them anew)."""
+    """Knows one image. refs: who refers to its clusters (`refers` counts them anew).  known: an earlier scan of the same
+    storage, whose bytes need not be read again."""
 
-    def __init__(self, reading: Reading, refs: References) -> None:
-        self.reading, self.refs = reading, refs
+    def __init__(self, reading: Reading, refs: References, known: unreferenced.Unreferenced | None = None) -> None:
+        self.reading, self.refs, self.known = reading, refs, known
 
     @cached_property
     def found(self) -> unreferenced.Unreferenced:
         """What lies where nothing refers to: reads all of it, once."""
         reading, referenced = self.reading, self.refs.referenced(self.reading.clusters)
-        return unreferenced.scan(reading.storage, reading.shape, referenced, external=reading.external)
+        return unreferenced.scan(
+            reading.storage, reading.shape, referenced, external=reading.external, known=self.known
+        )
 
     @cached_property
     def evidence(self) -> NDArray[np.bool_]:
@@ -174,6 +177,19 @@ class Keeper:
             if values is not None:
                 out[here] = np.minimum(values[inner[here]], np.uint64(1 << 40)).astype(np.int64)
         return out.reshape(clusters.shape)
+
+    def stored_all(self, clusters: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """(refcounts of the clusters 0 to `clusters`, 2^40 for higher ones; whether they can be read: 0 stands where not)."""
+        shape = self.reading.shape
+        values = np.zeros(clusters, dtype=refcounts.unpack(b"", shape.refcount_order).dtype)
+        known = np.zeros(clusters, dtype=bool)
+        for index in range(div_round_up(clusters, shape.refcount_block_entries)):
+            first, found = index * shape.refcount_block_entries, self.block(index)
+            if found is not None:
+                part = slice(first, first + shape.refcount_block_entries)
+                known[part] = True
+                values[part] = np.minimum(found, np.uint64(1 << 40))[: values[part].size]
+        return values, known
 
     @cached_property
     def _blocks(self) -> NDArray[np.uint64]:

@@ -89,6 +89,7 @@ class Views:
         placed = differs & (kinds_after == Cell.DATA) & ~stored
         if placed.any() and certain:
             differs &= ~self._gained(view, guest, placed, hosts_after)
+        differs &= ~self._nothing_lost(kinds, hosts, kinds_after, differs)
         for row, column in zip(*(each.tolist() for each in np.nonzero(differs)), strict=True):
             start = guest + (row * width + column) * unit
             self._cell(
@@ -96,6 +97,25 @@ class Views:
                 (Cell(int(kinds[row, column])), int(hosts[row, column])),
                 (Cell(int(kinds_after[row, column])), int(hosts_after[row, column])),
             )  # fmt: skip
+
+    def _nothing_lost(
+        self,
+        kinds: NDArray[np.uint8],
+        hosts: NDArray[np.uint64],
+        kinds_after: NDArray[np.uint8],
+        differs: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Cells past the end of the file, zeros or streams without a byte, that read as zeros later: many at once."""
+        a, b = self.base, self.after
+        if a.external or a.backed or b.backed:
+            return np.zeros_like(differs)
+        later = differs & ((kinds_after == Cell.HOLE) | (kinds_after == Cell.ZERO))
+        end = np.uint64(a.clusters << a.bits)
+        own = np.isin(hosts >> np.uint64(a.bits), a.own_places >> np.uint64(a.bits))
+        past: NDArray[np.bool_] = later & (kinds == Cell.DATA) & (hosts >= end) & ~own
+        start, _ = compressed_range(hosts, a.bits)
+        past |= later & (kinds == Cell.PACKED) & (start >= end)
+        return past
 
     def _gained(
         self, view: View, guest: int, placed: NDArray[np.bool_], hosts: NDArray[np.uint64]

@@ -291,7 +291,7 @@ class Reading:
         return (found[0::2], found[1::2]) if self.shape.extended_l2 else (found, None)
 
     @cached_property
-    def _own_places(self) -> U64:
+    def own_places(self) -> U64:
         """Offsets of the clusters of refcount table and active L1 table, each where it makes sense; sorted."""
         size, header, places = 1 << self.bits, self.meta.header, [np.zeros(0, dtype=np.uint64)]
         region = self.meta.refcount_table_region
@@ -310,13 +310,13 @@ class Reading:
         """Whether a byte of the file is the header's, the refcount table's or the L1 table's: no guest's data lies there,
         though an entry may lead to it."""
         place = np.uint64(offset & -(1 << self.bits))
-        return not place or bool((self._own_places == place).any())
+        return not place or bool((self.own_places == place).any())
 
     @cached_property
     def _fixed_places(self) -> frozenset[int]:
         """Offsets of clusters that can be no L2 table: refcount structures, and the active L1 table."""
         blocks = self.block_offsets() if self._counts_itself else np.zeros(0, dtype=np.uint64)
-        return frozenset([*self._own_places.tolist(), *blocks[blocks > 1].tolist()])
+        return frozenset([*self.own_places.tolist(), *blocks[blocks > 1].tolist()])
 
     @cached_property
     def _counts_itself(self) -> bool:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from formats.qcow2 import limits, refcounts
+from formats.qcow2.entries import block_of
 from formats.qcow2.header import field
-from formats.qcow2.tables import REFCOUNT_OFFSET_MASK
 from workbench.engine.metadata import Metadata, load_metadata
 from workbench.storage.overlay import Overlay
 
@@ -27,7 +27,7 @@ def counted_end(meta: Metadata) -> int:
     if geometry is None:
         return 0
     size, order = geometry.cluster_size, geometry.refcount_order
-    place = meta.refcount_table & np.uint64(REFCOUNT_OFFSET_MASK)
+    place = block_of(meta.refcount_table)
     good = (place > 0) & (place % np.uint64(size) == 0) & (place < np.uint64(max(meta.file_size, 0)))
     for index in np.flatnonzero(good)[::-1].tolist():
         values = refcounts.unpack(meta.storage.read(int(place[index]), size).ljust(size, b"\0"), order)

@@ -424,7 +424,7 @@ class Judge:
         Compressed entries have no flags: there no snapshot may have lost an L1 entry where the disk has.
         """
         clusters, times = references_of(found, self.geometry)
-        if table.odd or clusters.size < 2 or self.distrusted or self.meta.header.has("data_file"):
+        if table.odd or int(times.sum()) < 2 or self.distrusted or self.meta.header.has("data_file"):
             return False
         own = np.append(clusters, table.offset >> self.bits)
         if int(own.max()) >= self.clusters:

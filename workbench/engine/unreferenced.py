@@ -707,7 +707,7 @@ class _Scan:
         settled = filled + targets.size - loose
         shares = loose and mostly and targets.size >= 4 and settled * 10 >= targets.size * 9
         if loose * 2 < targets.size:
-            weak = Grade.GUESS if via_l1 or shares else None
+            weak = Grade.GUESS if via_l1 or shares or (streams and mostly) else None
             return (Grade.LIKELY if via_l1 and loose else weak), targets
         if strong and mostly and (filled * 4 >= targets.size * 3 or via_l1):
             return Grade.CERTAIN, targets

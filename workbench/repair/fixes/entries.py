@@ -73,6 +73,9 @@ def run_l1(space: Workspace) -> None:
         if _shared_with_structures(space, table):
             space.note(f"the L1 table at {table.offset:#x} overlaps other metadata: its entries are left alone")
             continue
+        if _is_elsewhere(space, table):
+            space.note(f"what is called an L1 table at {table.offset:#x} is none: nothing is written there")
+            continue
         _mend_l1(space, table)
 
 
@@ -274,11 +277,16 @@ def _named(space: Workspace) -> list[int]:
 
 
 def _is_elsewhere(space: Workspace, table: L1Table) -> bool:
-    """Most of what an L1 table names is no L2 table: then it is none itself, and its place is what is wrong."""
-    named = np.unique(table.entries & np.uint64(OFFSET_MASK))
-    named = named[(named > 0) & (named % np.uint64(space.cluster) == 0) & (named < np.uint64(space.end))][:_SAMPLE]
-    wrong = sum(l2_content(space, each).is_foreign for each in named.tolist())
-    return bool(named.size > 1 and wrong * 2 > named.size)
+    """Most of what an L1 table names is no L2 table, of several entries, or of a single one with more behind it than a
+    table of its length has: then it is none itself, and its place is what is wrong."""
+    used = table.entries[table.entries != 0]
+    offset = used & np.uint64(OFFSET_MASK)
+    bad = (used & np.uint64(L1_ENTRY.reserved_mask)) != 0
+    bad |= (offset % np.uint64(space.cluster) != 0) | (offset >= np.uint64(max(space.end, space.meta.counted_reach)))
+    inside = np.unique(offset[~bad & (offset > 0) & (offset < np.uint64(space.end))])[:_SAMPLE]
+    wrong = int(bad.sum()) + sum(l2_content(space, each).is_foreign for each in inside.tolist())
+    behind = table.offset + table.entries.size * 8
+    return wrong * 2 > used.size and (used.size > 2 or any(space.read(behind, -behind % space.cluster)))
 
 
 def run_foreign(space: Workspace) -> None:

@@ -123,11 +123,27 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
     rest = [table for table in lost if table.offset not in found]
     if len(rest) == 1 and rest[0] in mine and rest[0].offset not in doubtful:
         # One table and one place for it; or one place that had a table, as the damage in it shows.
-        left = free - taken
+        left = {index for index in free - taken if not _had_its_table_there(space, int(words[index]))}
         damaged = {index for index in left if int(words[index])}
         if len(left) == 1 or len(damaged) == 1:
             found[rest[0].offset] = next(iter(damaged or left))
     return found
+
+
+def _had_its_table_there(space: Workspace, word: int) -> bool:
+    """What an L1 entry names, as the image was found, was its table, which something has overwritten: it counts as the
+    table's, and nothing else refers to it. No other table belongs there."""
+    keeper, place = keeper_of(space), word & OFFSET_MASK
+    if (
+        not place
+        or place % space.cluster
+        or place >= space.base.size()
+        or keeper.reading.bits != space.ledger.cluster_bits
+    ):
+        return False
+    counts, uses = keeper.refs.one(place >> keeper.reading.bits)
+    stored = keeper.stored(place >> keeper.reading.bits)
+    return not uses & (Use.DATA | Use.COUNTS) and stored is not None and 0 < counts <= stored
 
 
 def _is_current(space: Workspace, table: LostTable) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import limits, refcounts
-from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range
+from formats.qcow2.entries import block_of
+from formats.qcow2.tables import COMPRESSED, COPIED, OFFSET_MASK, compressed_range, words
 from workbench.engine import unreferenced
 from workbench.repair.preserve.walk import Reading, References, Sparse, Tally, Use, nonzero
 from workbench.units import div_round_up
@@ -114,15 +115,22 @@ class Keeper:
 
     @cached_property
     def _wrong_l1(self) -> list[tuple[int, int]]:
-        """Host bytes [start, end) that a snapshot calls its L1 table, though most of what it names there is no L2 table."""
+        """Host bytes [start, end) of what is called an L1 table, though most of what it names is no L2 table: several
+        entries, or a single one with more behind it than a table of its length has."""
         reading, found = self.reading, []
+        header, size = reading.meta.header, 1 << reading.bits
         for view in reading.views():
             named = np.unique(view.l1[(view.l1 & _OFFSET) != 0] & _OFFSET)[:_MANY].tolist()
-            tables = [reading.table(each) for each in named] if view.snapshot is not None else []
+            tables = [reading.table(each) for each in named]
             wrong = sum(each is None or foreign(reading, each[0]) for each in tables)
-            if view.snapshot is not None and len(tables) > 1 and wrong * 2 > len(tables):
-                start = view.snapshot.l1_table_offset
-                found.append((start, start + max(view.snapshot.l1_size * 8, 1)))
+            start, entries = (
+                (view.snapshot.l1_table_offset, view.snapshot.l1_size)
+                if view.snapshot is not None
+                else (header.l1_table_offset, header.l1_size)
+            )
+            length = min(entries * 8, limits.MAX_L1_SIZE)
+            if wrong * 2 > len(tables) and (len(tables) > 2 or any(reading.read(start + length, -length % size))):
+                found.append((start, start + max(length, 1)))
         return found
 
     @cached_property
@@ -152,14 +160,23 @@ class Keeper:
     def holds_counts(self, number: int) -> bool:
         """Whether the cluster of a refcount block holds what can be refcounts, in the width of the image.
 
-        Of the refcount table's own clusters each entry is judged for itself.
+        Or that of the refcount table what can be its entries.
         """
         reading, order = self.reading, self.reading.meta.header.refcount_order
         table = reading.meta.refcount_table_region
-        if order > limits.MAX_REFCOUNT_ORDER or table.offset <= number << reading.bits < table.offset + table.length:
+        if order > limits.MAX_REFCOUNT_ORDER:
             return True
+        if table.offset <= number << reading.bits < table.offset + table.length:
+            return self._may_be_refcount_table(number)
         data = reading.read(number << reading.bits, 1 << reading.bits)
         return refcounts.may_be_refcounts(refcounts.unpack(data, order))
+
+    def _may_be_refcount_table(self, number: int) -> bool:
+        reading = self.reading
+        entries = words(reading.read(number << reading.bits, 1 << reading.bits))
+        used = block_of(entries[entries != 0])
+        good = (used > 0) & (used % np.uint64(1 << reading.bits) == 0) & (used < np.uint64(max(reading.size, 1)))
+        return bool(np.count_nonzero(good) * 2 >= used.size)
 
     def stored(self, cluster: int) -> int | None:
         """The refcount of a cluster as the image has it, None where it cannot be read."""

@@ -83,7 +83,7 @@ class Views:
         if a.meta.header.compression_type != b.meta.header.compression_type:
             differs |= kinds == Cell.PACKED
         differs &= a.backed | (kinds != Cell.ERROR) | (kinds_after == Cell.DATA) | (kinds_after == Cell.PACKED)
-        if noise and view.snapshot is None:  # nor is what the disk does not reach
+        if (noise or before is None) and view.snapshot is None:  # nor is what the disk does not reach
             differs[max(0, -(-(view.size - guest) >> a.bits)) :] = False
         unit, width = a.shape.subcluster_size, kinds.shape[1]
         placed = differs & (kinds_after == Cell.DATA) & ~stored
@@ -202,7 +202,7 @@ class Views:
     def _is_declared(self, view: View, start: int, length: int) -> bool:
         """Whether the plan says that what it puts at these guest bytes is certainly theirs."""
         declared = self.case.places.get(view.name)
-        return declared is not None and declared.cover(start, length)
+        return declared is not None and declared.cover(start, max(1, min(length, view.size - start)))
 
     def _owned(self, hosts: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Whether clusters (by host offset) that get a place belong to others as well: more often than their refcounts say.

@@ -89,6 +89,27 @@ DIFFERENCES: Final = (
         "tests/oracle/test_bitmap.py::test_a_disk_without_a_size_keeps_no_bitmap",
     ),
     Difference(
+        "amend -o compat=0.10",
+        "writes zeros over data that a snapshot shares, and leaves wrong COPIED flags",
+        "gives such zeros clusters of their own",
+        "what a snapshot holds is not to be lost",
+        "tests/oracle/test_amend.py::test_zeros_over_a_snapshots_data_cost_the_snapshot_with_qemu_img_and_not_with_us",
+    ),
+    Difference(
+        "amend -o compat=0.10",
+        "drops the image's bitmaps and leaks their clusters",
+        "refuses until they are removed",
+        "an incremental backup would miss what they held",
+        "tests/oracle/test_amend.py::test_bitmaps_are_lost_by_qemu_img_and_kept_by_us",
+    ),
+    Difference(
+        "amend -o size=",
+        "shrinks the disk without asking; when one option cannot be changed, others may be already",
+        "needs --force to shrink; changes all or nothing",
+        "data behind the new end is lost",
+        "tests/oracle/test_amend.py::test_a_disk_shrinks_only_with_force",
+    ),
+    Difference(
         "bench",
         "waits for ever with -d 0, and dies on a disk without a size",
         "refuses",

@@ -83,8 +83,8 @@ DIFFERENCES: Final = (
     ),
     Difference(
         "bitmap --add",
-        "exits 0 on a disk without a size, and the bitmap is lost",
-        "refuses",
+        "7.2 exits 0 on a disk without a size, and the bitmap is lost",
+        "refuses, as 10 does",
         "there is nothing to record",
         "tests/oracle/test_bitmap.py::test_a_disk_without_a_size_keeps_no_bitmap",
     ),

@@ -1,4 +1,4 @@
-"""`qwb bitmap` and `bench` on the command line."""
+"""`qwb bitmap`, `bench` and `amend` on the command line."""
 
 from __future__ import annotations
 
@@ -127,3 +127,50 @@ def test_a_bench_of_writes_changes_the_image_and_one_of_reads_does_not(qwb: Run,
 def test_a_bench_that_would_hang_or_die_is_refused(qwb: Run, tmp_path: Path) -> None:
     assert qwb("bench", "-d", "0", image(tmp_path / "a.qcow2", C)).exit_code == 1
     assert qwb("bench", image(tmp_path / "none.qcow2", 0)).exit_code == 1
+
+
+def test_amend_tells_in_json_what_the_options_are_now(qwb: Run, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.qcow2", 16 * C)
+    words = ("-o", "refcount_bits=8,lazy_refcounts=on", "-o", "size=2M")
+    said = json.loads(qwb("amend", "--json", *words, disk).stdout)
+    data = said["format-specific"]["data"]
+    assert (said["schema"], said["virtual-size"]) == (1, 2 << 20)
+    assert (data["compat"], data["refcount-bits"], data["lazy-refcounts"]) == ("1.1", 8, True)
+    assert qwb("amend", "-o", "compat=0.10,refcount_bits=16", disk).exit_code == 0
+    assert qwb("check", disk).exit_code == 0
+
+
+def test_amend_says_what_it_does_not_do(qwb: Run, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.qcow2", 16 * C)
+    before = disk.read_bytes()
+
+    def refused(*words: object) -> str:
+        result = qwb("amend", *words)
+        assert result.exit_code == 1
+        return str(result.stderr)
+
+    assert "--force" in refused("-o", "size=64k", disk)
+    assert "qwb rebase" in refused("-o", "backing_file=x", disk)
+    assert "image creation" in refused("-o", "cluster_size=4k", disk)
+    assert "encryption not present" in refused("-o", "encrypt.state=active", disk)
+    assert "Must specify options" in refused(disk)
+    assert disk.read_bytes() == before
+    luks = copy_out("luks", tmp_path)
+    (tmp_path / "secret").write_text("open sesame\n")
+    words = ("-o", "encrypt.state=active,encrypt.new-secret=s", "--secret-file", tmp_path / "secret", luks)
+    assert "key slots" in refused(*words)
+    assert qwb("amend", "-o", "help").stdout.startswith("Amend options for 'qcow2':")
+
+
+def test_an_encrypted_image_reads_the_same_after_a_downgrade(qwb: Run, tmp_path: Path) -> None:
+    luks = copy_out("luks", tmp_path)
+    secret = tmp_path / "secret"
+    secret.write_text("open sesame\n")
+    with Image.open(luks, writable=True, secret=b"open sesame") as disk:
+        disk.write(0, b"x" * (3 * disk.geometry.cluster_size))
+        disk.write_zeroes(disk.geometry.cluster_size, disk.geometry.cluster_size)
+        before = disk.read(0, disk.size)
+    assert qwb("amend", "-o", "compat=0.10", "--secret-file", secret, luks).exit_code == 0
+    with Image.open(luks, secret=b"open sesame") as disk:
+        assert disk.meta.header.version == 2
+        assert disk.read(0, disk.size) == before

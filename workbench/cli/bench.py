@@ -80,15 +80,15 @@ def command(
 ) -> None:
     from workbench.engine.operations.bench import Load, bench
 
-    parallel = _number(depth, "queue depth", _INT_MAX)
-    size = _size(buffer_size, "buffer size", _INT_MAX)
+    parallel = _number(depth, "queue depth", 1, _INT_MAX)
+    size = _size(buffer_size, "buffer size", 1, _INT_MAX)
     load = Load(
-        _number(count, "request count", _INT_MAX),
+        _number(count, "request count", 1, _INT_MAX),
         size,
-        _size(step_size, "step_size", _INT_MAX) or size,
-        _size(offset, "offset", (1 << 63) - 1),
-        _number(pattern, "pattern byte", 0xFF) if writes else None,
-        _number(flush_interval, "flush interval", _INT_MAX),
+        _size(step_size, "step_size", 0, _INT_MAX) or size,
+        _size(offset, "offset", 0, (1 << 63) - 1),
+        _number(pattern, "pattern byte", 0, 0xFF) if writes else None,
+        _number(flush_interval, "flush interval", 0, _INT_MAX),
     )
     if aio not in _AIO:
         raise ArgumentError(f"Invalid aio option: {aio}")
@@ -97,8 +97,6 @@ def command(
         raise ArgumentError("--flush-interval is only available in write tests")
     if load.flush_interval and load.flush_interval < parallel:
         raise ArgumentError("Flush interval can't be smaller than depth")
-    if load.count and not parallel:
-        raise ArgumentError("no request is ever sent with a queue depth of 0")
     if writes and force_share:
         raise ArgumentError("-U reads only: it cannot go with -w")
     with contextlib.ExitStack() as stack:
@@ -172,21 +170,25 @@ def _json(image: Path, found: str, load: Load, parallel: int, result: Result) ->
     }
 
 
-def _number(text: str, what: str, most: int) -> int:
+def _number(text: str, what: str, least: int, most: int) -> int:
     """As C's strtoul reads it, all of it: decimal, 0x…, 0…"""
     found = _NUMBER.match(text)
     digits = found.group(1) if found else ""
     octal = len(digits) > 1 and digits[0] == "0" and digits[1] not in "xX"
-    if not digits or (value := int(digits, 8 if octal else 0)) > most:
-        raise ArgumentError(f"Invalid {what} specified")
-    return value
+    if not digits:
+        raise ArgumentError(f"Invalid {what} specified: {text!r}")
+    return _within(int(digits, 8 if octal else 0), what, least, most)
 
 
-def _size(text: str, what: str, most: int) -> int:
+def _size(text: str, what: str, least: int, most: int) -> int:
     try:
         value = parse_size(text)
     except (ValueError, OverflowError) as error:
         raise ArgumentError(f"Invalid {what} specified: {text!r} (such as 512, 64k, 1M)") from error
-    if not 0 <= value <= most:
-        raise ArgumentError(f"Invalid {what} specified. Must be between 0 and {most}.")
+    return _within(value, what, least, most)
+
+
+def _within(value: int, what: str, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise ArgumentError(f"Invalid {what} specified. Must be between {least} and {most}.")
     return value

@@ -165,6 +165,8 @@ def test_lazy_refcounts_go_on_and_off_and_leave_the_image_clean() -> None:
         amend(image, AmendOptions(lazy_refcounts=False, size=3 * MIB, refcount_bits=8))
     assert not meta(on).header.has("lazy_refcounts") and not meta(on).header.has("dirty")
     assert_clean(on)
+    off = amended(amended(before, AmendOptions(lazy_refcounts=True)), AmendOptions(compat=2, lazy_refcounts=True))
+    assert meta(off).header.version == 2  # it had them, so nothing is asked for that is not there; QEMU sees it so, too
 
 
 def test_everything_at_once() -> None:

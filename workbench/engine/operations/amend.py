@@ -109,7 +109,7 @@ def _refusals(core: Core, options: AmendOptions, version: int, bits: int) -> Ite
     asked = (options.backing_file, options.backing_format)
     if asked not in ((None, None), (meta.backing_name, meta.backing_format)):
         yield ArgumentError("Cannot amend the backing file", hint="`qwb rebase` changes it")
-    if version < 3 and options.lazy_refcounts:
+    if version < 3 and options.lazy_refcounts and not header.has("lazy_refcounts"):
         yield ArgumentError("Lazy refcounts only supported with compatibility level 1.1 and above")
     if options.size:
         yield from _size_refusals(core, options, version)

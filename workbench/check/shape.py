@@ -8,9 +8,7 @@ import numpy as np
 
 from formats.qcow2 import limits, refcounts
 from formats.qcow2.entries import block_of
-from formats.qcow2.header import field
-from workbench.engine.metadata import Metadata, load_metadata
-from workbench.storage.overlay import Overlay
+from workbench.engine.metadata import Metadata, as_if, load_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,10 +46,7 @@ def other_cluster_sizes(meta: Metadata) -> Iterator[int]:
 
 def with_cluster_bits(meta: Metadata, bits: int) -> Metadata:
     """The same file under another cluster size."""
-    shown = Overlay(meta.storage)
-    offset, size = field("cluster_bits")
-    shown.write(offset, bits.to_bytes(size, "big"))
-    return load_metadata(shown)
+    return load_metadata(as_if(meta.storage, cluster_bits=bits))
 
 
 def likelier_cluster_bits(meta: Metadata, end: int) -> int | None:

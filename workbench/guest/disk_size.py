@@ -10,15 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from formats.qcow2.entries import offset_of
-from formats.qcow2.header import field
 from workbench.engine.chain import Opening, open_top
 from workbench.engine.gate import forbid_all
-from workbench.engine.metadata import Metadata, Region, load_metadata
+from workbench.engine.metadata import Metadata, Region, as_if, load_metadata
 from workbench.engine.reading import read_chain
 from workbench.errors import ImageError, QwbError
 from workbench.guest.reach import Reach, reaches
 from workbench.storage.base import Storage
-from workbench.storage.overlay import Overlay
 from workbench.units import Geometry
 
 
@@ -84,11 +82,8 @@ def _snapshots(meta: Metadata) -> list[Reach]:
 
 def _said(image: Storage, length: int) -> tuple[Reach, ...]:
     """What the guest's structures say; nothing where the disk cannot be read (encrypted, in a file of its own)."""
-    trial = Overlay(image)
-    at, width = field("size")
-    trial.write(at, length.to_bytes(width, "big"))
     try:
-        layer = open_top(trial, Opening(forbid_all, tolerant=True, lock=False), None)
+        layer = open_top(as_if(image, size=length), Opening(forbid_all, tolerant=True, lock=False), None)
     except QwbError:
         return ()
     if layer.meta.header.crypt_method:

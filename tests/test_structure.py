@@ -27,9 +27,7 @@ NOT_YET = {  # still read entries for themselves; this list may only shrink
     "workbench/check/triage.py",
     "workbench/engine/unreferenced.py",
     "workbench/repair/fixes/entries.py",
-    "workbench/repair/fixes/relink.py",
     "workbench/repair/ledger.py",
-    "workbench/repair/probe.py",
 }
 
 

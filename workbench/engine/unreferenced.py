@@ -11,7 +11,6 @@ what looks like a table. Measured at 350-600 MiB/s of one core, whatever the con
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, IntFlag
@@ -36,6 +35,7 @@ from formats.qcow2.entries import (
 )
 from formats.qcow2.refcounts import unpack
 from formats.qcow2.tables import words
+from workbench.engine.codecs import is_stream
 from workbench.errors import StorageError
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ _STREAMS: Final = 8
 """Compressed clusters of a candidate that are unpacked to see whether they are streams."""
 _SAMPLED_TABLES: Final = 32
 """Targets of a likely L1 table that are read to see whether they are L2 tables."""
-
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 
 class Source(Protocol):
@@ -723,17 +721,3 @@ class _Scan:
         if filled * 10 >= targets.size * 9:
             return (Grade.LIKELY if mostly and targets.size >= 4 else Grade.GUESS), targets
         return (Grade.GUESS if strong or shares else None), targets
-
-
-def is_stream(data: bytes, cluster_size: int) -> bool:
-    """Whether a compressed cluster (raw deflate or zstd, as QEMU writes them) starts here. cluster_size in bytes."""
-    if data[:4] == _ZSTD:
-        return True
-    if not data or data[0] & 6 == 6:
-        return False
-    stream = zlib.decompressobj(-15)
-    try:
-        out = stream.decompress(data, cluster_size)
-    except zlib.error:
-        return False
-    return len(out) == cluster_size

@@ -23,14 +23,6 @@ MAY = {
 ON_PURPOSE = {  # the preservation proof reads for itself, so that a mistake of the one reading cannot hide from it
     f"workbench/repair/preserve/{name}.py" for name in ("hosts", "keeping", "objects", "views", "walk")
 }
-NOT_YET = {  # still read entries for themselves; this list may only shrink
-    "workbench/check/triage.py",
-    "workbench/engine/unreferenced.py",
-    "workbench/repair/fixes/entries.py",
-    "workbench/repair/fixes/relink.py",
-    "workbench/repair/ledger.py",
-    "workbench/repair/probe.py",
-}
 
 
 def names_masks(source: str) -> bool:
@@ -62,8 +54,8 @@ def test_what_an_entry_says_is_read_in_one_place() -> None:
         for path in sorted((ROOT / folder).rglob("*.py"))
         if names_masks(path.read_text("utf-8"))
     }
-    assert naming - MAY - ON_PURPOSE - NOT_YET == set(), "use formats.qcow2.entries instead of masks"
-    listed = {name for name in MAY | ON_PURPOSE | NOT_YET if (ROOT / name).exists()}
+    assert naming - MAY - ON_PURPOSE == set(), "use formats.qcow2.entries instead of masks"
+    listed = {name for name in MAY | ON_PURPOSE if (ROOT / name).exists()}
     assert listed - naming == set(), "take these off the list"
 
 

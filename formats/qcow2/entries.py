@@ -536,6 +536,14 @@ class L2Entries:
             start[self.packed], end[self.packed] = packed_range(self.words[self.packed], self.shape)
         return start, end
 
+    @cached_property
+    def cleaned(self) -> Words:
+        """The words without reserved bits; bit 0 of extended entries, which no driver minds, stays."""
+        import numpy as np
+
+        found = self.words & ~np.uint64(_RESERVED)
+        return np.where(self.packed, self.words & ~np.uint64(self.shape.packed_reserved), found) if self.odd else found
+
     def beyond(self, file_size: int) -> Flags:
         """Entries that name host bytes past the end of a file of `file_size` bytes (see `past_end`)."""
         size = self.shape.cluster_size
@@ -693,6 +701,12 @@ class Pointers:
             found[self.offset != 0] &= ~np.uint64(ALL_ONES)
         return found
 
+    def inside(self, end: int) -> Flags:
+        """Entries that name an aligned cluster which starts before host byte `end`."""
+        size = self.shape.cluster_size
+        found: Flags = (self.offset != 0) & ((self.offset & (size - 1)) == 0) & (self.offset < end)
+        return found
+
     def beyond(self, file_size: int) -> Flags:
         """Entries that point past the end of a file of `file_size` bytes (see `past_end`)."""
         size = self.shape.cluster_size
@@ -812,6 +826,14 @@ def one_run_tables(words: Words, bitmaps: Words | None, shape: Shape, file_size:
     return good
 
 
+def impossible_bits(shape: Shape, file_size: int) -> tuple[int, int, int]:
+    """Bits of which no sound standard entry has any in a file of `file_size` bytes; bits of which a sound compressed one
+    has the compressed flag alone; that flag."""
+    high = U64 << max(file_size - 1, 1).bit_length() & U64
+    standard = shape.odd_bits | (0 if shape.data_file else high & OFFSET_MASK)
+    return standard, COPIED | COMPRESSED | high & ((1 << offset_bits(shape)) - 1), COMPRESSED
+
+
 def reserved_columns(words: Words) -> Flags:
     """Which L2 words have bits that are reserved in standard entries, compressed ones included: a quick look at garbage."""
     found: Flags = (words & _RESERVED) != 0
@@ -902,6 +924,20 @@ def with_zero_flag(word: Words) -> Words: ...
 def with_zero_flag(word: Any) -> Any:
     """A standard L2 entry that reads as zeros; it keeps its host cluster."""
     return word | ZERO
+
+
+@overload
+def without_zero_flag(word: int) -> int: ...
+@overload
+def without_zero_flag(word: Words) -> Words: ...
+def without_zero_flag(word: Any) -> Any:
+    """A standard L2 entry without its zero flag, or an extended one without bit 0."""
+    return word & (U64 ^ ZERO)
+
+
+def as_plain(word: int) -> int:
+    """The L2 entry without its compressed flag."""
+    return word & ~COMPRESSED
 
 
 def zero_entry(shape: Shape) -> int:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# The masks are named here for those who still read entries for themselves (see tests/test_structure.py).
+# The masks are named here for the proof of repairs, which reads entries for itself on purpose (see tests/test_structure.py).
 __all__ = [
     "ALL_ONES",
     "BITMAP_TABLE_ENTRY",

@@ -186,3 +186,18 @@ def test_what_real_qemu_writes_is_read_here(kind: CompressionType, qemu_img: str
         assert entry >> 62 & 1
         start, sectors = entry & (1 << 54) - 1, (entry >> 54 & 0xFF) + 1
         assert decompress(content[start : start + sectors * 512 - start % 512], CLUSTER, kind) == wanted
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_stream_is_known_by_the_whole_cluster_that_it_gives(kind: CompressionType) -> None:
+    stream = packed(cluster(3), kind)
+    assert codecs.is_stream(stream + b"\xff" * 100, CLUSTER)
+    assert codecs.is_stream(stream[: len(stream) // 2], CLUSTER, cut=True)
+
+
+def test_what_is_cut_short_or_only_stored_is_no_stream() -> None:
+    stream = packed(cluster(3), CompressionType.ZLIB)
+    assert not codecs.is_stream(stream[: len(stream) // 2], CLUSTER)
+    assert not codecs.is_stream(packed(cluster(3, 4096), CompressionType.ZLIB), CLUSTER, cut=True)
+    stored = b"\0\x00\x10\xff\xef" + bytes(range(256)) * 16
+    assert not codecs.is_stream(stored, CLUSTER, cut=True) and not codecs.is_stream(b"", CLUSTER)

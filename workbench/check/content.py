@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Final
 
 import numpy as np
 
 from formats.qcow2.entries import Fault, L2Entries, Shape, packed_range
 from formats.qcow2.tables import words
+from workbench.engine.codecs import is_stream
 
 _MAGICS: Final = (  # (offset, bytes, name)
     (0, b"LUKS\xba\xbe", "LUKS header"),
@@ -55,19 +55,6 @@ def magic_of(data: bytes) -> str | None:
     return None
 
 
-def is_deflate(data: bytes, cluster_size: int) -> bool:
-    """Whether a raw deflate stream (as qemu writes compressed clusters) starts here."""
-    if not data or data[0] & 6 == 6:
-        return False
-    stream = zlib.decompressobj(-15)
-    try:
-        out = stream.decompress(data, cluster_size)
-    except zlib.error:
-        return False
-    # A run of stored bytes passes for a stream too easily.
-    return len(out) >= min(cluster_size, 4 * 512) and data[0] & 6 != 0
-
-
 def table_likeness(data: bytes, file_size: int, cluster_bits: int) -> float:
     """How much `data` looks like an L2 table: the share of its entries that lead into a file of `file_size` bytes, 0 to 1.
 
@@ -108,7 +95,7 @@ def describe(data: bytes, file_size: int, cluster_bits: int) -> str:
         return "a refcount block"
     if table_likeness(data, file_size, cluster_bits) > 0.9:
         return "an L2 table"
-    if is_deflate(data, 1 << cluster_bits):
+    if is_stream(data, 1 << cluster_bits, cut=True):
         return "a compressed stream"
     sample = data[:4096]
     if len(sample.translate(None, _UNPRINTABLE)) > 0.95 * len(sample):

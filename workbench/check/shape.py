@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from formats.qcow2 import limits, refcounts
-from formats.qcow2.entries import block_of
-from formats.qcow2.header import field
-from workbench.engine.metadata import Metadata, load_metadata
-from workbench.storage.overlay import Overlay
+from formats.qcow2.entries import Pointers, PointerTable
+from workbench.engine.metadata import Metadata, as_if, load_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +25,9 @@ def counted_end(meta: Metadata) -> int:
     if geometry is None:
         return 0
     size, order = geometry.cluster_size, geometry.refcount_order
-    place = block_of(meta.refcount_table)
-    good = (place > 0) & (place % np.uint64(size) == 0) & (place < np.uint64(max(meta.file_size, 0)))
-    for index in np.flatnonzero(good)[::-1].tolist():
-        values = refcounts.unpack(meta.storage.read(int(place[index]), size).ljust(size, b"\0"), order)
+    each = Pointers(meta.refcount_table, PointerTable.REFCOUNT, meta.shape)
+    for index in np.flatnonzero(each.inside(meta.file_size))[::-1].tolist():
+        values = refcounts.unpack(meta.storage.read(int(each.offset[index]), size).ljust(size, b"\0"), order)
         used = np.flatnonzero(values)
         if used.size and refcounts.may_be_refcounts(values):
             return int(index * geometry.refcount_block_entries + int(used[-1]) + 1) * size
@@ -48,10 +45,7 @@ def other_cluster_sizes(meta: Metadata) -> Iterator[int]:
 
 def with_cluster_bits(meta: Metadata, bits: int) -> Metadata:
     """The same file under another cluster size."""
-    shown = Overlay(meta.storage)
-    offset, size = field("cluster_bits")
-    shown.write(offset, bits.to_bytes(size, "big"))
-    return load_metadata(shown)
+    return load_metadata(as_if(meta.storage, cluster_bits=bits))
 
 
 def likelier_cluster_bits(meta: Metadata, end: int) -> int | None:

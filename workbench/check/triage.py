@@ -23,7 +23,8 @@ from formats.luks.header import HEADER_SIZE as LUKS_HEADER_SIZE
 from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.luks.header import parse_luks
 from formats.qcow2 import limits
-from formats.qcow2.tables import OFFSET_MASK, words
+from formats.qcow2.entries import offset_of
+from formats.qcow2.tables import words
 from workbench.check import content, kinds
 from workbench.check.census import Census
 from workbench.check.findings import Findings
@@ -337,7 +338,7 @@ class Judge:
         free = set(np.flatnonzero(self.l1[: self.needed] == 0).tolist())
         free |= {gap.l1_index for gap in self.out.gaps if gap.l1_index < self.needed}
         self._free = np.array(sorted(free), dtype=np.intp)
-        self._named = [(index, int(self.l1[index]) & OFFSET_MASK) for index in sorted(free) if self.l1[index]]
+        self._named = [(index, offset_of(int(self.l1[index]))) for index in sorted(free) if self.l1[index]]
         return self._free
 
     # -- content -------------------------------------------------------------------------------------------------------
@@ -500,7 +501,7 @@ class Judge:
             evidence.append("its entries are not marked as the only reference (COPIED): it may be a snapshot's, or old")
             limit = _LIKELY
         for copy, table in old:
-            at = np.flatnonzero((table & np.uint64(OFFSET_MASK)) == np.uint64(offset))
+            at = np.flatnonzero(offset_of(table) == np.uint64(offset))
             at = at[np.isin(at, free)]
             if at.size and self._counted(copy):
                 evidence.append(
@@ -554,7 +555,7 @@ class Judge:
         used = used[~np.isin(used, free)]
         if not used.size:
             return list(map(int, free))
-        offsets = self.l1[used] & np.uint64(OFFSET_MASK)
+        offsets = offset_of(self.l1[used])
         below, above = used[offsets < np.uint64(offset)], used[offsets > np.uint64(offset)]
         low = int(below.max()) if below.size else -1
         high = int(above.min()) if above.size else self.needed

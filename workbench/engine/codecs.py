@@ -25,6 +25,9 @@ _ISAL_LEVEL: Final = 3
 _RETRY_BELOW: Final = 8
 """Clusters that isal makes this many times smaller are tried with zlib too: quick on them, and often a third smaller."""
 _MAX_CLUSTER: Final = 2 << 20
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_ENOUGH: Final = 2048
+"""Bytes of a cluster that a stream gives before it is cut off, to count as one."""
 _ZSTD_WINDOW: Final = 128 << 20
 """What zstd, and so QEMU, accepts by default. Only as much of it is touched as a cluster fills."""
 
@@ -83,6 +86,23 @@ def unpack_start(data: bytes | memoryview, cluster_size: int, compression: int) 
     elif compression == CompressionType.ZSTD:
         found = _unzstd_start(data, cluster_size)
     return found if isinstance(found, bytes) else b""
+
+
+def is_stream(data: bytes, cluster_size: int, *, cut: bool = False) -> bool:
+    """Whether a compressed cluster, as QEMU writes them, starts here: raw deflate of one whole cluster, or zstd.
+
+    cut: `data` may end before the stream does; then a run of stored bytes, which passes for a stream too easily, is none.
+    """
+    if data[:4] == _ZSTD_MAGIC:
+        return True
+    if not data or data[0] & 6 == 6:
+        return False
+    stream = zlib.decompressobj(_RAW_READ)
+    try:
+        found = stream.decompress(data, cluster_size)
+    except zlib.error:
+        return False
+    return len(found) == cluster_size or (cut and not stream.eof and data[0] & 6 != 0 and len(found) >= _ENOUGH)
 
 
 def compress(data: bytes | memoryview, compression: int, *, level: int | None = None) -> bytes | None:

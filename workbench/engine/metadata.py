@@ -28,7 +28,7 @@ from formats.qcow2.extensions import (
     parse_extensions,
     parse_feature_names,
 )
-from formats.qcow2.header import MAGIC, V2_LENGTH, Header, parse_header
+from formats.qcow2.header import MAGIC, V2_LENGTH, Header, field, parse_header
 from formats.qcow2.snapshots import Snapshot, SnapshotTable, parse_snapshot_table
 from workbench.engine.faults import Fault
 from workbench.errors import ArgumentError, StorageError
@@ -307,6 +307,17 @@ class Metadata:
         from workbench.engine.validate import find_faults
 
         return tuple(find_faults(self))
+
+
+def as_if(storage: Storage, **fields: int) -> Storage:
+    """The file with other values in its header's fields; it stays as it is."""
+    from workbench.storage.overlay import Overlay
+
+    shown = Overlay(storage)
+    for name, value in fields.items():
+        offset, size = field(name)
+        shown.write(offset, value.to_bytes(size, "big"))
+    return shown
 
 
 def load_metadata(storage: Storage) -> Metadata:

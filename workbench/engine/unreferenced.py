@@ -11,7 +11,6 @@ what looks like a table. Measured at 350-600 MiB/s of one core, whatever the con
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, IntFlag
@@ -20,8 +19,23 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from formats.qcow2 import limits
+from formats.qcow2.entries import (
+    Fault,
+    Pointers,
+    PointerTable,
+    Shape,
+    has_zero_flag,
+    impossible_bits,
+    is_compressed,
+    is_copied,
+    offset_of,
+    packed_range,
+    reserved_columns,
+    subclusters,
+)
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, compressed_range, words
+from formats.qcow2.tables import words
+from workbench.engine.codecs import is_stream
 from workbench.errors import StorageError
 
 if TYPE_CHECKING:
@@ -43,12 +57,6 @@ _STREAMS: Final = 8
 """Compressed clusters of a candidate that are unpacked to see whether they are streams."""
 _SAMPLED_TABLES: Final = 32
 """Targets of a likely L1 table that are read to see whether they are L2 tables."""
-
-_RESERVED: Final = np.uint64(L2_STANDARD["reserved_low"].mask | L2_STANDARD["reserved_high"].mask)
-_OFFSET: Final = np.uint64(OFFSET_MASK)
-_COPIED: Final = np.uint64(COPIED)
-_COMPRESSED: Final = np.uint64(COMPRESSED)
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 
 class Source(Protocol):
@@ -225,32 +233,32 @@ def decode(table: NDArray[np.uint64], geometry: Geometry, file_size: int, *, ext
     else:
         some = np.flatnonzero(table)
         entries, bitmaps = table[some], None
-    packed = (entries & _COMPRESSED) != 0
-    offset = entries & _OFFSET
+    compressed, copied, offset = is_compressed(entries), is_copied(entries), offset_of(entries)
     low = np.uint64(geometry.cluster_size - 1)
     limit = np.uint64(1 << 56 if external else max(file_size, 0))
-    standard = ~packed & ((entries & _RESERVED) == 0) & ((offset & low) == 0) & (offset < limit)
+    standard = ~compressed & ~reserved_columns(entries) & ((offset & low) == 0) & (offset < limit)
     if bitmaps is None:
         standard &= (offset != 0) | (entries == 1) | external
     else:
-        allocated, zeroed = bitmaps & np.uint64(0xFFFFFFFF), bitmaps >> np.uint64(32)
-        standard &= ((entries & np.uint64(1)) == 0) & ((allocated & zeroed) == 0)
+        allocated, zeroed = subclusters(bitmaps)
+        standard &= ~has_zero_flag(entries) & ((allocated & zeroed) == 0)
         standard &= (offset != 0) | ((entries == 0) & (allocated == 0)) | external
-        packed &= bitmaps == 0
-    start, end = compressed_range(entries & ~_COPIED, bits)
-    streams = packed & (entries < _COPIED) & (start > low)
+    start, end = packed_range(entries, Shape(bits))
+    streams = compressed & ~copied & (start > low)
+    if bitmaps is not None:
+        streams &= bitmaps == 0
     streams &= (end <= np.uint64(file_size + geometry.cluster_size)) & (start < np.uint64(max(file_size, 0)))
     streams &= end - (start & ~np.uint64(511)) <= np.uint64(geometry.cluster_size + 1024)
     valid = standard | streams
     data = standard & (offset != 0)
     if external and bitmaps is None:
-        data = standard & ((offset != 0) | ((entries & _COPIED) != 0))
-    named = ~valid & ((entries & _COMPRESSED) == 0) & (offset > low) & (offset < limit)
+        data = standard & ((offset != 0) | copied)
+    named = ~valid & ~compressed & (offset > low) & (offset < limit)
     none = np.zeros(0, dtype=np.int64)
     return Decoded(
         int(entries.size),
         int(np.count_nonzero(valid)),
-        int(np.count_nonzero(data & ((entries & _COPIED) != 0))),
+        int(np.count_nonzero(data & copied)),
         (offset[data] >> np.uint64(bits)).astype(np.int64),
         some[data].astype(np.int64),
         (start[streams], end[streams]),
@@ -372,12 +380,8 @@ class _Scan:
 
     def _masks(self) -> bytes:
         """Bits that no valid entry has, in the byte order of the file."""
-        high = ((1 << 64) - 1) << max(self.size - 1, 1).bit_length() & ((1 << 64) - 1)
-        reach = 0 if self.external else high & OFFSET_MASK
-        split = 62 - (self.bits - 8)
-        bad_standard = int(_RESERVED) | COMPRESSED | reach | (self.cluster - 1 & OFFSET_MASK)
-        bad_packed = COPIED | COMPRESSED | (high & ((1 << split) - 1))
-        swapped = np.array([bad_standard, bad_packed, COMPRESSED], dtype=">u8").view(np.uint64)
+        bits = impossible_bits(Shape(self.bits, data_file=self.external), self.size)
+        swapped = np.array(bits, dtype=">u8").view(np.uint64)
         self._bad_standard, self._bad_packed, self._packed_bit = swapped
         return bytes(swapped) + bytes([self.bits, self.geometry.extended_l2])
 
@@ -562,13 +566,12 @@ class _Scan:
     def _l1_targets(self, table: NDArray[np.uint64]) -> NDArray[np.int64] | None:
         """Host clusters that the words name as L1 entries; None when most of them cannot be such."""
         used = table[table != 0]
-        offset = used & _OFFSET
-        good = ((used & (_RESERVED | _COMPRESSED | np.uint64(1))) == 0) & (offset != 0)
-        good &= ((offset & np.uint64(self.cluster - 1)) == 0) & (offset < np.uint64(self.size))
+        each = Pointers(used, PointerTable.L1, Shape(self.bits))
+        good = each.inside(self.size) & ~each.fault(Fault.RESERVED)
         count = int(np.count_nonzero(good))
         if not count or count * 2 < used.size:
             return None
-        targets = np.unique((offset[good] >> np.uint64(self.bits)).astype(np.int64))
+        targets = np.unique((each.offset[good] >> np.uint64(self.bits)).astype(np.int64))
         return targets if targets.size * 4 >= count * 3 else None
 
     def _is_l1(self, cluster: int, targets: NDArray[np.int64]) -> bool:
@@ -718,17 +721,3 @@ class _Scan:
         if filled * 10 >= targets.size * 9:
             return (Grade.LIKELY if mostly and targets.size >= 4 else Grade.GUESS), targets
         return (Grade.GUESS if strong or shares else None), targets
-
-
-def is_stream(data: bytes, cluster_size: int) -> bool:
-    """Whether a compressed cluster (raw deflate or zstd, as QEMU writes them) starts here. cluster_size in bytes."""
-    if data[:4] == _ZSTD:
-        return True
-    if not data or data[0] & 6 == 6:
-        return False
-    stream = zlib.decompressobj(-15)
-    try:
-        out = stream.decompress(data, cluster_size)
-    except zlib.error:
-        return False
-    return len(out) == cluster_size

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import limits, refcounts
-from formats.qcow2.entries import one_run_tables
-from formats.qcow2.tables import (
-    BITMAP_TABLE_ENTRY,
-    COMPRESSED,
-    L1_ENTRY,
-    OFFSET_MASK,
-    REFCOUNT_TABLE_ENTRY,
-    compressed_range,
+from formats.qcow2.entries import (
+    Fault,
+    Pointers,
+    PointerTable,
+    is_compressed,
+    offset_of,
+    one_run_tables,
+    packed_range,
 )
 from workbench.check.kinds import Owner
 from workbench.check.tables import ACTIVE, Batch, Collector, L1Table, L2Set, empty_set, read_batch
@@ -219,11 +219,10 @@ def good_blocks(space: Workspace) -> tuple[NDArray[np.uint64], NDArray[np.uint64
     words = meta.refcount_table
     if not meta.header.refcount_table_offset or meta.header.refcount_table_offset % space.cluster:
         return words, np.zeros_like(words)
-    offset = REFCOUNT_TABLE_ENTRY["offset"].get(words)
-    good = (words & np.uint64(REFCOUNT_TABLE_ENTRY["reserved"].mask)) == 0
-    good &= (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
+    each = Pointers(words, PointerTable.REFCOUNT, meta.shape)
+    offset, good = each.offset, each.inside(space.end) & ~each.fault(Fault.RESERVED)
     order = space.geometry.refcount_order
-    for index in np.flatnonzero(good & (offset > 0)).tolist():
+    for index in np.flatnonzero(good).tolist():
         good[index] = refcounts.may_be_refcounts(refcounts.unpack(space.read_cluster(int(offset[index])), order))
     return words, np.where(good, offset, np.uint64(0))
 
@@ -251,10 +250,8 @@ def l2_set(space: Workspace) -> L2Set:
     """Every L2 table once that an L1 table refers to in a way that makes sense: aligned and in the file."""
     collector = Collector()
     for table in l1_tables(space):
-        entries = table.entries
-        offset = L1_ENTRY["offset"].get(entries)
-        good = (offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
-        collector.add(L1Table(table.offset, np.where(good, entries, np.uint64(0)), table.snapshot))
+        good = Pointers(table.entries, PointerTable.L1, space.meta.shape).inside(space.end)
+        collector.add(L1Table(table.offset, np.where(good, table.entries, np.uint64(0)), table.snapshot))
     return collector.result()
 
 
@@ -283,7 +280,7 @@ def _guest_tables(space: Workspace, ledger: Ledger) -> None:
     bits = np.uint64(geometry.cluster_bits)
     tables = ledger.tables = l2_set(space)
     for table in l1_tables(space):
-        offset = L1_ENTRY["offset"].get(table.entries)
+        offset = offset_of(table.entries)
         far = offset[(offset >= np.uint64(space.end)) & (offset % np.uint64(space.cluster) == 0)]
         ledger.add((far >> bits).astype(np.int64), 1, META)
     times = tables.active.astype(np.int64) + tables.inactive
@@ -297,17 +294,17 @@ def _guest_tables(space: Workspace, ledger: Ledger) -> None:
         for at, row in enumerate(batch.rows.tolist()):
             active, weight = bool(tables.active[row]), int(times[row])
             words = batch.words[at]
-            first = (int(words[0]) & OFFSET_MASK) >> geometry.cluster_bits
+            first = offset_of(int(words[0])) >> geometry.cluster_bits
             if whole[at] and first + words.size <= ledger.clusters:
                 ledger.add_run(first, words.size, weight, DATA if active else OLD_DATA)
                 continue
             words = words[words != 0]
-            packed = (words & np.uint64(COMPRESSED)) != 0
-            offset = words[~packed] & np.uint64(OFFSET_MASK)
+            packed = is_compressed(words)
+            offset = offset_of(words[~packed])
             offset = offset[(offset > 0) & ((offset & np.uint64(geometry.cluster_size - 1)) == 0)]
             ledger.add((offset >> bits).astype(np.int64), weight, DATA if active else OLD_DATA)
             if packed.any():
-                start, end = compressed_range(words[packed], geometry.cluster_bits)
+                start, end = packed_range(words[packed], space.meta.shape)
                 _add_packed(ledger, start, end, weight)
 
 
@@ -324,6 +321,6 @@ def _add_packed(ledger: Ledger, start: Any, end: Any, weight: int) -> None:
 def _bitmap_data(space: Workspace, ledger: Ledger) -> None:
     for claim in [each for each in ledger.claims if each.owner is Owner.BITMAP_TABLE]:
         words = space.words(claim.offset, claim.length // 8)
-        offset = BITMAP_TABLE_ENTRY["offset"].get(words)
+        offset = offset_of(words)
         offset = offset[(offset > 0) & (offset % np.uint64(space.cluster) == 0)]
         ledger.add((offset >> np.uint64(ledger.cluster_bits)).astype(np.int64), 1, META)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formats.luks.header import MAGIC as LUKS_MAGIC
-from formats.qcow2.tables import (
-    COMPRESSED,
-    COPIED,
-    L1_ENTRY,
-    L2_EXTENDED,
-    L2_STANDARD,
-    OFFSET_MASK,
-    compressed_range,
-)
+from formats.qcow2.entries import Fault, L2Entries, Pointers, PointerTable, offset_of, packed_range
 
 if TYPE_CHECKING:
     from workbench.repair.workspace import Workspace
@@ -87,21 +79,20 @@ def l2_masks(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None =
 
     wide: take them for extended entries or not, whatever the header says.
     """
-    geometry = space.geometry
-    layout = L2_EXTENDED if (geometry.extended_l2 if wide is None else wide) else L2_STANDARD
-    external = space.meta.header.has("data_file")
-    packed = (words & np.uint64(COMPRESSED)) != 0
-    offset = words & np.uint64(OFFSET_MASK)
-    plain = ~packed
-    reserved_mask = layout.reserved_mask
-    reserved = plain & ((words & np.uint64(reserved_mask)) != 0)
-    unaligned = plain & ((offset & np.uint64(geometry.cluster_size - 1)) != 0)
-    beyond = plain & (offset >= np.uint64(space.end)) & (not external)
-    start, end = compressed_range(words, geometry.cluster_bits)
-    beyond |= packed & ((start >= np.uint64(space.size)) | (end > np.uint64(space.end)))
-    null_copied = plain & (offset == 0) & ((words & np.uint64(COPIED)) != 0) & (not external)
-    packed_copied = packed & ((words & np.uint64(COPIED)) != 0)
-    return Masks(packed, reserved, unaligned, beyond, null_copied, packed_copied, offset)
+    shape = space.meta.shape if wide is None else replace(space.meta.shape, extended_l2=wide)
+    each = L2Entries(words, shape)
+    beyond = each.standard & (each.offset >= np.uint64(space.end)) & (not shape.data_file)
+    start, end = packed_range(words, shape)
+    beyond |= each.packed & ((start >= np.uint64(space.size)) | (end > np.uint64(space.end)))
+    return Masks(
+        each.packed,
+        each.standard & (each.fault(Fault.RESERVED) | each.fault(Fault.BIT_0)),
+        each.fault(Fault.UNALIGNED),
+        beyond,
+        each.fault(Fault.COPIED_NOWHERE),
+        each.fault(Fault.COPIED_COMPRESSED),
+        each.offset,
+    )
 
 
 def l2_content(space: Workspace, offset: int) -> Content:
@@ -111,25 +102,17 @@ def l2_content(space: Workspace, offset: int) -> Content:
         return content_of(space, words)
     found = content_of(space, words[0::2])
     used = words[0::2] != 0
-    odd = int((bitmap_trouble(words[0::2], words[1::2], external=space.meta.header.has("data_file")) & used).sum())
+    each = L2Entries(words[0::2], space.meta.shape, words[1::2])
+    odd = int((_bitmap_trouble(each) & used).sum())
     return Content(
         max(0, found.valid - odd), found.foreign + odd, found.beyond, found.targets, found.readable, found.cut
     )
 
 
-def bitmap_trouble(
-    words: NDArray[np.uint64], bitmaps: NDArray[np.uint64], *, external: bool = False
-) -> NDArray[np.bool_]:
-    """Extended entries whose subcluster bitmap contradicts itself or the entry.
-
-    external: the data is in a file of its own, where offset 0 (with COPIED) is a place like any other.
-    """
-    low = np.uint64(0xFFFFFFFF)
-    packed = (words & np.uint64(COMPRESSED)) != 0
-    both = (bitmaps & low & (bitmaps >> np.uint64(32))) != 0
-    nowhere = ((words & np.uint64(OFFSET_MASK | (COPIED if external else 0))) == 0) & ((bitmaps & low) != 0)
-    trouble: NDArray[np.bool_] = (packed & (bitmaps != 0)) | (~packed & (both | nowhere))
-    return trouble
+def _bitmap_trouble(each: L2Entries) -> NDArray[np.bool_]:
+    """Extended entries whose subcluster bitmap contradicts itself or the entry."""
+    conflict = each.fault(Fault.SUBCLUSTER_BOTH) | each.fault(Fault.SUBCLUSTER_NOWHERE)
+    return conflict | each.fault(Fault.COMPRESSED_BITMAP)
 
 
 def content_of(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None = None) -> Content:
@@ -140,7 +123,7 @@ def content_of(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None
     beyond = masks.beyond & ~foreign
     good = ~foreign & ~masks.beyond
     plain = good & ~masks.packed & (masks.offset > 0)
-    packed_start, _ = compressed_range(used[good & masks.packed], space.geometry.cluster_bits)
+    packed_start, _ = packed_range(used[good & masks.packed], space.meta.shape)
     targets = np.concatenate([masks.offset[plain], packed_start & np.uint64(-space.cluster & ((1 << 64) - 1))])
     readable = int((~masks.unaligned & ~masks.beyond).sum())
     cut = int((beyond & ~masks.packed & (masks.offset < np.uint64(space.meta.counted_reach))).sum())
@@ -166,7 +149,7 @@ def l1_score(space: Workspace, offset: int, entries: int) -> tuple[int, int]:
         return 0, 0
     bad = l1_bad(space, used)
     strong, wrong = 0, int(bad.sum())
-    targets = np.unique(used[~bad] & np.uint64(OFFSET_MASK))
+    targets = np.unique(offset_of(used[~bad]))
     for target in targets[:: max(1, targets.size // _SAMPLE)].tolist():
         content = l2_content(space, target)
         strong += content.plausible
@@ -176,11 +159,8 @@ def l1_score(space: Workspace, offset: int, entries: int) -> tuple[int, int]:
 
 def l1_bad(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """L1 entries (not 0) with reserved bits, an unaligned offset, offset 0 or one past the end of the file."""
-    offset = words & np.uint64(OFFSET_MASK)
-    bad: NDArray[np.bool_] = (words & np.uint64(L1_ENTRY.reserved_mask)) != 0
-    bad |= (offset & np.uint64(space.cluster - 1)) != 0
-    bad |= (offset == 0) | (offset >= np.uint64(space.end))
-    return bad
+    each = Pointers(words, PointerTable.L1, space.meta.shape)
+    return each.fault(Fault.RESERVED) | ~each.inside(space.end)
 
 
 def leads_nowhere(space: Workspace, words: NDArray[np.uint64]) -> bool:
@@ -189,7 +169,7 @@ def leads_nowhere(space: Workspace, words: NDArray[np.uint64]) -> bool:
     if not used.size:
         return False
     bad = l1_bad(space, used)
-    targets = np.unique(used[~bad] & np.uint64(OFFSET_MASK)).tolist()
+    targets = np.unique(offset_of(used[~bad])).tolist()
     return not any(l2_content(space, target).may_be_table for target in targets)
 
 

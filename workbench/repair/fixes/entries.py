@@ -14,18 +14,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import (
-    COMPRESSED,
-    COPIED,
-    L1_ENTRY,
-    L2_EXTENDED,
-    L2_STANDARD,
-    OFFSET_MASK,
-    ZERO,
-    compressed_layout,
-    compressed_range,
-    table_bytes,
+from formats.qcow2.entries import (
+    ALL_ZERO,
+    Fault,
+    L2Entries,
+    Pointers,
+    PointerTable,
+    as_plain,
+    has_zero_flag,
+    interleaved,
+    is_compressed,
+    is_copied,
+    l2_faults,
+    moved_to,
+    offset_of,
+    packed_range,
+    pointing_to,
+    subclusters,
+    without_copied,
+    without_zero_flag,
+    zero_entry,
 )
+from formats.qcow2.tables import table_bytes
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.check.tables import ACTIVE, L1Table, L2Set
@@ -34,7 +44,6 @@ from workbench.repair.ledger import DATA, OLD_DATA, PACKED, Ledger, l1_tables, n
 from workbench.repair.probe import content_of, l2_content, l2_masks
 from workbench.repair.workspace import Workspace
 
-_ALL = (1 << 64) - 1
 _SAMPLE = 256
 """L2 tables by which an L1 table is judged."""
 _NO_DATA = {Owner.HEADER, Owner.REFCOUNT_TABLE, Owner.ACTIVE_L1}
@@ -135,9 +144,9 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
             )
         return new
 
-    reserved = np.uint64(L1_ENTRY.reserved_mask)
-    words = put(words & ~reserved, "L1-ENTRY-RESERVED", "clear the reserved bits of L1 entry{}")
-    offset = words & np.uint64(OFFSET_MASK)
+    cleaned = Pointers(words, PointerTable.L1, space.meta.shape).cleaned
+    words = put(cleaned, "L1-ENTRY-RESERVED", "clear the reserved bits of L1 entry{}")
+    offset = offset_of(words)
     unaligned = np.flatnonzero((offset & np.uint64(cluster - 1)) != 0)
     if unaligned.size:
         new, taken, placed = words.copy(), set[int](), []
@@ -147,7 +156,7 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
             if fits:
                 taken.add(aligned)
                 placed.append(index)
-                new[index] = np.uint64(COPIED | aligned)
+                new[index] = pointing_to(aligned)
             else:
                 space.keep(aligned, 2 * cluster)
                 new[index] = np.uint64(_nowhere(space, "L1-ENTRY-UNALIGNED", index))
@@ -158,7 +167,7 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
             Tier.JUDGEMENT,
             placed=np.array(placed, dtype=np.intp),
         )
-    offset = words & np.uint64(OFFSET_MASK)
+    offset = offset_of(words)
     beyond = offset >= np.uint64(space.end)
     words = put(
         np.where(beyond, np.uint64(0), words),
@@ -166,7 +175,7 @@ def _mend_l1(space: Workspace, table: L1Table) -> None:
         "drop L1 entry{}: it points past the end of the file",
         Tier.JUDGEMENT,
     )
-    nowhere = (words != 0) & ((words & np.uint64(OFFSET_MASK)) == 0)
+    nowhere = (words != 0) & (offset_of(words) == 0)
     put(np.where(nowhere, np.uint64(0), words), "L1-ENTRY-OFFSET-ZERO", "clear L1 entry{}, which has no table")
 
 
@@ -174,8 +183,8 @@ def _part_from_others(space: Workspace, table: L1Table) -> None:
     """L1 entries on clusters that other structures own: nothing is read there, or a copy of it, as now."""
     words = table.entries.copy()
     suspects = _suspects(space, words)
-    suspects = suspects[[_is_not_l2(space, int(word) & OFFSET_MASK) for word in suspects]]
-    tables = [int(word) for word in suspects if _may_be_copied(space, int(word) & OFFSET_MASK)]
+    suspects = suspects[[_is_not_l2(space, offset_of(int(word))) for word in suspects]]
+    tables = [int(word) for word in suspects if _may_be_copied(space, offset_of(int(word)))]
     snapshots = () if table.snapshot == ACTIVE else (space.meta.snapshots[table.snapshot].id,)
     cover = space.geometry.l2_coverage
     why: Any = {"code": "METADATA-OVERLAP", "tier": Tier.JUDGEMENT, "snapshots": snapshots}
@@ -190,12 +199,12 @@ def _part_from_others(space: Workspace, table: L1Table) -> None:
         rows = np.flatnonzero(np.isin(words, np.array(chosen, dtype=np.uint64)))
         for index in rows.tolist():
             if chosen is tables:
-                source, target = int(words[index]) & OFFSET_MASK, space.append()
+                source, target = offset_of(int(words[index])), space.append()
                 what = f"copy what L1 entry {index} takes for an L2 table"
                 space.put(
                     target, space.read_cluster(source), title=what, kind="l2", guest=[(index * cover, cover)], **why
                 )
-                new[index] = target | COPIED
+                new[index] = pointing_to(target)
             else:
                 new[index] = _nowhere(space, "METADATA-OVERLAP", index)
         if rows.size:
@@ -217,20 +226,19 @@ def _nowhere(space: Workspace, code: str, index: int) -> int:
     """The L1 entry for a range whose table is lost: none, or (data of a backing file must not show) zeros."""
     if not space.meta.header.backing_file_offset or space.meta.header.version < 3:
         return 0
-    table = space.append()
-    words = np.full(space.cluster // 8, ZERO, dtype=np.uint64)
-    if space.geometry.extended_l2:
-        words[0::2], words[1::2] = 0, 0xFFFFFFFF << 32
+    table, shape, count = space.append(), space.meta.shape, space.geometry.l2_entries
+    bitmaps = np.full(count, ALL_ZERO, dtype=np.uint64) if shape.extended_l2 else None
+    words = interleaved(np.full(count, zero_entry(shape), dtype=np.uint64), bitmaps)
     title = f"write an L2 table of zero entries for L1 entry {index}: its own is lost"
     space.put(table, table_bytes(words), code=code, title=title, kind="l2", tier=Tier.JUDGEMENT)
-    return table | COPIED
+    return pointing_to(table)
 
 
 def _suspects(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """L1 entries whose cluster has more owners than L1 tables account for."""
     ledger = space.ledger
     used = np.unique(words[words != 0])
-    numbers = ((used & np.uint64(OFFSET_MASK)) >> np.uint64(ledger.cluster_bits)).astype(np.int64)
+    numbers = (offset_of(used) >> np.uint64(ledger.cluster_bits)).astype(np.int64)
     inside = numbers < ledger.clusters
     used, numbers = used[inside], numbers[inside]
     tables = ledger.tables
@@ -258,7 +266,7 @@ def _is_refcount_table(space: Workspace, offset: int) -> bool:
     owned = bool(space.ledger.stored[offset >> space.ledger.cluster_bits]) and any(
         claim.owner is Owner.REFCOUNT_TABLE for claim in space.ledger.claims_at(offset)
     )
-    return owned and not bool((space.words(offset, space.cluster // 8) & np.uint64(COPIED)).any())
+    return owned and not bool(is_copied(space.words(offset, space.cluster // 8)).any())
 
 
 # -- L2 ----------------------------------------------------------------------------------------------------------------
@@ -279,14 +287,13 @@ def _named(space: Workspace) -> list[int]:
 def _is_elsewhere(space: Workspace, table: L1Table) -> bool:
     """Most of what an L1 table names is no L2 table, of several entries, or of a single one with more behind it than a
     table of its length has: then it is none itself, and its place is what is wrong."""
-    used = table.entries[table.entries != 0]
-    offset = used & np.uint64(OFFSET_MASK)
-    bad = (used & np.uint64(L1_ENTRY.reserved_mask)) != 0
-    bad |= (offset % np.uint64(space.cluster) != 0) | (offset >= np.uint64(max(space.end, space.meta.counted_reach)))
-    inside = np.unique(offset[~bad & (offset > 0) & (offset < np.uint64(space.end))])[:_SAMPLE]
-    wrong = int(bad.sum()) + sum(l2_content(space, each).is_foreign for each in inside.tolist())
+    each = Pointers(table.entries[table.entries != 0], PointerTable.L1, space.meta.shape)
+    bad = each.fault(Fault.RESERVED) | each.fault(Fault.UNALIGNED)
+    bad |= each.offset >= max(space.end, space.meta.counted_reach)
+    named = np.unique(each.offset[~bad & each.inside(space.end)])[:_SAMPLE]
+    wrong = int(bad.sum()) + sum(l2_content(space, place).is_foreign for place in named.tolist())
     behind = table.offset + table.entries.size * 8
-    return wrong * 2 > used.size and (used.size > 2 or any(space.read(behind, -behind % space.cluster)))
+    return wrong * 2 > bad.size and (bad.size > 2 or any(space.read(behind, -behind % space.cluster)))
 
 
 def run_foreign(space: Workspace) -> None:
@@ -352,18 +359,20 @@ class _L2Mender:
     def words(self) -> NDArray[np.uint64]:
         return self.raw[0::2] if self.wide else self.raw
 
+    @property
+    def bitmaps(self) -> NDArray[np.uint64] | None:
+        return self.raw[1::2] if self.wide else None
+
+    @property
+    def each(self) -> L2Entries:
+        return L2Entries(self.words, self.space.meta.shape, self.bitmaps)
+
     def put(
         self, entries: NDArray[np.uint64], code: str, title: str, tier: Tier = Tier.SAFE,
         bitmaps: NDArray[np.uint64] | None = None, choice: str = "", places: Sequence[tuple[int, int]] = (),
     ) -> None:  # fmt: skip
         """Stage new entries (and bitmaps)."""
-        new = self.raw.copy()
-        if self.wide:
-            new[0::2] = entries
-            if bitmaps is not None:
-                new[1::2] = bitmaps
-        else:
-            new = entries
+        new = interleaved(entries, self.bitmaps if bitmaps is None else bitmaps)
         width = 2 if self.wide else 1
         changed = np.unique(np.flatnonzero(new != self.raw) // width)
         if not changed.size:
@@ -401,18 +410,15 @@ class _L2Mender:
 
     def run_flags(self) -> None:
         """COPIED without a cluster, bit 0 of extended entries, and zero flags in version 2."""
-        words, none = self.words, np.uint64(0)
-        masks = l2_masks(self.space, words)
         if self.has("L2-COPIED-UNALLOCATED"):
-            new = words & ~np.where(masks.null_copied, np.uint64(COPIED), none)
+            new = np.where(self.each.fault(Fault.COPIED_NOWHERE), without_copied(self.words), self.words)
             self.put(new, "L2-COPIED-UNALLOCATED", "clear COPIED in {}, where nothing is allocated")
-        plain = (self.words & np.uint64(COMPRESSED)) == 0
         for code, title in (
             ("L2-ENTRY-BIT0-EXTENDED", "clear bit 0 of {}, which extended entries do not have"),
             ("L2-ZERO-FLAG-V2", "clear the zero flag of {}, which version 2 does not have"),
         ):
             if self.has(code):
-                new = self.words & ~np.where(plain, np.uint64(ZERO), none)
+                new = np.where(self.each.standard, without_zero_flag(self.words), self.words)
                 self.put(new, code, title, Tier.JUDGEMENT)
 
     def has(self, code: str) -> bool:
@@ -436,11 +442,11 @@ class _L2Mender:
             start = int(masks.offset[index])
             good[index] = not any(each.overlaps(start, start + space.cluster) for each in fixed)
         for index in np.flatnonzero(packed).tolist():
-            good[index] = self._inflates(int(self.words[index]) & ~COPIED & _ALL)
+            good[index] = self._inflates(int(self.words[index]))
         users = [
             (table.offset + index * 8, table.snapshot, index)
             for table in credible
-            for index in np.flatnonzero((table.entries & np.uint64(OFFSET_MASK)) == np.uint64(self.offset)).tolist()
+            for index in np.flatnonzero(offset_of(table.entries) == np.uint64(self.offset)).tolist()
         ]
         if not users:
             return
@@ -448,7 +454,7 @@ class _L2Mender:
         some = good.any() or (bool(space.meta.header.backing_file_offset) and not self.words.all())
         space.keep(self.offset, space.cluster)
         odd = self.words[~good & ~masks.packed & masks.unaligned]
-        space.keep_each(odd & np.uint64(OFFSET_MASK & -space.cluster), 2 * space.cluster)
+        space.keep_each(offset_of(odd) & ~np.uint64(space.cluster - 1), 2 * space.cluster)
         code, coverage = "L2-TABLE-FOREIGN", space.geometry.l2_coverage
         for place, snapshot, index in users:
             target = self._rest(good) if some else _nowhere(space, code, index)
@@ -463,52 +469,43 @@ class _L2Mender:
     def _rest(self, good: NDArray[np.bool_]) -> int:
         """A new table with the entries that are good; the others say that their data is lost."""
         space = self.space
-        reserved = np.uint64((L2_EXTENDED if self.wide else L2_STANDARD).reserved_mask)
         lost = ~good & (self.words != 0)
         entries, bitmaps = self._without(np.flatnonzero(lost))
-        plain = good & ((entries & np.uint64(COMPRESSED)) == 0)
-        entries = np.where(plain, entries & ~reserved, entries)
-        whole = entries
-        if bitmaps is not None:
-            whole = np.empty(entries.size * 2, dtype=np.uint64)
-            whole[0::2], whole[1::2] = entries, bitmaps
+        cleaned = L2Entries(entries, space.meta.shape).cleaned
+        cleaned = without_zero_flag(cleaned) if self.wide else cleaned
+        whole = interleaved(np.where(good & ~is_compressed(entries), cleaned, entries), bitmaps)
         table = space.append()
         count = int(good.sum())
         what = f"the {count} entries that can be right" if count else "nothing but the holes"
         title = f"write a new L2 table with {what}"
         space.put(table, table_bytes(whole), code="L2-TABLE-FOREIGN", title=title, kind="l2", tier=Tier.JUDGEMENT)
-        return table | COPIED
+        return pointing_to(table)
 
     def _reserved(self) -> None:
-        layout = L2_EXTENDED if self.wide else L2_STANDARD
-        plain = (self.words & np.uint64(COMPRESSED)) == 0
+        each = self.each
         if self.has("L2-ENTRY-RESERVED"):
-            clean = self.words & np.uint64(~(layout.reserved_mask & ~ZERO) & _ALL)
-            self.put(np.where(plain, clean, self.words), "L2-ENTRY-RESERVED", "clear reserved bits of {}")
-        spare = np.uint64(compressed_layout(self.space.geometry.cluster_bits).reserved_mask)
-        dirty = ~plain & ((self.words & spare) != 0)
-        if dirty.any() and (self.has("COMPRESSED-RESERVED") or self.has("COMPRESSED-BEYOND-EOF")):
-            new = np.where(dirty, self.words & ~spare, self.words)
+            new = np.where(each.standard, each.cleaned, self.words)
+            self.put(new, "L2-ENTRY-RESERVED", "clear reserved bits of {}")
+        if self.has("COMPRESSED-RESERVED") or self.has("COMPRESSED-BEYOND-EOF"):
+            new = np.where(each.packed, each.cleaned, self.words)
             self.put(new, "COMPRESSED-RESERVED", "clear reserved bits of {}, which is compressed")
 
     def _packed_copied(self) -> None:
         """COPIED beside COMPRESSED: one of the two is wrong; the content tells which."""
-        masks = l2_masks(self.space, self.words)
-        for index in np.flatnonzero(masks.packed_copied).tolist()[:65536]:
+        for index in np.flatnonzero(self.each.fault(Fault.COPIED_COMPRESSED)).tolist()[:65536]:
             new = self.words.copy()
             word = int(new[index])
-            offset = word & OFFSET_MASK
-            as_plain = (
-                offset % self.space.cluster == 0
-                and not word & L2_STANDARD.reserved_mask & ~COMPRESSED
+            plain, offset = as_plain(word), offset_of(word)
+            is_plain = (
+                not l2_faults(plain, self.space.meta.shape) & (Fault.RESERVED | Fault.UNALIGNED)
                 and (self.ledger.leaked(offset) or self._only_mine(offset))
-                and not self._inflates(word & ~COPIED & _ALL)
+                and not self._inflates(word)
             )
-            new[index] = np.uint64(word & ~(COMPRESSED if as_plain else COPIED) & _ALL)
-            what = "compressed flag" if as_plain else "COPIED flag"
+            new[index] = plain if is_plain else without_copied(word)
+            what = "compressed flag" if is_plain else "COPIED flag"
             size = self.space.cluster
-            places = [(self.first_guest + index * size, size)] if as_plain else ()
-            tier = Tier.JUDGEMENT if as_plain else Tier.SAFE
+            places = [(self.first_guest + index * size, size)] if is_plain else ()
+            tier = Tier.JUDGEMENT if is_plain else Tier.SAFE
             self.put(new, "COMPRESSED-COPIED", f"clear the {what} of {{}}", tier, places=places)
 
     def _only_mine(self, offset: int) -> bool:
@@ -532,7 +529,7 @@ class _L2Mender:
             if aligned and self.ledger.leaked(aligned) and aligned not in self.taken:
                 self.taken.add(aligned)
                 placed.append((self.first_guest + at * self.space.cluster, self.space.cluster))
-                new[at] = np.uint64((int(new[at]) & ~OFFSET_MASK & _ALL) | aligned)
+                new[at] = moved_to(int(new[at]), aligned)
             else:
                 self.space.keep(aligned, 2 * self.space.cluster)
                 lost.append(at)
@@ -559,8 +556,7 @@ class _L2Mender:
             if index.size and self.has(code):
                 if code == "COMPRESSED-BEYOND-EOF":
                     for word in self.words[index].tolist():
-                        start, _ = compressed_range(word, self.space.geometry.cluster_bits)
-                        self.space.keep(int(start), self.space.cluster)
+                        self.space.keep(packed_range(word, self.space.meta.shape)[0], self.space.cluster)
                 new, bitmaps = self._without(index)
                 title = "drop {}: the data would lie past the end of the file"
                 self.put(new, code, title, Tier.JUDGEMENT, bitmaps, _lost_choice(self.space))
@@ -570,36 +566,32 @@ class _L2Mender:
         zero = _lost_choice(self.space) == "zero"
         new = self.words.copy()
         if not self.wide:
-            keep_zero = (new[index] & np.uint64(ZERO | COMPRESSED)) == np.uint64(ZERO)
-            new[index] = np.where(
-                keep_zero & (self.space.meta.header.version >= 3), np.uint64(ZERO), np.uint64(ZERO if zero else 0)
-            )
+            was_zero = has_zero_flag(new[index]) & ~is_compressed(new[index])
+            new[index] = np.where(was_zero | zero, np.uint64(zero_entry(self.space.meta.shape)), np.uint64(0))
             return new, None
         new[index] = 0
         bitmaps = self.raw[1::2].copy()
-        bitmaps[index] = np.uint64(0xFFFFFFFF << 32) if zero else bitmaps[index] & np.uint64(0xFFFFFFFF << 32)
+        bitmaps[index] = np.uint64(ALL_ZERO) if zero else bitmaps[index] & np.uint64(ALL_ZERO)
         return new, bitmaps
 
     def run_bitmaps(self) -> None:
         """Make bitmaps and entries agree; where a subcluster is both, the data shows (or zeros, if chosen)."""
-        words = self.words
-        high, low = np.uint64(0xFFFFFFFF << 32), np.uint64(0xFFFFFFFF)
-        packed = (words & np.uint64(COMPRESSED)) != 0
+        words, each = self.words, self.each
         if self.has("COMPRESSED-WITH-SUBCLUSTERS"):
-            new = np.where(packed, np.uint64(0), self.raw[1::2])
+            new = np.where(each.packed, np.uint64(0), self.raw[1::2])
             title = "clear the subcluster bitmap of {}, which is compressed"
             self.put(words, "COMPRESSED-WITH-SUBCLUSTERS", title, Tier.SAFE, new)
         if self.has("SUBCLUSTER-UNALLOCATED"):
-            place = OFFSET_MASK | (COPIED if self.space.meta.header.has("data_file") else 0)
-            nowhere = ~packed & ((words & np.uint64(place)) == 0)
             bitmaps = self.raw[1::2].copy()
-            lost = bitmaps & low if _lost_choice(self.space) == "zero" else np.zeros_like(bitmaps)
-            new = np.where(nowhere, (bitmaps & high) | (lost << np.uint64(32)), bitmaps)
+            allocated, zero = subclusters(bitmaps)
+            zero = zero | allocated if _lost_choice(self.space) == "zero" else zero
+            new = np.where(each.standard & ~each.placed, zero << np.uint64(32), bitmaps)
             title = "clear allocated subclusters of {}, which has no cluster"
             self.put(words, "SUBCLUSTER-UNALLOCATED", title, Tier.JUDGEMENT, new)
         if self.has("SUBCLUSTER-CONFLICT"):
             bitmaps = self.raw[1::2].copy()
-            both = np.where(packed, np.uint64(0), bitmaps & low & (bitmaps >> np.uint64(32)))
+            allocated, zero = subclusters(bitmaps)
+            both = np.where(each.packed, np.uint64(0), allocated & zero)
             shows = self.space.policy.choice("subclusters", "data") == "data"
             new, what = (
                 (bitmaps & ~(both << np.uint64(32)), "show the data") if shows else (bitmaps & ~both, "read zeros")

@@ -17,8 +17,8 @@ from formats.qcow2.header import INCOMPATIBLE, MAGIC, V2_LENGTH, V3_LENGTH
 from workbench.check.problems import PROBLEMS, Severity, Tier
 from workbench.check.run import check
 from workbench.check.shape import counted_end, other_cluster_sizes
+from workbench.guest.disk_size import disk_size
 from workbench.repair.fixes.base import Rule, codes
-from workbench.repair.fixes.disk_size import disk_size
 from workbench.repair.gate import nothing_readable
 from workbench.repair.probe import l1_score
 from workbench.repair.workspace import WHOLE, Workspace
@@ -214,7 +214,7 @@ def run_sizes(space: Workspace) -> None:
     if space.rows.has("HEADER-SIZE") or (needed > most and space.rows.has("L1-TABLE-TOO-SMALL")):
         fits = header.l1_table_offset + header.l1_size * 8 <= space.end and header.l1_size <= most
         entries = max(header.l1_size if fits else _entries_used(space, min(header.l1_size, most)), 1)
-        found = disk_size(space, entries, entries)
+        found = disk_size(space.overlay, entries, entries)
         space.set_header(
             "size",
             found.size,

@@ -10,7 +10,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.entries import is_compressed, moved_to, offset_of, packed_range, pointing_to, set_copied
+from formats.qcow2.entries import (
+    Pointers,
+    PointerTable,
+    is_compressed,
+    moved_to,
+    offset_of,
+    packed_range,
+    pointing_to,
+    set_copied,
+)
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.check.tables import ACTIVE, Batch
@@ -28,8 +37,8 @@ def run_tables(space: Workspace) -> None:
     meta = space.meta
     if meta.header.l1_table_offset % space.cluster or not meta.l1.size:
         return
-    offset = offset_of(meta.l1)
-    used = np.flatnonzero((offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end)))
+    each = Pointers(meta.l1, PointerTable.L1, meta.shape)
+    offset, used = each.offset, np.flatnonzero(each.inside(space.end))
     _, first = np.unique(offset[used], return_index=True)
     again = np.setdiff1d(np.arange(used.size), first)
     place = meta.header.l1_table_offset

@@ -14,8 +14,8 @@ import numpy as np
 from formats.qcow2 import limits, refcounts
 from formats.qcow2.header import INCOMPATIBLE, V3_LENGTH, Header, build_header
 from workbench.check.problems import Tier
+from workbench.guest.disk_size import DiskSize, disk_size
 from workbench.repair.fixes.base import Rule, codes
-from workbench.repair.fixes.disk_size import DiskSize, disk_size
 from workbench.repair.fixes.snapshots import find_table, write_table
 from workbench.repair.probe import find_l1, find_luks
 from workbench.repair.workspace import WHOLE, Workspace
@@ -65,7 +65,7 @@ def run(space: Workspace) -> None:
     final = replace(draft, crypt_method=2 if luks else 0, l1_table_offset=offset, l1_size=used)
     trial.put(0, _bytes(final), code="-", title="-", kind="header")
     room = _room(trial, offset, used)
-    size = _old_size(header, trial, used, room) or disk_size(trial, used, room)
+    size = _old_size(header, trial, used, room) or disk_size(trial.overlay, used, room)
     final = replace(final, size=size.size, l1_size=max(used, trial.geometry.l1_entries_for(size.size)))
     title = f"write a new header: {1 << best.bits}-byte clusters, tables found at {best.table:#x} and {offset:#x}"
     space.put(

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COPIED, OFFSET_MASK
+from formats.qcow2.entries import ALL_ALLOCATED, Pointers, PointerTable, offset_of, pointing_to
 from workbench.check import CheckResult, check
 from workbench.check.problems import Tier
 from workbench.check.triage import LostTable
@@ -69,8 +69,8 @@ def _free_entries(space: Workspace) -> set[int]:
     """
     ledger = space.ledger
     words = space.meta.l1[: space.geometry.l1_entries_for(space.meta.header.size)]
-    offset = words & np.uint64(OFFSET_MASK)
-    usable = (offset > 0) & (offset % np.uint64(space.cluster) == 0) & (offset < np.uint64(space.end))
+    offset = offset_of(words)
+    usable = Pointers(words, PointerTable.L1, space.meta.shape).inside(space.end)
     free = set(np.flatnonzero(~usable).tolist())
     places, before = dict[int, int](), _words_as_found(space)
     for index in np.flatnonzero(usable).tolist():
@@ -78,7 +78,7 @@ def _free_entries(space: Workspace) -> set[int]:
         content = l2_content(space, place) if index < 1 << 16 else None
         if content is not None and (content.empty or not content.may_be_table):
             free.add(index)
-        if content is not None and place >= space.base.size() and place != int(before[index]) & OFFSET_MASK:
+        if content is not None and place >= space.base.size() and place != offset_of(int(before[index])):
             free.add(index)
         if ledger.claims_at(place):
             free.add(index)
@@ -113,7 +113,7 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
         near = [
             index
             for index in sorted(free)
-            if int(words[index]) & OFFSET_MASK and ((int(words[index]) & OFFSET_MASK) ^ table.offset).bit_count() == 1
+            if (old := offset_of(int(words[index]))) and (old ^ table.offset).bit_count() == 1
         ]
         if len(near) == 1:
             found[table.offset] = near[0]
@@ -133,7 +133,7 @@ def _certain(space: Workspace, lost: list[LostTable], free: set[int]) -> dict[in
 def _had_its_table_there(space: Workspace, word: int) -> bool:
     """What an L1 entry names, as the image was found, was its table, which something has overwritten: it counts as the
     table's, and nothing else refers to it. No other table belongs there."""
-    keeper, place = keeper_of(space), word & OFFSET_MASK
+    keeper, place = keeper_of(space), offset_of(word)
     if (
         not place
         or place % space.cluster
@@ -174,7 +174,7 @@ def _has_other_owners(space: Workspace, lost: list[LostTable]) -> bool:
         if offset in wanted:
             continue
         used = head[head != 0]
-        if np.isin(used & np.uint64(OFFSET_MASK), wanted).any() and not l1_bad(space, used).any():
+        if np.isin(offset_of(used), wanted).any() and not l1_bad(space, used).any():
             space.note(
                 f"an L1 table that nothing refers to lies at {offset:#x}: the lost L2 tables it names are its own"
             )
@@ -186,13 +186,13 @@ def _link(space: Workspace, table: LostTable, index: int, *, certain: bool) -> N
     geometry = space.geometry
     start = index * geometry.l2_coverage
     guest = [(start, min(geometry.l2_coverage, max(space.meta.header.size - start, space.cluster)))]
-    old = int(space.meta.l1[index]) & OFFSET_MASK
+    old = offset_of(int(space.meta.l1[index]))
     if old and not old % space.cluster and old < space.size and not space.ledger.claims_at(old):
         space.keep(old, space.cluster)
     place = space.meta.header.l1_table_offset + index * 8
     title = f"link the lost L2 table at {table.offset:#x} into L1 entry {index} ({'; '.join(table.evidence)})"
     space.put(
-        place, (COPIED | table.offset).to_bytes(8, "big"), code="CLUSTER-LEAKED", title=title, kind="l1",
+        place, pointing_to(table.offset).to_bytes(8, "big"), code="CLUSTER-LEAKED", title=title, kind="l1",
         tier=Tier.JUDGEMENT, guest=guest, choice=str(index), places=guest if certain else (),
     )  # fmt: skip
 
@@ -211,7 +211,7 @@ def _link_only_cluster(space: Workspace) -> None:
     title = f"link the leaked cluster at {host:#x} to guest offset {rows[0].guest:#x}: it alone has lost its cluster"
     guest = [(rows[0].guest, space.cluster)]
     space.put(
-        rows[0].offset, (COPIED | host).to_bytes(8, "big"), code="SUBCLUSTER-UNALLOCATED", title=title, kind="l2",
+        rows[0].offset, pointing_to(host).to_bytes(8, "big"), code="SUBCLUSTER-UNALLOCATED", title=title, kind="l2",
         tier=Tier.JUDGEMENT, guest=guest, places=guest,
     )  # fmt: skip
 
@@ -225,11 +225,12 @@ def _link_data(space: Workspace, result: CheckResult) -> None:
         for step in range(0, each.length, space.cluster):
             guest, host = each.guest + step, each.offset + step
             index = geometry.l1_index(guest)
-            table = int(meta.l1[index]) & OFFSET_MASK if index < meta.l1.size else 0
+            table = offset_of(int(meta.l1[index])) if index < meta.l1.size else 0
             place = table + geometry.l2_index(guest) * geometry.l2_entry_size
             if not table or table >= space.size or any(space.read(place, geometry.l2_entry_size)):
                 continue
-            data = (COPIED | host).to_bytes(8, "big") + (b"\0\0\0\0\xff\xff\xff\xff" if geometry.extended_l2 else b"")
+            data = pointing_to(host).to_bytes(8, "big")
+            data += ALL_ALLOCATED.to_bytes(8, "big") if geometry.extended_l2 else b""
             title = f"link the leaked cluster at {host:#x} to guest offset {guest:#x} again: it lies between its neighbours' clusters"
             space.put(
                 place, data, code="CLUSTER-LEAKED", title=title, kind="l2",

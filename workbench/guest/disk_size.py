@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from formats.qcow2 import entries
+from formats.qcow2.entries import offset_of
 from workbench.engine.chain import Opening, open_top
 from workbench.engine.gate import forbid_all
+from workbench.engine.metadata import Metadata, Region, as_if, load_metadata
 from workbench.engine.reading import read_chain
-from workbench.errors import QwbError
+from workbench.errors import ImageError, QwbError
 from workbench.guest.reach import Reach, reaches
-from workbench.repair.workspace import Workspace
+from workbench.storage.base import Storage
+from workbench.units import Geometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,54 +40,53 @@ class DiskSize:
         )
 
 
-def disk_size(space: Workspace, used: int, room: int) -> DiskSize:
-    """The size of the disk whose header, without a size to trust, is staged on `space`.
+def disk_size(image: Storage, used: int, room: int) -> DiskSize:
+    """The size of the disk of an image whose header has all but a size to trust.
 
     used: L1 entries that the disk has for certain.  room: L1 entries that it can have at most.
     """
-    coverage = space.geometry.l2_coverage
+    meta = load_metadata(image)
+    geometry = meta.geometry
+    if geometry is None:
+        raise ImageError("the header gives no cluster size", path=image.path)
+    coverage = geometry.l2_coverage
     most = max(used, room) * coverage
-    mapped = Reach(_mapped_end(space, used), exact=False, who="the last cluster that is mapped")
-    said = [each for each in (*_said(space, used * coverage), *_snapshots(space)) if each.end <= most]
+    mapped = Reach(_mapped_end(meta, geometry, used), exact=False, who="the last cluster that is mapped")
+    said = [each for each in (*_said(image, used * coverage), *_snapshots(meta)) if each.end <= most]
     least = max([mapped, *said], key=lambda each: each.end)
     exact = next((each for each in said if each.exact and each.end >= least.end), None)
     if exact is not None:
         return DiskSize(exact.end, exact.end, exact.who, exact.end)
-    return DiskSize(max(used, space.geometry.l1_entries_for(least.end)) * coverage, least.end, least.who, most)
+    return DiskSize(max(used, geometry.l1_entries_for(least.end)) * coverage, least.end, least.who, most)
 
 
-def _mapped_end(space: Workspace, used: int) -> int:
+def _mapped_end(meta: Metadata, geometry: Geometry, used: int) -> int:
     """End of the last guest cluster with an entry, in bytes."""
-    geometry = space.geometry
-    l1 = space.words(space.meta.header.l1_table_offset, used)
-    for index in np.flatnonzero(l1)[::-1].tolist():
-        step = 2 if geometry.extended_l2 else 1
-        table = space.words(entries.offset_of(int(l1[index])), space.cluster // 8).reshape(-1, step)
-        found = np.flatnonzero(table.any(axis=1))
+    cluster = geometry.cluster_size
+    tables = offset_of(meta.read_words(Region(meta.header.l1_table_offset, used * 8), used * 8))
+    for index in np.flatnonzero(tables)[::-1].tolist():
+        words = meta.read_words(Region(int(tables[index]), cluster), cluster)
+        found = np.flatnonzero(words.reshape(-1, geometry.l2_entry_size // 8).any(axis=1))
         if found.size:
-            end: int = index * geometry.l2_coverage + (int(found[-1]) + 1) * space.cluster
+            end: int = index * geometry.l2_coverage + (int(found[-1]) + 1) * cluster
             return end
     return 0
 
 
-def _snapshots(space: Workspace) -> list[Reach]:
+def _snapshots(meta: Metadata) -> list[Reach]:
     """How large the disk was when snapshots were made; it may have grown since."""
     return [
-        Reach(each.disk_size, exact=False, who=f"snapshot {each.id!r}")
-        for each in space.meta.snapshots
-        if each.disk_size
+        Reach(each.disk_size, exact=False, who=f"snapshot {each.id!r}") for each in meta.snapshots if each.disk_size
     ]
 
 
-def _said(space: Workspace, length: int) -> tuple[Reach, ...]:
+def _said(image: Storage, length: int) -> tuple[Reach, ...]:
     """What the guest's structures say; nothing where the disk cannot be read (encrypted, in a file of its own)."""
-    trial = space.trial()
-    trial.set_header("size", length, code="-", title="-")
     try:
-        layer = open_top(trial.overlay, Opening(forbid_all, tolerant=True, lock=False), None)
+        layer = open_top(as_if(image, size=length), Opening(forbid_all, tolerant=True, lock=False), None)
     except QwbError:
         return ()
-    if trial.meta.header.crypt_method:
+    if layer.meta.header.crypt_method:
         return ()
 
     def read(offset: int, size: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from formats.qcow2.entries import Fault, L2Entries, Shape, packed_range
-from formats.qcow2.tables import words
+from formats.qcow2.tables import distinct, words
 
 _MAGICS: Final = (  # (offset, bytes, name)
     (0, b"LUKS\xba\xbe", "LUKS header"),
@@ -85,7 +85,7 @@ def table_likeness(data: bytes, file_size: int, cluster_bits: int) -> float:
     if each.packed.mean() > 0.5 and used.size < 8:
         return 0.0
     # Distinct entries: a pattern repeated over a cluster is no table.
-    if used.size > 4 and np.unique(used).size < used.size / 2 and (used > 1).any():
+    if used.size > 4 and distinct(used).size < used.size / 2 and (used > 1).any():
         return 0.0
     return float(good.mean())
 

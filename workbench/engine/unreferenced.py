@@ -21,7 +21,7 @@ import numpy as np
 
 from formats.qcow2 import limits
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, compressed_range, words
+from formats.qcow2.tables import COMPRESSED, COPIED, L2_STANDARD, OFFSET_MASK, compressed_range, distinct, words
 from workbench.errors import StorageError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Decoded:
         leads = self.standard.size + self.packed[0].size
         if not leads or self.valid * 2 < self.used:
             return False
-        different = np.unique(self.standard).size + np.unique(self.packed[0]).size
+        different = distinct(self.standard).size + distinct(self.packed[0]).size
         return bool(different * 4 >= leads * 3)
 
 
@@ -261,7 +261,7 @@ def decode(table: NDArray[np.uint64], geometry: Geometry, file_size: int, *, ext
 def targets_of(found: Decoded, geometry: Geometry, clusters: int, *, external: bool = False) -> NDArray[np.int64]:
     """Host clusters that a decoded table maps, each once, in order: data, compressed streams, what odd entries name."""
     parts = [] if external else [found.standard, found.stray]
-    every = np.unique(np.concatenate([*parts, *_under_streams(found, geometry)]))
+    every = distinct(np.concatenate([*parts, *_under_streams(found, geometry)]))
     return every[(every > 0) & (every < clusters)]
 
 
@@ -273,7 +273,7 @@ def references_of(found: Decoded, geometry: Geometry) -> tuple[NDArray[np.int64]
 def own_place(found: Decoded, geometry: Geometry) -> int | None:
     """The L1 index of a table that leads into a data file: there each cluster lies where the guest has it. None when its
     entries do not say the same."""
-    start = np.unique(found.standard - found.index)
+    start = distinct(found.standard - found.index)
     index, rest = divmod(int(start[0]), geometry.l2_entries) if start.size == 1 else (0, 1)
     return index if not rest and found.standard.size > 1 and not found.odd else None
 
@@ -384,7 +384,7 @@ class _Scan:
     def run(self) -> Unreferenced:
         self._look()
         if self.likely:
-            self._weigh(np.unique(np.concatenate(self.likely)))
+            self._weigh(distinct(np.concatenate(self.likely)))
         rest = runs_of(~self.referenced[self.end :]) + self.end if self.end < self.total else runs_of(np.zeros(0, bool))
         return Unreferenced(
             self.content,
@@ -543,7 +543,7 @@ class _Scan:
             if targets is not None and self._is_l1(cluster, targets):
                 led.append(targets)
                 self.is_table[cluster] = True
-        led_to = np.unique(np.concatenate(led)) if led else np.zeros(0, dtype=np.int64)
+        led_to = distinct(np.concatenate(led)) if led else np.zeros(0, dtype=np.int64)
         rest = likely[~self.is_table[likely]]
         extra = led_to[self.content[led_to]] if led_to.size else led_to
         for number, cluster in enumerate(np.union1d(rest, extra).tolist()):
@@ -568,11 +568,11 @@ class _Scan:
         count = int(np.count_nonzero(good))
         if not count or count * 2 < used.size:
             return None
-        targets = np.unique((offset[good] >> np.uint64(self.bits)).astype(np.int64))
+        targets = distinct((offset[good] >> np.uint64(self.bits)).astype(np.int64))
         return targets if targets.size * 4 >= count * 3 else None
 
     def _is_l1(self, cluster: int, targets: NDArray[np.int64]) -> bool:
-        pick = np.unique(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
+        pick = distinct(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
         seen = tables = 0
         for target in targets[pick].tolist():
             kind = self._reads_as_table(target)
@@ -617,7 +617,7 @@ class _Scan:
         start, end = found.packed
         if not start.size:
             return False
-        pick = np.unique(np.linspace(0, start.size - 1, min(start.size, _STREAMS)).astype(np.int64))
+        pick = distinct(np.linspace(0, start.size - 1, min(start.size, _STREAMS)).astype(np.int64))
         good = 0
         for low, high in zip(start[pick].tolist(), end[pick].tolist(), strict=True):
             try:
@@ -669,7 +669,7 @@ class _Scan:
 
     def _lead_to_refcounts(self, targets: NDArray[np.int64]) -> bool:
         """All of the targets (a sample) hold refcounts of the image's width: small numbers, most of them 1."""
-        pick = np.unique(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
+        pick = distinct(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
         for target in targets[pick].tolist():
             try:
                 data = _whole(self.storage, target << self.bits, self.cluster)

@@ -18,6 +18,7 @@ from formats.qcow2.tables import (
     L2_STANDARD,
     OFFSET_MASK,
     compressed_range,
+    distinct,
 )
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def content_of(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None
     targets = np.concatenate([masks.offset[plain], packed_start & np.uint64(-space.cluster & ((1 << 64) - 1))])
     readable = int((~masks.unaligned & ~masks.beyond).sum())
     cut = int((beyond & ~masks.packed & (masks.offset < np.uint64(space.meta.counted_reach))).sum())
-    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), np.unique(targets), readable, cut)
+    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), distinct(targets), readable, cut)
 
 
 def fresh_targets(space: Workspace, content: Content) -> int:
@@ -166,7 +167,7 @@ def l1_score(space: Workspace, offset: int, entries: int) -> tuple[int, int]:
         return 0, 0
     bad = l1_bad(space, used)
     strong, wrong = 0, int(bad.sum())
-    targets = np.unique(used[~bad] & np.uint64(OFFSET_MASK))
+    targets = distinct(used[~bad] & np.uint64(OFFSET_MASK))
     for target in targets[:: max(1, targets.size // _SAMPLE)].tolist():
         content = l2_content(space, target)
         strong += content.plausible
@@ -189,7 +190,7 @@ def leads_nowhere(space: Workspace, words: NDArray[np.uint64]) -> bool:
     if not used.size:
         return False
     bad = l1_bad(space, used)
-    targets = np.unique(used[~bad] & np.uint64(OFFSET_MASK)).tolist()
+    targets = distinct(used[~bad] & np.uint64(OFFSET_MASK)).tolist()
     return not any(l2_content(space, target).may_be_table for target in targets)
 
 

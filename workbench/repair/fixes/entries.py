@@ -24,6 +24,7 @@ from formats.qcow2.tables import (
     ZERO,
     compressed_layout,
     compressed_range,
+    distinct,
     table_bytes,
 )
 from workbench.check.kinds import Owner
@@ -226,7 +227,7 @@ def _nowhere(space: Workspace, code: str, index: int) -> int:
 def _suspects(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """L1 entries whose cluster has more owners than L1 tables account for."""
     ledger = space.ledger
-    used = np.unique(words[words != 0])
+    used = distinct(words[words != 0])
     numbers = ((used & np.uint64(OFFSET_MASK)) >> np.uint64(ledger.cluster_bits)).astype(np.int64)
     inside = numbers < ledger.clusters
     used, numbers = used[inside], numbers[inside]
@@ -357,7 +358,7 @@ class _L2Mender:
         else:
             new = entries
         width = 2 if self.wide else 1
-        changed = np.unique(np.flatnonzero(new != self.raw) // width)
+        changed = distinct(np.flatnonzero(new != self.raw) // width)
         if not changed.size:
             return
         size = self.space.cluster

@@ -35,10 +35,12 @@ MAX_RECORDS: Final = 1 << 17
 """Tables described one by one; further ones are in `is_table` and `mapped` alone."""
 MAX_HEADS: Final = 1024
 """Clusters that may begin a snapshot table and are looked at more closely."""
-_SLICE_BYTES: Final = 128 << 10
+_SLICE_BYTES: Final = 256 << 10
 """Bytes judged at once: as much as stays in the processor's cache with what is computed from it."""
 _SEPARATE_RUNS: Final = 16
 """With more unreferenced runs than this in one read, what lies between them is read along."""
+_FEW_ROWS: Final = 16
+"""Rows up to which each is counted for itself."""
 _STREAMS: Final = 8
 """Compressed clusters of a candidate that are unpacked to see whether they are streams."""
 _SAMPLED_TABLES: Final = 32
@@ -331,6 +333,14 @@ def scan(
     return _Scan(storage, geometry, referenced, external, limit, cancel or (lambda: None), looked).run()
 
 
+def _count_rows(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many are True in each row."""
+    if len(mask) > _FEW_ROWS:
+        counts: NDArray[np.int64] = np.add.reduce(mask, axis=1, dtype=np.int64)
+        return counts
+    return np.array([np.count_nonzero(row) for row in mask], dtype=np.int64)
+
+
 def _whole(storage: Source, offset: int, length: int) -> bytes:
     data = storage.read(offset, length)
     return data if len(data) == length else data.ljust(length, b"\0")
@@ -454,17 +464,18 @@ class _Scan:
         rows = max(1, _SLICE_BYTES >> self.bits)
         for start, data in self._read(low, high):
             whole = np.frombuffer(data, dtype=np.uint64).reshape(-1, self.cluster // 8)
+            free = ~self.referenced[start : start + len(whole)]
+            facts = np.where(free, np.uint8(_Fact.SEEN), np.uint8(0))
             for at in range(0, len(whole), rows):
-                raw, first = whole[at : at + rows], start + at
-                free = ~self.referenced[first : first + len(raw)]
-                facts = np.where(free, np.uint8(_Fact.SEEN), np.uint8(0))
-                chosen = np.flatnonzero(free & (np.bitwise_or.reduce(raw, axis=1) != 0))
+                raw = whole[at : at + rows]
+                chosen = np.flatnonzero(free[at : at + rows] & (np.bitwise_or.reduce(raw, axis=1) != 0))
                 if chosen.size:
-                    facts[chosen] |= np.uint8(_Fact.FILLED)
-                    facts[chosen[self._head_shaped(raw[chosen, :2])]] |= np.uint8(_Fact.HEAD)
                     shaped = self._table_shaped(raw if chosen.size == len(raw) else raw[chosen])
-                    facts[chosen[shaped]] |= np.uint8(_Fact.SHAPED)
-                self.facts[first : first + len(raw)] |= facts
+                    facts[chosen + at] |= np.where(
+                        shaped, np.uint8(_Fact.FILLED | _Fact.SHAPED), np.uint8(_Fact.FILLED)
+                    )
+            facts[self._head_shaped(whole[:, :2]) & ((facts & _Fact.FILLED) != 0)] |= np.uint8(_Fact.HEAD)
+            self.facts[start : start + len(whole)] |= facts
 
     def _starts_inside(self, cluster: int) -> bool:
         """Whether the first word of a cluster is an offset in the file."""
@@ -524,10 +535,10 @@ class _Scan:
         return out
 
     def _half(self, entries: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        zeros = np.count_nonzero(entries == 0, axis=1)
-        standard = np.count_nonzero((entries & self._bad_standard) == 0, axis=1) - zeros
-        packed = np.count_nonzero((entries & self._bad_packed) == self._packed_bit, axis=1)
-        fine = standard + packed
+        possible = (entries & self._bad_standard) == 0
+        possible |= (entries & self._bad_packed) == self._packed_bit
+        zeros = _count_rows(entries == 0)
+        fine = _count_rows(possible) - zeros
         result: NDArray[np.bool_] = (fine > 0) & (fine * 2 >= entries.shape[1] - zeros)
         return result
 

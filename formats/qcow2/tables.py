@@ -67,6 +67,16 @@ __all__ = [
 ]
 
 
+def distinct(values: NDArray[Any]) -> NDArray[Any]:
+    """The values of a 1-D array of integers, each once, in order. (`np.unique` hashes them, many times as slow.)"""
+    import numpy as np
+
+    ordered = np.sort(values)
+    first = np.ones(ordered.size, dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
+
+
 def words(data: bytes | bytearray | memoryview) -> NDArray[np.uint64]:
     """Native uint64 array of a table's big-endian entries; a rest of under 8 bytes is left out."""
     import numpy as np

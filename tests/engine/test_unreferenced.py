@@ -18,6 +18,7 @@ from workbench.engine.unreferenced import Grade, Unreferenced, decode, read_tabl
 from workbench.errors import StorageError
 from workbench.storage.file import FileStorage
 from workbench.storage.memory import MemoryStorage
+from workbench.storage.overlay import Overlay
 from workbench.units import Geometry
 
 GEOMETRIES = [Geometry(bits) for bits in (9, 12, 16, 21)] + [Geometry(bits, extended_l2=True) for bits in (14, 16, 21)]
@@ -354,3 +355,45 @@ def test_one_table_can_be_read_by_itself() -> None:
     assert read is not None
     assert read[1].tolist() == [6, 7, 8, 9, 10]
     assert read_table(storage, geometry, 6 << 16, external=False) is None
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_what_was_read_once_is_known_to_further_scans(geometry: Geometry) -> None:
+    storage, bits = lost(geometry), geometry.cluster_bits
+    head = ((FIRST << bits).to_bytes(8, "big") + struct.pack(">IHH", 1, 1, 1)).ljust(40, b"\0") + b"1"
+    storage.write((FIRST + 5) << bits, head)
+    used = np.zeros(geometry.clusters(storage.size()), dtype=bool)
+    used[:4] = True
+    first = scan(storage, geometry, used)
+    overlay, untold = Overlay(storage), MemoryStorage(storage.read(0, storage.size()))
+    for each in (overlay, untold):
+        each.write(FIRST << bits, bytes(geometry.cluster_size))
+        each.write((FIRST + 6) << bits, b"put there since")
+        each.truncate(storage.size() + geometry.cluster_size)
+    used[FIRST + 1] = True
+    again, anew = scan(overlay, geometry, used, known=first), scan(untold, geometry, used)
+    for name in ("content", "mapped", "is_table"):
+        assert (getattr(again, name) == getattr(anew, name)).all(), name
+    assert (again.tables, again.l1, again.looked_at) == (anew.tables, anew.l1, anew.looked_at)
+    assert again.snapshot_tables == anew.snapshot_tables == ((FIRST + 5) << bits,)
+
+
+def test_a_scan_that_knows_the_content_reads_tables_alone() -> None:
+    geometry = Geometry(16)
+    storage = lost(geometry)
+    used = np.zeros(geometry.clusters(storage.size()), dtype=bool)
+    used[:4] = True
+    first = scan(storage, geometry, used)
+    reads: list[int] = []
+
+    class Watched(Overlay):
+        def read(self, offset: int, length: int) -> bytes:
+            reads.append(length)
+            return super().read(offset, length)
+
+    assert scan(Watched(storage), geometry, used, known=first).tables == first.tables
+    assert max(reads) <= geometry.cluster_size, "the tables, and what they name"
+    reads.clear()
+    other = MemoryStorage(storage.read(0, storage.size()))
+    assert scan(Watched(other), geometry, used, known=first).tables == first.tables, "of another file nothing is known"
+    assert max(reads) > geometry.cluster_size

@@ -148,3 +148,14 @@ def test_many_scattered_small_writes_stay_quick_and_right() -> None:
         model[position : position + 8] = data
     assert overlay.read(0, 1 << 20) == model
     assert len(overlay.staged_ranges) < 20_000
+
+
+def test_hidden_are_the_bytes_that_are_staged_over_or_cut_off() -> None:
+    overlay = Overlay(MemoryStorage(START))
+    assert overlay.hidden_ranges == []
+    overlay.write(10, b"new")
+    overlay.write_zeroes(100, 20)
+    assert overlay.hidden_ranges == [(10, 13), (100, 120)]
+    overlay.truncate(300)
+    overlay.truncate(500)
+    assert overlay.hidden_ranges == [(10, 13), (100, 120), (300, 400)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from formats.qcow2.tables import distinct
 from workbench.check.findings import Findings
 from workbench.check.problems import PROBLEMS, Severity
 from workbench.check.triage import LeakRun, Triage
@@ -216,7 +217,7 @@ class _Grouping:
         wrong = self.findings.rows(*_L1_CODES)
         wrong = wrong[active[wrong]]
         most = max((int(columns["count"][wrong][columns["code"][wrong] == code].sum()) for code in
-                    np.unique(columns["code"][wrong]).tolist()), default=0)  # fmt: skip
+                    distinct(columns["code"][wrong]).tolist()), default=0)  # fmt: skip
         used = int(np.count_nonzero(self.meta.l1))
         if most < 4 or 2 * most < used:
             return

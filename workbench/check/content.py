@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from formats.qcow2.entries import Fault, L2Entries, Shape, packed_range
-from formats.qcow2.tables import words
+from formats.qcow2.tables import distinct, words
 from workbench.engine.codecs import is_stream
 
 _MAGICS: Final = (  # (offset, bytes, name)
@@ -40,6 +40,8 @@ _MAGICS: Final = (  # (offset, bytes, name)
     (0, b"\x28\xb5\x2f\xfd", "zstd stream"),
 )
 _EXT_SUPER: Final = 0x438
+_MOSTLY: Final = 0.9
+"""Share of right entries over which something looks like a table."""
 _UNPRINTABLE: Final = bytes(byte for byte in range(256) if not 32 <= byte < 127 and byte not in b"\t\n\r")
 
 
@@ -55,26 +57,28 @@ def magic_of(data: bytes) -> str | None:
     return None
 
 
-def table_likeness(data: bytes, file_size: int, cluster_bits: int) -> float:
-    """How much `data` looks like an L2 table: the share of its entries that lead into a file of `file_size` bytes, 0 to 1.
+def is_table_like(data: bytes, file_size: int, cluster_bits: int) -> bool:
+    """Whether `data` looks like an L2 table: more than nine of ten entries lead into a file of `file_size` bytes.
 
     Standard entries must have no reserved bits and be cluster aligned; compressed ones must not carry COPIED.
     """
     table = words(data)
     used = table[table != 0]
     if not used.size:
-        return 0.0
+        return False
     each, cluster = L2Entries(used, Shape(cluster_bits)), 1 << cluster_bits
+    if used.size < 8 and each.packed.mean() > 0.5:
+        return False
     good = each.standard & ~each.fault(Fault.RESERVED) & ~each.fault(Fault.UNALIGNED)
     good &= (each.offset < file_size) & ((each.offset != 0) | (used == 1))
+    if (good | each.packed).mean() <= _MOSTLY:
+        return False
     start, end = packed_range(used, each.shape)
     good |= each.packed & ~each.copied & (start >= cluster) & (end <= file_size + cluster)
-    if each.packed.mean() > 0.5 and used.size < 8:
-        return 0.0
+    if good.mean() <= _MOSTLY:
+        return False
     # Distinct entries: a pattern repeated over a cluster is no table.
-    if used.size > 4 and np.unique(used).size < used.size / 2 and (used > 1).any():
-        return 0.0
-    return float(good.mean())
+    return used.size <= 4 or distinct(used).size * 2 >= used.size or not (used > 1).any()
 
 
 def refcounts_likeness(data: bytes) -> bool:
@@ -93,7 +97,7 @@ def describe(data: bytes, file_size: int, cluster_bits: int) -> str:
         return found
     if refcounts_likeness(data):
         return "a refcount block"
-    if table_likeness(data, file_size, cluster_bits) > 0.9:
+    if is_table_like(data, file_size, cluster_bits):
         return "an L2 table"
     if is_stream(data, 1 << cluster_bits, cut=True):
         return "a compressed stream"

@@ -26,6 +26,18 @@ UNCOUNTED: Final = (
 """With one of these nobody can say that a cluster is not used: its refcount, or what refers to it, cannot be read."""
 
 
+def _first_users(active_l1: NDArray[np.uint64], places: NDArray[np.uint64]) -> dict[int, list[int]]:
+    """Host offset of each of these tables -> the first four entries of the L1 table that lead there."""
+    offset = offset_of(active_l1)
+    users = np.flatnonzero(np.isin(offset, places))
+    users = users[np.argsort(offset[users], kind="stable")]
+    offset = offset[users]
+    firsts = np.searchsorted(offset, places)
+    ends = np.minimum(np.searchsorted(offset, places, side="right"), firsts + 4)
+    spans = zip(places.tolist(), firsts.tolist(), ends.tolist(), strict=True)
+    return {place: users[first:end].tolist() for place, first, end in spans}
+
+
 def table_notes(
     meta: Metadata,
     geometry: Geometry,
@@ -64,9 +76,11 @@ def table_notes(
         if tables.snapshot[row] < 0:
             kinds[int(tables.index[row])] = kind
         log.add("L2-TABLE-FOREIGN", offset, size, numbers={"kind": kind}, **place(row))
-    for row in np.flatnonzero(tables.active > 1)[:MOST].tolist():
+    shared = np.flatnonzero(tables.active > 1)[:MOST]
+    first_users = _first_users(active_l1, tables.offset[shared]) if shared.size else {}
+    for row in shared.tolist():
         if 0 < int(tables.offset[row]) < meta.file_size:  # beyond there is no table to share
-            users = np.flatnonzero(offset_of(active_l1) == tables.offset[row])[:4].tolist()
+            users = first_users[int(tables.offset[row])]
             named = " and ".join(
                 f"L1 entry {index} (guest {int(geometry.guest_offset(index, 0)):#x})" for index in users
             )

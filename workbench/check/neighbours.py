@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.qcow2.entries import L2Entries, offset_of, one_run_tables
-from workbench.check.tables import Batch, L2Set, plan_batches, read_batch
+from formats.qcow2.entries import L2Entries, offset_of
+from workbench.check.tables import L2Set, may_map, plan_batches, read_batch
 from workbench.engine.metadata import Metadata
 from workbench.errors import StorageError
 from workbench.units import Geometry
@@ -30,7 +30,7 @@ def guest_of_clusters(meta: Metadata, tables: L2Set, geometry: Geometry, cluster
             batch = read_batch(meta, tables, active, geometry)
         except StorageError:
             continue  # reported as READ-ERROR by the check itself
-        batch = _worth_a_look(batch, clusters, meta)
+        batch = may_map(batch, clusters, meta)
         active = batch.rows
         each = L2Entries(batch.words, meta.shape)
         found = (each.offset >> np.uint64(bits)).astype(np.int64)
@@ -41,15 +41,6 @@ def guest_of_clusters(meta: Metadata, tables: L2Set, geometry: Geometry, cluster
             if tables.snapshot[active[row]] < 0:
                 out.setdefault(int(found[row, col]), int(geometry.guest_offset(index, col)))
     return out
-
-
-def _worth_a_look(batch: Batch, clusters: NDArray[np.int64], meta: Metadata) -> Batch:
-    """The batch without the tables that are one run of host clusters, none of them among `clusters` (sorted)."""
-    runs = one_run_tables(batch.words, None, meta.shape, meta.file_size)
-    first = (offset_of(batch.words[:, 0]) >> np.uint64(meta.shape.cluster_bits)).astype(np.int64)
-    low, high = (np.searchsorted(clusters, first + more) for more in (0, batch.words.shape[1]))
-    rest = ~(runs & (low == high))
-    return batch if rest.all() else Batch(batch.rows[rest], batch.words[rest], None)
 
 
 def is_unmapped(meta: Metadata, geometry: Geometry, l1: NDArray[np.uint64], guest: int) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from formats.qcow2.tables import distinct
 from workbench.check import kinds
 from workbench.check.census import Census, Claim
 from workbench.check.findings import FindingLog
@@ -146,7 +147,7 @@ def _log_shared(
 
 def name_owners(meta: Metadata, geometry: Geometry, tables: L2Set, clusters: NDArray[np.int64]) -> dict[int, str]:
     """Host cluster -> `: guest 0x… (L2 table 0x…, entry n) and guest …`, of all that map it. One pass over the tables."""
-    wanted = np.unique(clusters)
+    wanted = distinct(clusters)
     if not wanted.size:
         return {}
     found: dict[int, list[str]] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from formats.qcow2.entries import offset_of
+from formats.qcow2.tables import distinct
 from workbench.check.kinds import Owner
 from workbench.check.passes_refcounts import StoredRefcounts
 from workbench.check.regions import Regions, RegionWalk
@@ -52,7 +53,7 @@ def find_owners(
     from workbench.check.findings import FindingLog
 
     geometry = meta.geometry
-    wanted = np.unique(np.asarray(clusters, dtype=np.int64))
+    wanted = distinct(np.asarray(clusters, dtype=np.int64))
     if geometry is None or not wanted.size:
         return []
     regions = RegionWalk(meta, geometry, FindingLog()).run()

@@ -23,6 +23,7 @@ from formats.qcow2.entries import (
     packed_range,
     past_end,
 )
+from formats.qcow2.tables import distinct
 from workbench.check import kinds
 from workbench.check.census import Census, as_clusters
 from workbench.check.dense import is_dense, judge_table
@@ -382,7 +383,7 @@ class L2Pass:
         else:
             self._one_to_one(tables, row, col, each)
         if bad.size >= 4:
-            faulty = np.bincount(row[np.unique(bad)], minlength=tables.size)
+            faulty = np.bincount(row[distinct(bad)], minlength=tables.size)
             used = np.bincount(row, minlength=tables.size)
             self.foreign.append(tables[(faulty >= 4) & (faulty * 2 > used)])
 

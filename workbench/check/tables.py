@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from formats.qcow2 import limits
-from formats.qcow2.entries import L2Entries, offset_of
+from formats.qcow2.entries import L2Entries, offset_of, one_run_tables
 from workbench.engine.metadata import Metadata, Region
 from workbench.errors import StorageError
 from workbench.units import Geometry
@@ -194,14 +194,23 @@ def entries_of(
         if cancelled is not None:
             cancelled()
         try:
-            words = read_batch(meta, tables, rows, geometry).words
+            batch = may_map(read_batch(meta, tables, rows, geometry), wanted, meta)
         except StorageError:
             continue  # reported as READ-ERROR by the check itself
-        each = L2Entries(words, meta.shape)
+        words, each = batch.words, L2Entries(batch.words, meta.shape)
         packed = each.packed
         start, end = each.range
         low = np.searchsorted(wanted, (start >> bits).astype(np.int64))
         high = np.searchsorted(wanted, ((end - np.uint64(1)) >> bits).astype(np.int64), side="right")
         for row, col in np.argwhere((high > low) & (packed | each.placed)).tolist():
             clusters = wanted[low[row, col] : high[row, col]].tolist()
-            yield Mapped(int(rows[row]), col, int(words[row, col]), bool(packed[row, col]), clusters)
+            yield Mapped(int(batch.rows[row]), col, int(words[row, col]), bool(packed[row, col]), clusters)
+
+
+def may_map(batch: Batch, clusters: NDArray[np.int64], meta: Metadata) -> Batch:
+    """The tables of a batch that may map one of `clusters` (numbers, sorted): those that are one run of others are left out."""
+    runs = one_run_tables(batch.words, None, meta.shape, meta.file_size)
+    first = (offset_of(batch.words[:, 0]) >> np.uint64(meta.shape.cluster_bits)).astype(np.int64)
+    low, high = (np.searchsorted(clusters, first + more) for more in (0, batch.words.shape[1]))
+    rest = ~(runs & (low == high))
+    return batch if rest.all() else Batch(batch.rows[rest], batch.words[rest], None)

@@ -24,7 +24,7 @@ from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.luks.header import parse_luks
 from formats.qcow2 import limits
 from formats.qcow2.entries import offset_of
-from formats.qcow2.tables import words
+from formats.qcow2.tables import distinct, words
 from workbench.check import content, kinds
 from workbench.check.census import Census
 from workbench.check.findings import Findings
@@ -352,7 +352,7 @@ class Judge:
         every = np.concatenate([np.zeros(0, dtype=np.int64), *some])
         if every.size > MAX_PROBES:
             position = np.linspace(0, every.size - 1, MAX_PROBES // 2).astype(np.int64)
-            every = np.unique(np.concatenate([firsts[:: -(-firsts.size // (MAX_PROBES // 2))], every[position]]))
+            every = distinct(np.concatenate([firsts[:: -(-firsts.size // (MAX_PROBES // 2))], every[position]]))
         for number, cluster in enumerate(every.tolist()):
             if number % 64 == 0:
                 self.cancelled()
@@ -618,7 +618,7 @@ class Judge:
         The last clusters in use are left out of the second: an interrupted write leaves its leak there.
         """
         few = slice(0, MAX_RUNS)
-        wanted = np.unique(np.concatenate([starts[few] - 1, ends[few]]))
+        wanted = distinct(np.concatenate([starts[few] - 1, ends[few]]))
         guest = guest_of_clusters(self.meta, self.tables, self.geometry, wanted)
         size = self.geometry.cluster_size
         last = int(self.census.end - 1 - np.argmax((self.census.counts != 0)[::-1])) if len(self.census) else 0

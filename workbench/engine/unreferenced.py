@@ -34,7 +34,7 @@ from formats.qcow2.entries import (
     subclusters,
 )
 from formats.qcow2.refcounts import unpack
-from formats.qcow2.tables import words
+from formats.qcow2.tables import distinct, words
 from workbench.engine.codecs import is_stream
 from workbench.errors import StorageError
 
@@ -49,10 +49,12 @@ MAX_RECORDS: Final = 1 << 17
 """Tables described one by one; further ones are in `is_table` and `mapped` alone."""
 MAX_HEADS: Final = 1024
 """Clusters that may begin a snapshot table and are looked at more closely."""
-_SLICE_BYTES: Final = 128 << 10
+_SLICE_BYTES: Final = 256 << 10
 """Bytes judged at once: as much as stays in the processor's cache with what is computed from it."""
 _SEPARATE_RUNS: Final = 16
 """With more unreferenced runs than this in one read, what lies between them is read along."""
+_FEW_ROWS: Final = 16
+"""Rows up to which each is counted for itself."""
 _STREAMS: Final = 8
 """Compressed clusters of a candidate that are unpacked to see whether they are streams."""
 _SAMPLED_TABLES: Final = 32
@@ -219,7 +221,7 @@ class Decoded:
         leads = self.standard.size + self.packed[0].size
         if not leads or self.valid * 2 < self.used:
             return False
-        different = np.unique(self.standard).size + np.unique(self.packed[0]).size
+        different = distinct(self.standard).size + distinct(self.packed[0]).size
         return bool(different * 4 >= leads * 3)
 
 
@@ -269,7 +271,7 @@ def decode(table: NDArray[np.uint64], geometry: Geometry, file_size: int, *, ext
 def targets_of(found: Decoded, geometry: Geometry, clusters: int, *, external: bool = False) -> NDArray[np.int64]:
     """Host clusters that a decoded table maps, each once, in order: data, compressed streams, what odd entries name."""
     parts = [] if external else [found.standard, found.stray]
-    every = np.unique(np.concatenate([*parts, *_under_streams(found, geometry)]))
+    every = distinct(np.concatenate([*parts, *_under_streams(found, geometry)]))
     return every[(every > 0) & (every < clusters)]
 
 
@@ -281,7 +283,7 @@ def references_of(found: Decoded, geometry: Geometry) -> tuple[NDArray[np.int64]
 def own_place(found: Decoded, geometry: Geometry) -> int | None:
     """The L1 index of a table that leads into a data file: there each cluster lies where the guest has it. None when its
     entries do not say the same."""
-    start = np.unique(found.standard - found.index)
+    start = distinct(found.standard - found.index)
     index, rest = divmod(int(start[0]), geometry.l2_entries) if start.size == 1 else (0, 1)
     return index if not rest and found.standard.size > 1 and not found.odd else None
 
@@ -339,6 +341,14 @@ def scan(
     return _Scan(storage, geometry, referenced, external, limit, cancel or (lambda: None), looked).run()
 
 
+def _count_rows(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many are True in each row."""
+    if len(mask) > _FEW_ROWS:
+        counts: NDArray[np.int64] = np.add.reduce(mask, axis=1, dtype=np.int64)
+        return counts
+    return np.array([np.count_nonzero(row) for row in mask], dtype=np.int64)
+
+
 def _whole(storage: Source, offset: int, length: int) -> bytes:
     data = storage.read(offset, length)
     return data if len(data) == length else data.ljust(length, b"\0")
@@ -388,7 +398,7 @@ class _Scan:
     def run(self) -> Unreferenced:
         self._look()
         if self.likely:
-            self._weigh(np.unique(np.concatenate(self.likely)))
+            self._weigh(distinct(np.concatenate(self.likely)))
         rest = runs_of(~self.referenced[self.end :]) + self.end if self.end < self.total else runs_of(np.zeros(0, bool))
         return Unreferenced(
             self.content,
@@ -458,17 +468,18 @@ class _Scan:
         rows = max(1, _SLICE_BYTES >> self.bits)
         for start, data in self._read(low, high):
             whole = np.frombuffer(data, dtype=np.uint64).reshape(-1, self.cluster // 8)
+            free = ~self.referenced[start : start + len(whole)]
+            facts = np.where(free, np.uint8(_Fact.SEEN), np.uint8(0))
             for at in range(0, len(whole), rows):
-                raw, first = whole[at : at + rows], start + at
-                free = ~self.referenced[first : first + len(raw)]
-                facts = np.where(free, np.uint8(_Fact.SEEN), np.uint8(0))
-                chosen = np.flatnonzero(free & (np.bitwise_or.reduce(raw, axis=1) != 0))
+                raw = whole[at : at + rows]
+                chosen = np.flatnonzero(free[at : at + rows] & (np.bitwise_or.reduce(raw, axis=1) != 0))
                 if chosen.size:
-                    facts[chosen] |= np.uint8(_Fact.FILLED)
-                    facts[chosen[self._head_shaped(raw[chosen, :2])]] |= np.uint8(_Fact.HEAD)
                     shaped = self._table_shaped(raw if chosen.size == len(raw) else raw[chosen])
-                    facts[chosen[shaped]] |= np.uint8(_Fact.SHAPED)
-                self.facts[first : first + len(raw)] |= facts
+                    facts[chosen + at] |= np.where(
+                        shaped, np.uint8(_Fact.FILLED | _Fact.SHAPED), np.uint8(_Fact.FILLED)
+                    )
+            facts[self._head_shaped(whole[:, :2]) & ((facts & _Fact.FILLED) != 0)] |= np.uint8(_Fact.HEAD)
+            self.facts[start : start + len(whole)] |= facts
 
     def _starts_inside(self, cluster: int) -> bool:
         """Whether the first word of a cluster is an offset in the file."""
@@ -528,10 +539,10 @@ class _Scan:
         return out
 
     def _half(self, entries: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        zeros = np.count_nonzero(entries == 0, axis=1)
-        standard = np.count_nonzero((entries & self._bad_standard) == 0, axis=1) - zeros
-        packed = np.count_nonzero((entries & self._bad_packed) == self._packed_bit, axis=1)
-        fine = standard + packed
+        possible = (entries & self._bad_standard) == 0
+        possible |= (entries & self._bad_packed) == self._packed_bit
+        zeros = _count_rows(entries == 0)
+        fine = _count_rows(possible) - zeros
         result: NDArray[np.bool_] = (fine > 0) & (fine * 2 >= entries.shape[1] - zeros)
         return result
 
@@ -547,7 +558,7 @@ class _Scan:
             if targets is not None and self._is_l1(cluster, targets):
                 led.append(targets)
                 self.is_table[cluster] = True
-        led_to = np.unique(np.concatenate(led)) if led else np.zeros(0, dtype=np.int64)
+        led_to = distinct(np.concatenate(led)) if led else np.zeros(0, dtype=np.int64)
         rest = likely[~self.is_table[likely]]
         extra = led_to[self.content[led_to]] if led_to.size else led_to
         for number, cluster in enumerate(np.union1d(rest, extra).tolist()):
@@ -571,11 +582,11 @@ class _Scan:
         count = int(np.count_nonzero(good))
         if not count or count * 2 < used.size:
             return None
-        targets = np.unique((each.offset[good] >> np.uint64(self.bits)).astype(np.int64))
+        targets = distinct((each.offset[good] >> np.uint64(self.bits)).astype(np.int64))
         return targets if targets.size * 4 >= count * 3 else None
 
     def _is_l1(self, cluster: int, targets: NDArray[np.int64]) -> bool:
-        pick = np.unique(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
+        pick = distinct(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
         seen = tables = 0
         for target in targets[pick].tolist():
             kind = self._reads_as_table(target)
@@ -620,7 +631,7 @@ class _Scan:
         start, end = found.packed
         if not start.size:
             return False
-        pick = np.unique(np.linspace(0, start.size - 1, min(start.size, _STREAMS)).astype(np.int64))
+        pick = distinct(np.linspace(0, start.size - 1, min(start.size, _STREAMS)).astype(np.int64))
         good = 0
         for low, high in zip(start[pick].tolist(), end[pick].tolist(), strict=True):
             try:
@@ -672,7 +683,7 @@ class _Scan:
 
     def _lead_to_refcounts(self, targets: NDArray[np.int64]) -> bool:
         """All of the targets (a sample) hold refcounts of the image's width: small numbers, most of them 1."""
-        pick = np.unique(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
+        pick = distinct(np.linspace(0, targets.size - 1, min(targets.size, _SAMPLED_TABLES)).astype(np.int64))
         for target in targets[pick].tolist():
             try:
                 data = _whole(self.storage, target << self.bits, self.cluster)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from formats.qcow2.entries import block_of, offset_of
+from formats.qcow2.tables import distinct
 from workbench.engine.metadata import Metadata, load_metadata
 from workbench.storage.base import Storage
 
@@ -117,13 +118,13 @@ def _snapshot_end(meta: Metadata) -> int:
 def _tables(meta: Metadata, cluster: int) -> Iterator[tuple[str, NDArray[np.uint64]]]:
     import numpy as np
 
+    def places(found: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        good = (found > 0) & ((found & np.uint64(cluster - 1)) == 0) & (found < np.uint64(meta.file_size))
+        return distinct(found[good])
+
     l1s = [meta.l1, *(meta.snapshot_l1(each) for each in meta.snapshots)]
-    seen = [np.unique(offset_of(each)) for each in l1s if each.size]
-    l2 = np.unique(np.concatenate(seen)) if seen else np.zeros(0, dtype=np.uint64)
-    blocks = np.unique(block_of(meta.refcount_table))
-    for name, found in (("L2 tables", l2), ("refcount blocks", blocks)):
-        good = (found > 0) & (found % np.uint64(cluster) == 0) & (found < np.uint64(meta.file_size))
-        yield name, found[good]
+    yield "L2 tables", distinct(np.concatenate([places(offset_of(each)) for each in l1s]))
+    yield "refcount blocks", places(block_of(meta.refcount_table))
 
 
 def _runs(starts: NDArray[np.uint64], cluster: int) -> Iterator[tuple[int, int]]:

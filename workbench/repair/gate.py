@@ -16,6 +16,7 @@ import numpy as np
 from formats.qcow2 import limits
 from formats.qcow2.entries import block_of, is_compressed, offset_of, packed_range, without_copied
 from formats.qcow2.header import field as header_field
+from formats.qcow2.tables import distinct
 from workbench.errors import QwbError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Rows:
     def __init__(self, findings: Findings, codes: Iterable[str]) -> None:
         self.findings = findings
         self.numbers = findings.rows(*codes)
-        self.codes = frozenset(findings.codes[code] for code in np.unique(findings.columns["code"][self.numbers]))
+        self.codes = frozenset(findings.codes[code] for code in distinct(findings.columns["code"][self.numbers]))
         self._tables: dict[str, frozenset[int]] = {}
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class Rows:
 
     def tables(self, *codes: str) -> NDArray[np.uint64]:
         """Host offsets of the tables whose entries are named, in order, each once."""
-        found: NDArray[np.uint64] = np.unique(self.findings.columns["table"][self._numbers(codes)])
+        found: NDArray[np.uint64] = distinct(self.findings.columns["table"][self._numbers(codes)])
         return found[found > 0]
 
     def name(self, table: int, code: str) -> bool:
@@ -71,7 +72,7 @@ class Rows:
 
     def snapshots(self, *codes: str) -> set[int]:
         """Numbers of the snapshots that are concerned."""
-        found = np.unique(self.findings.columns["snapshot"][self._numbers(codes)])
+        found = distinct(self.findings.columns["snapshot"][self._numbers(codes)])
         return set(found[found >= 0].tolist())
 
     def spans(self, *codes: str) -> list[tuple[int, int]]:
@@ -232,7 +233,7 @@ class Gate:
         changed = changed[~self.spans.hold(changed)]
         if changed.size:
             changed = changed[~Spans(self.space.fresh).hold(changed)]
-        for word in np.unique(changed & ~np.int64(7)).tolist():
+        for word in distinct(changed & ~np.int64(7)).tolist():
             at = word - offset
             if at < 0 or not self._entry(before[at : at + 8], data[at : at + 8], kind):
                 raise GateError(
@@ -339,6 +340,6 @@ class Gate:
         cluster = meta.geometry.cluster_size
         region = meta.refcount_table_region
         yield region.offset, region.offset + region.length
-        blocks = np.unique(block_of(meta.refcount_table))
+        blocks = distinct(block_of(meta.refcount_table))
         for block in blocks[blocks > 0].tolist():
             yield block, block + cluster

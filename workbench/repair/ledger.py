@@ -23,6 +23,7 @@ from formats.qcow2.entries import (
     one_run_tables,
     packed_range,
 )
+from formats.qcow2.tables import distinct
 from workbench.check.kinds import Owner
 from workbench.check.tables import ACTIVE, Batch, Collector, L1Table, L2Set, empty_set, read_batch
 from workbench.engine.metadata import Metadata
@@ -103,7 +104,7 @@ class Ledger:
 
     def settle(self) -> None:
         """Everything was added."""
-        self.wild = np.unique(np.concatenate([self.wild, *self._past]))
+        self.wild = distinct(np.concatenate([self.wild, *self._past]))
         self._past.clear()
 
     def add_range(self, offset: int, length: int, flag: int) -> None:
@@ -117,7 +118,7 @@ class Ledger:
         """`weight` references for each occurrence; those past the end, as far as a file can reach, are wild ones."""
         past = numbers[(numbers >= self.clusters) & (numbers < MAX_CLUSTERS)]
         if past.size:
-            self._past.append(np.unique(past))
+            self._past.append(distinct(past))
         numbers = numbers[(numbers >= 0) & (numbers < self.clusters)]
         if not numbers.size or not weight:
             return
@@ -284,7 +285,7 @@ def _guest_tables(space: Workspace, ledger: Ledger) -> None:
         far = offset[(offset >= np.uint64(space.end)) & (offset % np.uint64(space.cluster) == 0)]
         ledger.add((far >> bits).astype(np.int64), 1, META)
     times = tables.active.astype(np.int64) + tables.inactive
-    for weight in np.unique(times).tolist():
+    for weight in distinct(times).tolist():
         rows = times == weight
         ledger.add((tables.offset[rows] >> bits).astype(np.int64), weight, META)
     if space.meta.header.has("data_file"):

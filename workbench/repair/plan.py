@@ -319,8 +319,9 @@ def _attempt(
     if (asked and _run(space, FINISH, after)) or (space.steps and space.steps[-1].fix == "bitmaps-follow"):
         tell("checking the repaired image")
         after = check_file(space.overlay, deep=True, cancel=cancel, known=found)
+    kept, space.gate = _kept(space), None  # with its gate, a workspace and its counts would outlive this
     return Plan(
-        storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, _kept(space)), space.overlay, tuple(space.notes),
+        storage, chosen, tuple(space.steps), verdict_of(found), verdict_of(after, kept), space.overlay, tuple(space.notes),
         print_, found, after,
     )  # fmt: skip
 

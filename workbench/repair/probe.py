@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from formats.luks.header import MAGIC as LUKS_MAGIC
 from formats.qcow2.entries import Fault, L2Entries, Pointers, PointerTable, offset_of, packed_range
+from formats.qcow2.tables import distinct
 
 if TYPE_CHECKING:
     from workbench.repair.workspace import Workspace
@@ -127,7 +128,7 @@ def content_of(space: Workspace, words: NDArray[np.uint64], *, wide: bool | None
     targets = np.concatenate([masks.offset[plain], packed_start & np.uint64(-space.cluster & ((1 << 64) - 1))])
     readable = int((~masks.unaligned & ~masks.beyond).sum())
     cut = int((beyond & ~masks.packed & (masks.offset < np.uint64(space.meta.counted_reach))).sum())
-    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), np.unique(targets), readable, cut)
+    return Content(int(good.sum()), int(foreign.sum()), int(beyond.sum()), distinct(targets), readable, cut)
 
 
 def fresh_targets(space: Workspace, content: Content) -> int:
@@ -149,7 +150,7 @@ def l1_score(space: Workspace, offset: int, entries: int) -> tuple[int, int]:
         return 0, 0
     bad = l1_bad(space, used)
     strong, wrong = 0, int(bad.sum())
-    targets = np.unique(offset_of(used[~bad]))
+    targets = distinct(offset_of(used[~bad]))
     for target in targets[:: max(1, targets.size // _SAMPLE)].tolist():
         content = l2_content(space, target)
         strong += content.plausible
@@ -169,7 +170,7 @@ def leads_nowhere(space: Workspace, words: NDArray[np.uint64]) -> bool:
     if not used.size:
         return False
     bad = l1_bad(space, used)
-    targets = np.unique(offset_of(used[~bad])).tolist()
+    targets = distinct(offset_of(used[~bad])).tolist()
     return not any(l2_content(space, target).may_be_table for target in targets)
 
 

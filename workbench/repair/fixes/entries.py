@@ -35,7 +35,7 @@ from formats.qcow2.entries import (
     without_zero_flag,
     zero_entry,
 )
-from formats.qcow2.tables import table_bytes
+from formats.qcow2.tables import distinct, table_bytes
 from workbench.check.kinds import Owner
 from workbench.check.problems import Tier
 from workbench.check.tables import ACTIVE, L1Table, L2Set
@@ -237,7 +237,7 @@ def _nowhere(space: Workspace, code: str, index: int) -> int:
 def _suspects(space: Workspace, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """L1 entries whose cluster has more owners than L1 tables account for."""
     ledger = space.ledger
-    used = np.unique(words[words != 0])
+    used = distinct(words[words != 0])
     numbers = (offset_of(used) >> np.uint64(ledger.cluster_bits)).astype(np.int64)
     inside = numbers < ledger.clusters
     used, numbers = used[inside], numbers[inside]
@@ -374,7 +374,7 @@ class _L2Mender:
         """Stage new entries (and bitmaps)."""
         new = interleaved(entries, self.bitmaps if bitmaps is None else bitmaps)
         width = 2 if self.wide else 1
-        changed = np.unique(np.flatnonzero(new != self.raw) // width)
+        changed = distinct(np.flatnonzero(new != self.raw) // width)
         if not changed.size:
             return
         size = self.space.cluster

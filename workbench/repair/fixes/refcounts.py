@@ -142,20 +142,20 @@ def counted_once(space: Workspace, ledger: Ledger) -> NDArray[np.bool_]:
     return once
 
 
-def _floor(space: Workspace, ledger: Ledger) -> NDArray[Any]:
-    """Refcounts as the image had them (what a plan raised itself may be lowered again)."""
+def _stood_above(space: Workspace, ledger: Ledger, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Clusters whose refcount was higher than this, as the image had it and still has (what a plan raised itself may be
+    lowered again)."""
     known = _stored_before(space, ledger)
-    floor = np.zeros(ledger.clusters, dtype=ledger.stored.dtype)
-    length = min(known.size, floor.size)
-    floor[:length] = np.minimum(known[:length], ledger.stored[:length])
-    return floor
+    above, length = np.zeros(ledger.clusters, dtype=bool), min(known.size, ledger.clusters)
+    above[:length] = (known[:length] > values[:length]) & (ledger.stored[:length] > values[:length])
+    return above
 
 
 def leaks_kept(space: Workspace) -> int:
     """Clusters of the image as it is now whose refcount is higher than needed, on purpose."""
     ledger = space.ledger
     kept, shared = _judged(space, ledger)
-    high = (ledger.counts > 0) & (_floor(space, ledger) > ledger.counts)
+    high = (ledger.counts > 0) & _stood_above(space, ledger, ledger.counts)
     if high.any() and not shared:
         high &= triage.sharing_lost(space, ledger)
     doubled = _may_be_shared(space, ledger) & (ledger.stored > ledger.counts)
@@ -231,9 +231,10 @@ def _wanted(space: Workspace, ledger: Ledger) -> _Wanted:
     held = (ledger.counts > 0) & (ledger.stored > values)
     if held.any():
         held = held if shared else triage.sharing_lost(space, ledger)
-        held &= _floor(space, ledger) > values
+        held &= _stood_above(space, ledger, values)
         if held.any():
-            values[held] = np.minimum(_floor(space, ledger)[held], most)
+            at = np.flatnonzero(held)
+            values[at] = np.minimum(np.minimum(_stored_before(space, ledger)[at], ledger.stored[at]), most)
             space.note(
                 f"{many(int(held.sum()), 'cluster')} may be shared with something that has lost its place (a table, a"
                 " snapshot): the refcount is kept",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.qcow2 import refcounts
-from formats.qcow2.tables import OFFSET_MASK
+from formats.qcow2.tables import OFFSET_MASK, distinct
 from workbench.repair.preserve.account import Fate
 from workbench.repair.preserve.case import Case
 from workbench.repair.preserve.walk import Cell, Use, nonzero
@@ -44,7 +44,7 @@ class Hosts:
             look[index] |= self.case.changed.touch(place, place + size) or place + size > a.size
         rows = np.union1d(refs.rows, later.rows)
         (had, uses), (need, uses_after) = refs.at(rows), later.at(rows)
-        look[np.unique(rows[(had != need) | (uses_after & ~uses & Use.FLAGGED > 0)] // per_block)] = True
+        look[distinct(rows[(had != need) | (uses_after & ~uses & Use.FLAGGED > 0)] // per_block)] = True
         for index in np.flatnonzero(look).tolist():
             low = index * per_block
             part = slice(low, min(low + per_block, later.clusters))

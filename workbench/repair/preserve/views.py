@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.qcow2.tables import COPIED, OFFSET_MASK, compressed_range
+from formats.qcow2.tables import COPIED, OFFSET_MASK, compressed_range, distinct
 from workbench.engine import codecs
 from workbench.errors import CorruptError, UnsupportedError
 from workbench.repair.preserve.account import Fate
@@ -245,7 +245,7 @@ class Views:
     def _rewritten_data(self) -> None:
         """Guest clusters whose entry stays, while bytes under it change."""
         a, bits = self.base, np.uint64(self.base.bits)
-        touched = np.unique(
+        touched = distinct(
             np.concatenate([
                 np.arange(start >> a.bits, ((end - 1) >> a.bits) + 1)
                 for start, end in zip(self.case.changed.starts.tolist(), self.case.changed.ends.tolist(), strict=True)

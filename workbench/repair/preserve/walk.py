@@ -27,6 +27,7 @@ from formats.qcow2.tables import (
     REFCOUNT_OFFSET_MASK,
     ZERO,
     compressed_range,
+    distinct,
     words,
 )
 from workbench.engine.metadata import Region, load_metadata
@@ -301,7 +302,7 @@ class Reading:
         good = (used % np.uint64(size) == 0) & (used < np.uint64(self.size))
         if header.l1_table_offset % size == 0 and int(good.sum()) * 2 > used.size:
             places.append(self._clusters_of(header.l1_table_offset, min(header.l1_size * 8, limits.MAX_L1_SIZE)))
-        return np.unique(np.concatenate(places))
+        return distinct(np.concatenate(places))
 
     def _clusters_of(self, offset: int, length: int) -> U64:
         return np.arange(offset, offset + length, 1 << self.bits, dtype=np.uint64)

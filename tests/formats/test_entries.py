@@ -19,9 +19,13 @@ from formats.qcow2.entries import (
     Pointers,
     PointerTable,
     Shape,
+    as_plain,
     driver_kind,
     first_blocking,
+    impossible_bits,
+    interleaved,
     l2_faults,
+    moved_to,
     one_run_tables,
     packed_range,
     past_end,
@@ -31,10 +35,13 @@ from formats.qcow2.entries import (
     read_pointer,
     reserved_bits,
     run_heads,
+    set_copied,
     subcluster_kind,
     subcluster_kinds,
     with_zero_flag,
     without_copied,
+    without_zero_flag,
+    zero_entry,
 )
 from formats.qcow2.tables import compressed_entry
 
@@ -268,3 +275,47 @@ def test_reserved_bits_are_told_by_table() -> None:
     assert reserved_bits(COMPRESSED | 1 << 57, Shape(9)) == 1 << 57
     assert reserved_bits(1 << 62 | 1, Shape(16), PointerTable.L1) == 1 << 62 | 1
     assert reserved_bits(1 << 62 | 1, Shape(16), PointerTable.REFCOUNT) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_cleaned_table_has_no_reserved_bits_and_says_the_same(shape: Shape) -> None:
+    words = array(random_words(random.Random(f"cleaned {shape}"), 2000, shape))
+    each = L2Entries(words, shape)
+    cleaned = L2Entries(each.cleaned, shape)
+    assert not cleaned.fault(Fault.RESERVED).any()
+    assert (cleaned.kind == each.kind).all() and (cleaned.offset == each.offset)[each.standard].all()
+    for table in PointerTable:
+        pointers = Pointers(words, table, shape)
+        after = Pointers(pointers.cleaned, table, shape)
+        assert not (after.faults & (Fault.RESERVED | Fault.ONES_PLACED)).any()
+        assert (after.offset == pointers.offset).all()
+
+
+def test_a_pointer_inside_the_file_is_aligned_and_starts_before_its_end() -> None:
+    words = array([0, COPIED, 0x10000, 0x18000, COPIED | 0x20000, 0x30000, 1 << 60 | 0x10000])
+    inside = Pointers(words, PointerTable.L1, Shape(16)).inside(0x30000)
+    assert inside.tolist() == [False, False, True, False, True, False, True]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_no_sound_entry_has_an_impossible_bit(shape: Shape) -> None:
+    size = 1 << 40
+    plain, packed, flag = impossible_bits(shape, size)
+    for word in random_words(random.Random(f"impossible {shape}"), 2000, shape):
+        one = read_l2(word, shape)
+        if not one.faults and one.kind is ClusterType.COMPRESSED and one.start < size:
+            assert word & packed == flag
+        if not one.faults and one.kind is ClusterType.NORMAL and (one.start < size or shape.data_file):
+            assert not word & plain
+
+
+def test_entries_are_changed_flag_by_flag() -> None:
+    assert set_copied(0x50000, True) == pointing_to(0x50000) and set_copied(pointing_to(0x50000), False) == 0x50000
+    both = set_copied(array([0x50000, pointing_to(0x60000)]), np.array([True, False]))
+    assert both.tolist() == [pointing_to(0x50000), 0x60000]
+    assert moved_to(pointing_to(0x50000) | 1, 0x70000) == pointing_to(0x70000) | 1
+    assert as_plain(COMPRESSED | pointing_to(0x50000)) == pointing_to(0x50000)
+    assert without_zero_flag(with_zero_flag(0x50000)) == 0x50000
+    assert [zero_entry(Shape(16)), zero_entry(Shape(16, version=2)), zero_entry(Shape(16, True))] == [1, 0, 0]
+    entries, bitmaps = array([1, 2]), array([3, 4])
+    assert interleaved(entries, bitmaps).tolist() == [1, 3, 2, 4] and interleaved(entries, None) is entries

@@ -235,3 +235,59 @@ def test_an_impossible_cluster_size_is_set_by_where_the_file_ends_though_the_onl
     assert plan.proof.harmless
     with counts(plan, tmp_path) as ed:
         assert ed.get("cluster_bits") == 16
+
+
+# -- what is called a table and is none ----------------------------------------------------------------------------------
+
+
+def test_an_l1_table_that_the_header_places_on_guest_data_is_found_again_and_the_data_stays(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        right, data = ed.get("l1_table_offset"), ed.host_of(M)
+        was = ed.read(data, CLUSTER)
+        ed.set("l1_table_offset", data)
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.get("l1_table_offset") == right
+        assert ed.read(data, CLUSTER) == was
+
+
+def test_a_refcount_table_that_the_header_places_on_lost_data_leaves_it_counted(tmp_path: Path) -> None:
+    path = image(tmp_path)
+    with Editor(path) as ed:
+        data = ed.host_of(M)
+        ed.set("refcount_table_offset", data)
+        ed.set_l1(0, 0)
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.refcount(data) > 0
+
+
+def test_a_snapshots_l1_table_that_is_an_l2_table_in_truth_is_not_written_to(tmp_path: Path) -> None:
+    path = image(tmp_path, snapshot=True)
+    with Editor(path) as ed:
+        snapshot = ed.snapshots()[0]
+        table = ed.number(snapshot.l1_offset) & ((1 << 56) - 512)
+        was = ed.read(table, CLUSTER)
+        ed.put(snapshot.offset, table)
+        ed.set_rt(0, 0)
+    plan = plan_of(path)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.read(table, CLUSTER) == was
+
+
+def test_a_table_overwritten_in_place_is_no_place_for_another_one(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    kit.create("64M", "cluster_size=4096")  # 2 MiB per L2 table
+    for index in range(5):
+        kit.io(f"write -P {index + 1} {index * 2 * M} 64k")
+    with Editor(kit.path) as ed:
+        ed.set_l1(1, 0)
+        ed.write(ed.l2_table(3), bytes(4096))
+    plan = plan_of(kit.path)
+    assert plan.proof.harmless
+    with counts(plan, tmp_path) as ed:
+        assert ed.l2(6 * M) == 0, "the lost table of entry 1 is not entry 3's"

@@ -64,6 +64,7 @@ class L2Pass:
         log: FindingLog,
         *,
         judge: bool,
+        raw_data_file: bool = False,
         refcounts_end: int = 1 << 62,
         reach: int = 0,
     ) -> None:
@@ -79,6 +80,7 @@ class L2Pass:
         self.judge = judge
         self.stats = MappingStats()
         self.grows = False
+        self.raw_data_file = raw_data_file
         self.refcounts_end = refcounts_end
         self.reach = np.uint64(reach)
         self._done = np.zeros(0, dtype=bool)
@@ -380,7 +382,7 @@ class L2Pass:
             log("L2-ZERO-FLAG-V2", each.fault(Fault.ZERO_VERSION_2), counted=False)
         if not self.has_data_file:
             log("L2-COPIED-UNALLOCATED", each.fault(Fault.COPIED_NOWHERE), counted=False)
-        else:
+        elif self.raw_data_file:
             self._one_to_one(tables, row, col, each)
         if bad.size >= 4:
             faulty = np.bincount(row[distinct(bad)], minlength=tables.size)
@@ -390,7 +392,7 @@ class L2Pass:
     def _one_to_one(
         self, tables: NDArray[np.intp], row: NDArray[np.intp], col: NDArray[np.intp], each: L2Entries
     ) -> None:
-        """An external data file has every guest byte at its own address (active disk only)."""
+        """A raw external data file has every guest byte at its own address (active disk only)."""
         bits = np.uint64(self.geometry.cluster_bits)
         index = self.tables.index[tables][row].astype(np.uint64)
         guest = (index << (bits + np.uint64(self.geometry.l2_bits))) + (col.astype(np.uint64) << bits)

@@ -361,11 +361,11 @@ p(
 p(
     "DATA-FILE-OFFSET",
     WARNING,
-    "External data file is not mapped one to one",
-    "L2 entry {index} of table {table:#x} maps guest {guest:#x} to {value:#x} of the data file",
-    "In an external data file, raw or not, a cluster lies at the offset that it has in the guest.",
-    "The image was assembled from parts of another, or an entry was damaged.",
-    "QEMU refuses to read there, and marks the image as corrupt when it is writable.",
+    "Raw external data file is not mapped one to one",
+    "L2 entry {index} of table {table:#x} maps guest {guest:#x} to {value:#x} of the raw data file",
+    "With a raw external data file, guest and host offsets must be equal.",
+    "The image was assembled from parts of another, or the raw bit was set by hand.",
+    "The disk reads differently through the image and through the raw file.",
     fix.CLEAR_FEATURE,
     spec="qcow2: Header",
 )

@@ -187,7 +187,7 @@ class _Check:
         started = time.perf_counter()
         work = L2Pass(
             geometry, self.meta.header.version, self.meta.file_size, self.meta.header.has("data_file"), tables, copied,
-            census, stored.one_far, self.log, judge=judge,
+            census, stored.one_far, self.log, judge=judge, raw_data_file=self.meta.header.has("data_file_raw"),
             refcounts_end=stored.end, reach=self.meta.counted_reach,
         )  # fmt: skip
         for loaded in Pipeline(self.meta, work, tables, geometry, batches, self.threads):

@@ -176,7 +176,7 @@ class Keeper:
         entries = words(reading.read(number << reading.bits, 1 << reading.bits))
         used = block_of(entries[entries != 0])
         good = (used > 0) & (used % np.uint64(1 << reading.bits) == 0) & (used < np.uint64(max(reading.size, 1)))
-        return bool(np.count_nonzero(good) * 2 >= used.size)
+        return bool(used.size <= 2 or np.count_nonzero(good) * 2 >= used.size)
 
     def stored(self, cluster: int) -> int | None:
         """The refcount of a cluster as the image has it, None where it cannot be read."""

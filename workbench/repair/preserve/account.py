@@ -129,7 +129,13 @@ class Ledger:
         found, total = [], 0
         for (guest, name, reason), rows in self.rows[fate].items():
             total += sum(size for _, _, size in rows)
-            found += [Stretch(start, length, reason, guest, name) for start, length, _ in rows]
+            joined: list[tuple[int, int]] = []
+            for start, length, _ in sorted(rows):
+                if joined and joined[-1][1] == start:
+                    joined[-1] = (joined[-1][0], start + length)
+                else:
+                    joined.append((start, start + length))
+            found += [Stretch(start, end - start, reason, guest, name) for start, end in joined]
         return Account(total, tuple(sorted(found, key=lambda each: (each.guest, each.snapshot, each.start))))
 
     def guest_ranges(self, *fates: Fate) -> Iterator[tuple[int, int]]:

@@ -341,6 +341,11 @@ class Judge:
         self._named = [(index, offset_of(int(self.l1[index]))) for index in sorted(free) if self.l1[index]]
         return self._free
 
+    def named(self) -> list[tuple[int, int]]:
+        """(L1 index, host offset) of the tables that free L1 entries of the disk still name."""
+        self._free_l1()
+        return self._named
+
     # -- content -------------------------------------------------------------------------------------------------------
 
     def _describe(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
@@ -544,9 +549,8 @@ class Judge:
     def _near(self, cluster: int) -> list[int]:
         """Free L1 entries, damaged ones, that still name this cluster or differ from it in one bit."""
         offset = cluster << self.bits
-        self._free_l1()
         return [
-            index for index, place in self._named if place >> self.bits == cluster or (place ^ offset).bit_count() == 1
+            index for index, place in self.named() if place >> self.bits == cluster or (place ^ offset).bit_count() == 1
         ]
 
     def _by_order(self, offset: int, free: NDArray[np.intp]) -> list[int]:
@@ -682,6 +686,14 @@ class _Verdicts:
             return cluster
         return next((table for low, high, table in self.judge.spans if low <= cluster <= high), cluster)
 
+    def _room(self, start: int) -> str:
+        """The L1 entry that a run may belong to: the one whose lost table lies right before it, or any."""
+        gaps, bits = self.judge.out.gaps, self.judge.bits
+        before = next((index for index, place in self.judge.named() if place >> bits == start - 1), None)
+        gap = next((each for each in gaps if each.l1_index == before), gaps[0])
+        some = "" if len(gaps) == 1 or gap.l1_index == before else f"one of {len(gaps)} entries that lost their table, "
+        return f"{some}L1 entry {gap.l1_index} has room for it: {gap.why}"
+
     def of(self, start: int, end: int) -> LeakRun:
         judge, kind = self.judge, self.holds(start, end)
         verdict, confidence, guest = Verdict.POSSIBLE_DATA, 0.8, None
@@ -695,8 +707,7 @@ class _Verdicts:
             guest, confidence = self.exact[start], 0.9
             reason = f"it lies between the clusters of guest neighbours: guest {guest:#x} has lost its mapping"
         elif judge.out.gaps and (self.fits or kind != "zeros"):
-            gap = judge.out.gaps[0]
-            reason = f"L1 entry {gap.l1_index} has room for it: {gap.why}"
+            reason = self._room(start)
             confidence = 0.5 if kind == "zeros" or not self.fits else 0.8
         elif judge.snapshots and kind != "zeros":
             reason = "a snapshot, or the table of snapshots, cannot be read"

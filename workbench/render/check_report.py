@@ -95,7 +95,7 @@ def _report(result: CheckResult, limit: int | None) -> Iterator[str]:
         for run in result.orphans[:limit]:
             yield (
                 f"  {run.offset:#x}-{run.offset + run.length:#x} ({format_size(run.length)}): {run.verdict.value} "
-                f"({certainty(run.confidence)}), holds {printable(run.content)}: {run.reason}"
+                f"({certainty(run.confidence)}), {_holds(run.content)}: {run.reason}"
                 f"{'' if run.counted else uncounted}"
             )
         if limit is not None and len(result.orphans) > limit:
@@ -222,3 +222,7 @@ def problem_page(problem: Problem) -> Iterator[str]:
             chosen = choice_of(fix.id, problem.code)
             how = f"  [repair --fix {problem.code} --choose {chosen}]" if chosen else ""
             yield f"  {fix.id} ({fix.tier.value}): {fix.title}{how}"
+
+
+def _holds(content: str) -> str:
+    return "not read yet (--deep)" if content == "not read" else f"holds {printable(content)}"

@@ -12,6 +12,7 @@ from tests.repair.judging import inside
 from tests.repair.test_kept import CLUSTER, counts, image, plan_of
 from workbench.check import check
 from workbench.engine.metadata import load_metadata
+from workbench.repair.edits import plan_lines
 from workbench.repair.plan import make_plan
 from workbench.repair.policy import Policy
 from workbench.storage.file import FileStorage
@@ -291,3 +292,17 @@ def test_a_table_overwritten_in_place_is_no_place_for_another_one(tmp_path: Path
     assert plan.proof.harmless
     with counts(plan, tmp_path) as ed:
         assert ed.l2(6 * M) == 0, "the lost table of entry 1 is not entry 3's"
+
+
+def test_many_steps_of_one_kind_are_told_once(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    kit.create("64M", "cluster_size=4096")  # 2 MiB per L2 table
+    for index in range(5):
+        kit.io(f"write -P {index + 1} {index * 2 * M} 64k")
+    with Editor(kit.path) as ed:
+        for index in range(5):
+            ed.write(ed.l2_table(index), noise(4096, index))
+    lines = plan_lines(plan_of(kit.path))
+    told = [line for line in lines if "other content lies in its L2 table" in line]
+    assert len(told) == 2
+    assert any(line.strip() == "… and 3 more like step 1" for line in lines)

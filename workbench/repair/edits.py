@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 from formats.annotate import Node, NodeKind, annotate
 from formats.qcow2.bitmaps import BITMAP_SCHEMA
@@ -120,8 +121,17 @@ def heads(plan: Plan) -> tuple[bytes, bytes]:
     return plan.base.read(0, 512), plan.overlay.read(0, 512)
 
 
-def plan_lines(plan: Plan, limit: int = 40) -> list[str]:
-    """The plan as text: verdicts, steps grouped by finding, notes."""
+_SHOWN: Final = 2
+"""Steps of one kind that are shown in full when there are more of them."""
+
+
+def _likeness(step: Step) -> str:
+    """The same for steps that do the same in other places."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", step.title)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan as text: verdicts, steps grouped by finding, many of one kind told once, notes."""
     meta = plan.result_after.meta
     lines = [f"now:   {plan.before}", f"after: {plan.after}"]
     if not plan.empty:
@@ -131,7 +141,12 @@ def plan_lines(plan: Plan, limit: int = 40) -> list[str]:
     for code, steps in plan.groups().items():
         risk = max((step.tier.value for step in steps), key=("safe", "judgement", "destructive").index)
         lines += ["", f"{code} ({risk})"]
-        for step in steps[:limit]:
+        alike: dict[str, list[Step]] = {}
+        for step in steps:
+            alike.setdefault(_likeness(step), []).append(step)
+        folded = {kind: found for kind, found in alike.items() if len(found) > _SHOWN + 1}
+        left_out = {step.number for found in folded.values() for step in found[_SHOWN:]}
+        for step in [each for each in steps if each.number not in left_out]:
             lines.append(f"  {step.number:>3}. {step.title}  [{step.kind} at {step.offset:#x}, {step.length} bytes]")
             lines += [
                 f"         {name}: {old} -> {new}" for name, old, new in describe(step, meta.geometry, heads(plan))[:4]
@@ -141,8 +156,7 @@ def plan_lines(plan: Plan, limit: int = 40) -> list[str]:
                 lines.append(f"         guest: {shown}" + (" …" if len(step.guest) > 4 else ""))
             if step.snapshots:
                 lines.append(f"         snapshots: {', '.join(step.snapshots)}")
-        if len(steps) > limit:
-            lines.append(f"       … and {len(steps) - limit} more")
+        lines += [f"       … and {len(found) - _SHOWN:,} more like step {found[0].number}" for found in folded.values()]
     if plan.withheld is not None:
         lines += [
             "",

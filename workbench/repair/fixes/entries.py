@@ -285,13 +285,17 @@ def _named(space: Workspace) -> list[int]:
 
 
 def _is_elsewhere(space: Workspace, table: L1Table) -> bool:
-    """Most of what an L1 table names is no L2 table, of several entries, or of a single one with more behind it than a
+    """Most of what an L1 table names is guest data and no L2 table, of several entries, or of a single one with more behind it than a
     table of its length has: then it is none itself, and its place is what is wrong."""
     each = Pointers(table.entries[table.entries != 0], PointerTable.L1, space.meta.shape)
     bad = each.fault(Fault.RESERVED) | each.fault(Fault.UNALIGNED)
     bad |= each.offset >= max(space.end, space.meta.counted_reach)
     named = np.unique(each.offset[~bad & each.inside(space.end)])[:_SAMPLE]
-    wrong = int(bad.sum()) + sum(l2_content(space, place).is_foreign for place in named.tolist())
+    flags = space.ledger.flags[(named >> np.uint64(space.ledger.cluster_bits)).astype(np.int64)]
+    data = named[
+        (flags & np.uint8(DATA | OLD_DATA | PACKED)) != 0
+    ]  # other content alone may lie over a table in its place
+    wrong = int(bad.sum()) + sum(l2_content(space, place).is_foreign for place in data.tolist())
     behind = table.offset + table.entries.size * 8
     return wrong * 2 > bad.size and (bad.size > 2 or any(space.read(behind, -behind % space.cluster)))
 

@@ -115,14 +115,17 @@ class Keeper:
 
     @cached_property
     def _wrong_l1(self) -> list[tuple[int, int]]:
-        """Host bytes [start, end) of what is called an L1 table, though most of what it names is no L2 table: several
+        """Host bytes [start, end) of what is called an L1 table, though most of what it names is guest data: several
         entries, or a single one with more behind it than a table of its length has."""
         reading, found = self.reading, []
         header, size = reading.meta.header, 1 << reading.bits
         for view in reading.views():
             named = np.unique(view.l1[(view.l1 & _OFFSET) != 0] & _OFFSET)[:_MANY].tolist()
             tables = [reading.table(each) for each in named]
-            wrong = sum(each is None or foreign(reading, each[0]) for each in tables)
+            wrong = sum(
+                each is None or (foreign(reading, each[0]) and bool(self.refs.one(place >> reading.bits)[1] & Use.DATA))
+                for place, each in zip(named, tables, strict=True)
+            )
             start, entries = (
                 (view.snapshot.l1_table_offset, view.snapshot.l1_size)
                 if view.snapshot is not None

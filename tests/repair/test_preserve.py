@@ -561,6 +561,19 @@ CASES = {
     "data under a refcount table entry goes free without a word": Case(
         "plain", _block_in_leak, _drop_block(declare=False), _drop_block(declare=True)
     ),
+    "a cluster size that the refcounts contradict": Case(
+        "plain", lambda ed: ed.set("cluster_bits", 11), _put("cluster_bits", lambda ed: 10), _put("cluster_bits", lambda ed: 12)
+    ),
+    "an entry of a sound table behind the end of the disk is dropped": Case(
+        "plain", lambda ed: ed.set("size", COVER + 2 * C),
+        lambda ed, said: ed.set_l2(COVER + 4 * C, 0),
+        lambda ed, said: ed.set("size", 8 << 20),
+    ),
+    "a lost table gets its place without one of its entries": Case(
+        "plain", lose_l1(1),
+        lambda ed, said: (_relink(1, 1, declare=True)(ed, said), ed.write(TABLES[1], bytes(8)))[0],
+        _relink(1, 1, declare=True),
+    ),
     "the data file no longer counts as raw": Case(
         "data-file", _nothing, _put("autoclear_features", lambda ed: 0), lambda ed, said: ed.set_bits("compatible_features", 1)
     ),

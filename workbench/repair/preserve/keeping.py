@@ -163,14 +163,16 @@ class Keeper:
     def holds_counts(self, number: int) -> bool:
         """Whether the cluster of a refcount block holds what can be refcounts, in the width of the image.
 
-        Or that of the refcount table what can be its entries.
+        Or the first one of the refcount table what can be its entries.
         """
         reading, order = self.reading, self.reading.meta.header.refcount_order
         table = reading.meta.refcount_table_region
         if order > limits.MAX_REFCOUNT_ORDER:
             return True
-        if table.offset <= number << reading.bits < table.offset + table.length:
+        if table.offset == number << reading.bits:
             return self._may_be_refcount_table(number)
+        if table.offset < number << reading.bits < table.offset + table.length:
+            return True  # the header's length may be wrong: what lies behind the first cluster is judged entry by entry
         data = reading.read(number << reading.bits, 1 << reading.bits)
         return refcounts.may_be_refcounts(refcounts.unpack(data, order))
 

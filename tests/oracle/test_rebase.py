@@ -120,7 +120,7 @@ def rebased_alike(folder: Path, shape: str, old: str, new: str) -> None:
 
 @pytest.mark.parametrize("old", BACKINGS)
 def test_from_every_backing_file_to_others(folder: Path, old: str) -> None:
-    for new in ("", *BACKINGS[BACKINGS.index(old) % 2 :: 2]):
+    for new in ("", *BACKINGS[BACKINGS.index(old) % 5 :: 5]):
         rebased_alike(folder, "plain", old, new)
 
 

@@ -167,20 +167,6 @@ def test_a_count_higher_than_all_snapshots_together_would_make_it_is_lowered(tmp
         assert (ed.refcount(alone), ed.refcount(host)) == (1, 2)
 
 
-def test_an_empty_refcount_block_does_not_say_that_orphans_are_free(tmp_path: Path) -> None:
-    path = image(tmp_path)
-    with Editor(path) as ed:
-        hosts = [ed.host_of(guest) for guest in (0, M, 2 * M)]
-        ed.set_l2(0, (1 << 63) | (1 << 40))  # leads past the end: a part of the mapping is damaged
-        for guest in (M, 2 * M):
-            ed.set_l2(guest, 0)
-        ed.write(ed.number(ed.rt_offset), bytes(CLUSTER))
-    plan = plan_of(path)
-    assert plan.proof.harmless
-    with counts(plan, tmp_path) as ed:
-        assert [ed.refcount(host) for host in hosts] == [1, 1, 1]
-
-
 # -- the cluster size ----------------------------------------------------------------------------------------------------
 
 

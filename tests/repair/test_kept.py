@@ -83,14 +83,20 @@ def test_leaks_of_a_cut_file_leave_what_its_entries_still_mean_counted(tmp_path:
         assert ed.refcount(last) == 0
 
 
-def test_a_refcount_block_that_is_missing_does_not_say_that_orphans_are_free(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", [True, False], ids=["missing", "empty"])
+def test_a_refcount_block_that_is_missing_or_empty_does_not_say_that_orphans_are_free(
+    missing: bool, tmp_path: Path
+) -> None:
     path = image(tmp_path)
     with Editor(path) as ed:
         hosts = [ed.host_of(guest) for guest in (0, M, 2 * M)]
         ed.set_l2(0, (1 << 63) | (1 << 40))  # leads past the end: a part of the mapping is damaged
         for guest in (M, 2 * M):
             ed.set_l2(guest, 0)
-        ed.set_rt(0, 0)
+        if missing:
+            ed.set_rt(0, 0)
+        else:
+            ed.write(ed.number(ed.rt_offset), bytes(CLUSTER))
     plan = plan_of(path)
     assert plan.proof.harmless
     with counts(plan, tmp_path) as ed:
